@@ -1,0 +1,173 @@
+"""The published sizes of CLIP as one table, and how to read sizes off a checkpoint's tensors. Pure Python.
+
+Sizes: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", tables 18 to 20.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+HEAD_WIDTH = 64  # every attention head of every published tower is 64 wide
+URL_ROOT = "https://openaipublic.azureedge.net/clip/models"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The sizes that define one CLIP.
+
+    Attributes:
+        embed_dim: d, the length of an embedding.
+        image_side: r, the side of the square of pixels that the vision tower takes.
+        vision_layers: the depth of a Vision Transformer, or the four block counts of a ResNet.
+        vision_width: width of the Vision Transformer, or of the ResNet's first stage.
+        patch_size: side of a patch in pixels; None for a ResNet.
+        text_width: width of the text transformer.
+        text_layers: its depth.
+        context_length: the most tokens that a caption may have, start and end included.
+        vocab_size: entries of the byte-pair vocabulary.
+    """
+
+    embed_dim: int
+    image_side: int
+    vision_layers: int | tuple[int, int, int, int]
+    vision_width: int
+    patch_size: int | None
+    text_width: int
+    text_layers: int = 12
+    context_length: int = 77
+    vocab_size: int = 49408
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the vision tower is a modified ResNet."""
+        return self.patch_size is None
+
+    @property
+    def vision_heads(self) -> int:
+        """Heads of the vision transformer, or of the ResNet's attention pool."""
+        return self.vision_width * (32 if self.is_resnet else 1) // HEAD_WIDTH
+
+    @property
+    def text_heads(self) -> int:
+        """Heads of the text transformer."""
+        return self.text_width // HEAD_WIDTH
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A checkpoint that OpenAI published: its sizes, file name and SHA-256. All of them use QuickGELU."""
+
+    architecture: Architecture
+    file: str
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        return f"{URL_ROOT}/{self.sha256}/{self.file}"
+
+
+def _resnet(d: int, r: int, layers: tuple[int, int, int, int], width: int, text_width: int) -> Architecture:
+    return Architecture(d, r, layers, width, None, text_width)
+
+
+PUBLISHED: dict[str, Published] = {
+    "RN50": Published(
+        _resnet(1024, 224, (3, 4, 6, 3), 64, 512),
+        "RN50.pt",
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    ),
+    "RN101": Published(
+        _resnet(512, 224, (3, 4, 23, 3), 64, 512),
+        "RN101.pt",
+        "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    ),
+    "RN50x4": Published(
+        _resnet(640, 288, (4, 6, 10, 6), 80, 640),
+        "RN50x4.pt",
+        "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    ),
+    "RN50x16": Published(
+        _resnet(768, 384, (6, 8, 18, 8), 96, 768),
+        "RN50x16.pt",
+        "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    ),
+    "RN50x64": Published(
+        _resnet(1024, 448, (3, 15, 36, 10), 128, 1024),
+        "RN50x64.pt",
+        "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    ),
+    "ViT-B/32": Published(
+        Architecture(512, 224, 12, 768, 32, 512),
+        "ViT-B-32.pt",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    ),
+    "ViT-B/16": Published(
+        Architecture(512, 224, 12, 768, 16, 512),
+        "ViT-B-16.pt",
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    ),
+    "ViT-L/14": Published(
+        Architecture(768, 224, 24, 1024, 14, 768),
+        "ViT-L-14.pt",
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    ),
+    "ViT-L/14@336px": Published(
+        Architecture(768, 336, 24, 1024, 14, 768),
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    ),
+}
+
+
+def architecture_of(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """Read the sizes of a CLIP off the shapes of its tensors, in OpenAI's state-dict names.
+
+    Args:
+        shapes: tensor name → shape.
+    Returns:
+        The architecture; nothing in it is taken from PUBLISHED.
+    Raises:
+        ValueError: if a tensor that every CLIP has is missing or of another rank.
+    """
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        found = shapes.get(name)
+        if found is None or len(found) != rank:
+            what = "is missing" if found is None else f"has shape {tuple(found)} instead of {rank} dimensions"
+            raise ValueError(
+                f"this is not a CLIP checkpoint in OpenAI's layout: {name} {what}, among {len(shapes)} tensors"
+            )
+        return tuple(found)
+
+    def depth(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return 1 + max((int(m[1]) for m in map(pattern.match, shapes) if m), default=-1)
+
+    text = {
+        "embed_dim": shape("text_projection", 2)[1],
+        "text_width": shape("ln_final.weight", 1)[0],
+        "text_layers": depth("transformer.resblocks."),
+        "context_length": shape("positional_embedding", 2)[0],
+        "vocab_size": shape("token_embedding.weight", 2)[0],
+    }
+    if "visual.proj" in shapes:
+        width, _, patch, _ = shape("visual.conv1.weight", 4)
+        grid = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5)
+        return Architecture(
+            image_side=patch * grid,
+            vision_layers=depth("visual.transformer.resblocks."),
+            vision_width=width,
+            patch_size=patch,
+            **text,
+        )
+    grid = round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5)
+    return Architecture(
+        image_side=32 * grid,  # the ResNet halves the side five times
+        vision_layers=tuple(depth(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+        vision_width=shape("visual.layer1.0.conv1.weight", 4)[0],
+        patch_size=None,
+        **text,
+    )

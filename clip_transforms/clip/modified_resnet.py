@@ -1,0 +1,111 @@
+"""The ResNet tower: pixels → features. CLIP's ResNet differs from the usual one in three places: a stem of three
+convolutions, average pooling before every strided convolution (Zhang 2019), and attention instead of the last pooling.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clip_transforms.clip.architectures import Architecture
+
+EXPANSION = 4  # a bottleneck's output is four times as wide as its inside
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions beside a shortcut; a stride is an average pool after the 3×3."""
+
+    def __init__(self, inputs: int, planes: int, stride: int):
+        """From `inputs` channels to 4 · `planes`."""
+        super().__init__()
+        outputs = planes * EXPANSION
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            # The published names: "-1" is the pool, which has no parameters.
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    [
+                        ("-1", nn.AvgPool2d(stride)),
+                        ("0", nn.Conv2d(inputs, outputs, 1, bias=False)),
+                        ("1", nn.BatchNorm2d(outputs)),
+                    ]
+                )
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, inputs, h, w] → [n, 4 · planes, h / stride, w / stride]."""
+        shortcut = self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(self.avgpool(x)))
+        return F.relu(x + shortcut)
+
+
+class AttentionPool2d(nn.Module):
+    """Attention whose only query is the mean over all places."""
+
+    def __init__(self, grid: int, width: int, heads: int, embed_dim: int):
+        """A map of `grid` × `grid` places of `width` → `embed_dim`."""
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.empty(grid * grid + 1, width))
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, embed_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, width, grid, grid] → [n, d]."""
+        x = x.flatten(2).transpose(1, 2)  # [n, grid², width]
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+        q, k, v = (
+            projection(part).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [n, heads, places, width / heads]
+            for projection, part in ((self.q_proj, x[:, :1]), (self.k_proj, x), (self.v_proj, x))
+        )
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+class ModifiedResNet(nn.Module):
+    """Stem, four stages of bottlenecks, attention pool."""
+
+    def __init__(self, architecture: Architecture):
+        """Sizes from `architecture`; parameters in the published names."""
+        super().__init__()
+        width = architecture.vision_width
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        inputs = width
+        for stage, blocks in enumerate(architecture.vision_layers):
+            planes = width * 2**stage
+            strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
+            layer = nn.Sequential(
+                *(Bottleneck(inputs if i == 0 else planes * EXPANSION, planes, s) for i, s in enumerate(strides))
+            )
+            self.add_module(f"layer{stage + 1}", layer)
+            inputs = planes * EXPANSION
+        grid = architecture.image_side // 32
+        self.attnpool = AttentionPool2d(grid, inputs, architecture.vision_heads, architecture.embed_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels [n, 3, r, r] → features [n, d]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.avgpool(F.relu(self.bn3(self.conv3(x))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return self.attnpool(x)

@@ -1,0 +1,172 @@
+"""Taxonomy: a named list of classes with prompt templates. Pure Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from clip_transforms import storage
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SLOTS = ("{}", "{c}")  # OpenAI's and CLIP_benchmark's
+
+
+class TaxonomyError(ValueError):
+    """A taxonomy that cannot be used, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaxonomyClass:
+    """A class of a taxonomy.
+
+    Attributes:
+        name: what a label says.
+        aliases: further words that are filled into every template.
+        prompts: whole texts, used as they are instead of filling `name` into the templates.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Taxonomy:
+    """A named list of classes with prompt templates.
+
+    Attributes:
+        name: `[A-Za-z0-9_-]+`; a folder of `out/labels/` is called like it.
+        classes: in the order of the file; names are unique.
+        templates: texts with a slot, `{}` or `{c}`, for the class.
+    """
+
+    name: str
+    classes: tuple[TaxonomyClass, ...]
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+
+    def __post_init__(self):
+        """Refuse what no label could be made from."""
+        if not _NAME.fullmatch(self.name):
+            raise TaxonomyError(f"--taxonomy {self.name!r}: the file's name must be made of A-Z a-z 0-9 _ -")
+        if not self.classes:
+            raise TaxonomyError(f"--taxonomy {self.name} has no classes; write at least one")
+        for name, count in Counter(c.name for c in self.classes).items():
+            if count > 1:
+                raise TaxonomyError(f"--taxonomy {self.name} has the class {name!r} {count} times; keep one")
+            if not name.strip():
+                raise TaxonomyError(f"--taxonomy {self.name} has a class without a name; give it one")
+        for template in self.templates:
+            if not any(slot in template for slot in _SLOTS):
+                raise TaxonomyError(
+                    f"--taxonomy {self.name}: the template {template!r} has no slot; write {{}} where the class goes"
+                )
+        if not self.templates and any(not c.prompts for c in self.classes):
+            raise TaxonomyError(f"--taxonomy {self.name} has an empty list of templates; leave it away or fill it")
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in order."""
+        return [c.name for c in self.classes]
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over classes, aliases, prompts and templates: equal content, equal digest."""
+        content = [self.templates, [dataclasses.astuple(c) for c in self.classes]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def prompts(self, of: TaxonomyClass) -> list[str]:
+        """The texts whose embeddings make up a class, without duplicates."""
+        words = [*(() if of.prompts else (of.name,)), *of.aliases]
+        texts = [*of.prompts, *(_fill(template, word) for word in words for template in self.templates)]
+        return list(dict.fromkeys(texts))
+
+    @classmethod
+    def load(cls, uri: str) -> Taxonomy:
+        """Read a taxonomy: JSON with `classes` and `templates`, or a text file with a class a line.
+
+        Its name is the file's stem.
+
+        Raises:
+            TaxonomyError: if the file is missing, empty, or malformed; the sentence says where.
+        """
+        try:
+            text = storage.read_bytes(uri).decode("utf-8-sig")
+        except FileNotFoundError:
+            raise TaxonomyError(f"--taxonomy {uri} does not exist; give the path of a .json or .txt file") from None
+        except (IsADirectoryError, PermissionError) as error:
+            raise TaxonomyError(
+                f"--taxonomy {uri} cannot be read: {error.strerror}; give a .json or .txt file"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise TaxonomyError(f"--taxonomy {uri} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        name, extension = posixpath.splitext(posixpath.basename(uri))
+        if not text.strip():
+            raise TaxonomyError(f"--taxonomy {uri} is empty; write a class a line, or JSON")
+        if extension.lower() != ".json":
+            return cls(name, tuple(TaxonomyClass(line.strip()) for line in text.splitlines() if line.strip()))
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TaxonomyError(
+                f"--taxonomy {uri} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            ) from None
+        return cls.from_json(name, content)
+
+    @classmethod
+    def from_json(cls, name: str, content: object) -> Taxonomy:
+        """Read `{"classes": [...], "templates": [...]}`; see `load`."""
+        if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+            raise TaxonomyError(
+                f'--taxonomy {name} must be JSON of the form {{"classes": ["cat", …], "templates": […]}}'
+            )
+        if unknown := sorted(set(content) - {"classes", "templates"}):
+            raise TaxonomyError(f"--taxonomy {name} has the field {unknown[0]!r}; known are classes and templates")
+        templates = _texts(name, "templates", content.get("templates", [DEFAULT_TEMPLATE]))
+        return cls(name, tuple(_class(name, entry) for entry in content["classes"]), templates)
+
+    def to_json(self) -> dict:
+        """The inverse of `from_json`."""
+        return {"templates": list(self.templates), "classes": [dataclasses.asdict(c) for c in self.classes]}
+
+
+def check_names(taxonomies: Iterable[Taxonomy]) -> None:
+    """Refuse two taxonomies of one name.
+
+    Raises:
+        TaxonomyError: naming it.
+    """
+    for name, count in Counter(t.name for t in taxonomies).items():
+        if count > 1:
+            raise TaxonomyError(f"--taxonomy {name} is given {count} times; the files' stems must differ")
+
+
+def _fill(template: str, word: str) -> str:
+    for slot in _SLOTS:
+        template = template.replace(slot, word)
+    return template
+
+
+def _class(taxonomy: str, entry: object) -> TaxonomyClass:
+    if isinstance(entry, str):
+        return TaxonomyClass(entry)
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise TaxonomyError(f'--taxonomy {taxonomy}: the class {entry!r} must be a text or {{"name": …}}')
+    if unknown := sorted(set(entry) - {"name", "aliases", "prompts"}):
+        raise TaxonomyError(f"--taxonomy {taxonomy}: class {entry['name']!r} has the unknown field {unknown[0]!r}")
+    return TaxonomyClass(
+        entry["name"],
+        _texts(taxonomy, f"aliases of {entry['name']!r}", entry.get("aliases", [])),
+        _texts(taxonomy, f"prompts of {entry['name']!r}", entry.get("prompts", [])),
+    )
+
+
+def _texts(taxonomy: str, what: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TaxonomyError(f"--taxonomy {taxonomy}: {what} must be a list of texts")
+    return tuple(value)

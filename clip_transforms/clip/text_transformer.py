@@ -1,0 +1,34 @@
+"""The text tower: tokens → features."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from clip_transforms.clip.architectures import Architecture
+from clip_transforms.clip.transformer import Transformer
+
+
+class TextTransformer(nn.Module):
+    """A causal transformer; what stands at the end token is projected to d."""
+
+    def __init__(self, architecture: Architecture, activation: str):
+        """Sizes from `architecture`; parameters in the published names, which stand at the top of a checkpoint."""
+        super().__init__()
+        width = architecture.text_width
+        self.token_embedding = nn.Embedding(architecture.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(architecture.context_length, width))
+        self.transformer = Transformer(width, architecture.text_layers, architecture.text_heads, activation)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, architecture.embed_dim))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens int32 [n, t], t at most the context length → features [n, d].
+
+        Attention is causal, so nothing behind the end token changes the result: pad to the batch, not to 77.
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self.transformer(x, causal=True)
+        ends = tokens.argmax(dim=1)  # the end token has the largest id; of several, the first
+        x = x[torch.arange(len(x), device=x.device), ends]
+        return self.ln_final(x) @ self.text_projection

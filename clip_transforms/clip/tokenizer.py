@@ -1,0 +1,175 @@
+"""Byte-pair encoding over CLIP's published vocabulary: caption → tokens.
+
+The vocabulary file belongs to the distribution `openai-clip`; it is located through importlib.metadata, and the
+package itself is never imported, since that needs torchvision. Rules: Sennrich et al. 2016 (byte-pair encoding),
+Radford et al. 2019 (on bytes), and the published `simple_tokenizer.py` for clean-up, pattern and vocabulary order.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import heapq
+import html
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ftfy
+import numpy as np
+import regex
+
+VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
+VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+VOCABULARY_SIZE = 49408
+CONTEXT_LENGTH = 77
+START, END = 49406, 49407  # END is the largest id, so its place in a row is argmax
+_SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
+_WORD_END = "</w>"
+_PATTERN = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+
+
+class Tokens(NamedTuple):
+    """A batch of tokenized captions.
+
+    Attributes:
+        ids: int32 [n, t], start token first, end token last, then zeros; t is the longest of the batch, at most 77.
+        lengths: int16 [n], tokens of each caption, start and end included, 2 to 77.
+        truncated: bool [n], true where the caption was cut.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+
+def clean(caption: str) -> str:
+    """Repair mojibake, unescape HTML twice, fold white space, lower the case: as published, in that order."""
+    text = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
+    return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+class Tokenizer:
+    """CLIP's tokenizer. `Tokenizer().encode("a red star")` → ([49406, 320, 736, 1565, 49407], False)."""
+
+    def __init__(self, vocabulary: Path | None = None):
+        """Read the merges.
+
+        Args:
+            vocabulary: the published merges, gzipped; by default the file of the installed `openai-clip`.
+        Raises:
+            FileNotFoundError: if `openai-clip` is not installed with its data file.
+            ValueError: if the file is not the published one.
+        """
+        data = Path(vocabulary or _vocabulary_path()).read_bytes()
+        if (found := hashlib.sha256(data).hexdigest()) != VOCABULARY_SHA256:
+            raise ValueError(f"the vocabulary has SHA-256 {found}, not {VOCABULARY_SHA256}; reinstall openai-clip")
+        self._byte_symbols = _byte_symbols()
+        alphabet = list(self._byte_symbols.values())
+        # The file's first line is a comment; of its merges CLIP uses as many as fill the vocabulary.
+        lines = gzip.decompress(data).decode("utf-8").split("\n")
+        merges = [tuple(line.split()) for line in lines[1 : 1 + VOCABULARY_SIZE - len(_SPECIAL) - 2 * len(alphabet)]]
+        symbols = alphabet + [s + _WORD_END for s in alphabet] + ["".join(m) for m in merges] + list(_SPECIAL)
+        self._ids = {symbol: i for i, symbol in enumerate(symbols)}
+        self._ranks = {merge: rank for rank, merge in enumerate(merges)}
+        # Bounded: the web has more distinct words than a worker has memory.
+        self._encode_word = functools.lru_cache(maxsize=1 << 16)(self._encode_word_uncached)
+
+    def encode(self, caption: str, context_length: int = CONTEXT_LENGTH) -> tuple[list[int], bool]:
+        """Encode one caption.
+
+        Args:
+            caption: any text.
+            context_length: the most tokens to keep, start and end included.
+        Returns:
+            The token ids, and whether some were cut. A cut caption still ends in the end token.
+        """
+        ids = [START]
+        for match in _PATTERN.finditer(clean(caption)):
+            ids.extend(self._encode_word(match[0]))
+            if len(ids) >= context_length:  # the rest cannot fit, with the end token still to come
+                break
+        if len(ids) >= context_length:
+            return [*ids[: context_length - 1], END], True
+        return [*ids, END], False
+
+    def tokenize(self, captions: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Tokens:
+        """Encode a batch, padded with zeros to its longest caption and no further."""
+        encoded = [self.encode(caption, context_length) for caption in captions]
+        ids = np.zeros((len(encoded), max((len(row) for row, _ in encoded), default=2)), np.int32)
+        for place, (row, _) in zip(ids, encoded, strict=True):
+            place[: len(row)] = row
+        lengths = np.array([len(row) for row, _ in encoded], np.int16)
+        return Tokens(ids, lengths, np.array([cut for _, cut in encoded], bool))
+
+    def _encode_word_uncached(self, word: str) -> tuple[int, ...]:
+        if word in _SPECIAL:
+            return (_SPECIAL[word],)
+        symbols = [self._byte_symbols[byte] for byte in word.encode("utf-8")]
+        symbols[-1] += _WORD_END
+        return tuple(self._ids[symbol] for symbol in _merge(symbols, self._ranks))
+
+
+def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Apply the merges in the order of their rank, each to all its places from left to right, in O(n log n)."""
+    after = [*range(1, len(symbols)), None]
+    before = [None, *range(len(symbols) - 1)]
+    alive = [True] * len(symbols)
+    heap: list[tuple[int, int, str, str]] = []
+
+    def push(left: int | None, right: int | None) -> None:
+        if left is not None and right is not None:
+            pair = (symbols[left], symbols[right])
+            if pair in ranks:
+                heapq.heappush(heap, (ranks[pair], left, *pair))
+
+    for place in range(len(symbols) - 1):
+        push(place, place + 1)
+    while heap:
+        # All places of one merge first, as published, before the pairs that they give rise to.
+        rank = heap[0][0]
+        places = []
+        while heap and heap[0][0] == rank:
+            places.append(heapq.heappop(heap))
+        for _, left, first, second in places:
+            right = after[left]
+            if not alive[left] or right is None or (symbols[left], symbols[right]) != (first, second):
+                continue  # a merge before this one took one of the two away
+            symbols[left] = first + second
+            alive[right] = False
+            after[left] = after[right]
+            if after[left] is not None:
+                before[after[left]] = left
+            push(before[left], left)
+            push(left, after[left])
+    return [symbol for symbol, lives in zip(symbols, alive, strict=True) if lives]
+
+
+def _byte_symbols() -> dict[int, str]:
+    """Byte → printable character, in vocabulary order: printable bytes stand for themselves, the rest from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _vocabulary_path() -> Path:
+    try:
+        files = importlib.metadata.files("openai-clip") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == VOCABULARY_FILE:
+            return Path(file.locate())
+    raise FileNotFoundError(
+        f"{VOCABULARY_FILE} was not found: it comes with the package openai-clip, so `pip install openai-clip`"
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def default_tokenizer() -> Tokenizer:
+    """The tokenizer over the installed vocabulary, read once per process."""
+    return Tokenizer()

@@ -1,0 +1,84 @@
+"""Taxonomies → class embeddings in `out/taxonomies/`, made once per dataset and read by every worker."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.engine.label_batches import Classifier
+from clip_transforms.parts.reader import read_footer
+from schemas.provenance import decode_footer, encode_footer
+
+CLASSES = pa.schema(
+    [("class", pa.string()), ("prompts", pa.list_(pa.string())), ("class_embedding", pa.list_(pa.float32()))]
+)
+
+
+def embed_classes(output: str, taxonomies: Sequence[Taxonomy], checkpoint: Checkpoint, device: str) -> dict[str, str]:
+    """Embed the classes of taxonomies, with the text tower alone, in fp32, unless an earlier run did.
+
+    Returns:
+        Taxonomy → URI of its class embeddings.
+    """
+    uris = {taxonomy.name: storage.join(output, "taxonomies", f"{taxonomy.name}.parquet") for taxonomy in taxonomies}
+    missing = [t for t in taxonomies if not _is_current(uris[t.name], t, checkpoint)]
+    if missing:
+        from clip_transforms.clip.checkpoints import load_checkpoint  # torch, for those who need it
+
+        model = load_checkpoint(checkpoint, device, vision=False)
+        for taxonomy in missing:
+            _write(uris[taxonomy.name], taxonomy, checkpoint, model)
+    return uris
+
+
+def _is_current(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint) -> bool:
+    footer = read_footer(uri) if storage.exists(uri) else None
+    return footer is not None and footer.get("maker") == _maker(taxonomy, checkpoint)
+
+
+def _maker(taxonomy: Taxonomy, checkpoint: Checkpoint) -> list[str]:
+    return [taxonomy.digest, checkpoint.sha256, checkpoint.activation]
+
+
+def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model) -> None:
+    from clip_transforms.clip.zero_shot import zero_shot_classifier
+
+    rows = [
+        {"class": c.name, "prompts": taxonomy.prompts(c), "class_embedding": weights}
+        for c, weights in zip(taxonomy.classes, zero_shot_classifier(model, taxonomy).numpy(), strict=True)
+    ]
+    footer = encode_footer(
+        {
+            "taxonomy": taxonomy.name,
+            "taxonomy_digest": taxonomy.digest,
+            "maker": _maker(taxonomy, checkpoint),
+            "logit_scale": float(model.logit_scale),
+        }
+    )
+    folder = os.path.dirname(storage.normalise(uri)) if storage.is_local(uri) else None
+    handle, local = tempfile.mkstemp(prefix=".", suffix=".parquet", dir=folder)
+    os.close(handle)
+    with pq.ParquetWriter(local, CLASSES, compression="zstd") as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=CLASSES))
+        writer.add_key_value_metadata(footer)
+    os.chmod(local, 0o644)
+    storage.commit_file(local, uri)
+
+
+@functools.lru_cache(maxsize=16)
+def read_classifier(uri: str) -> Classifier:
+    """Read class embeddings back, once per process."""
+    with storage.open_input(uri) as file:
+        table = pq.ParquetFile(file).read(use_threads=False)
+    weights = np.stack(table.column("class_embedding").to_numpy())
+    scale = float(np.exp(np.float32(decode_footer(table.schema.metadata)["logit_scale"])))
+    return Classifier(tuple(table.column("class").to_pylist()), weights, scale)

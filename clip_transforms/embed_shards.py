@@ -1,0 +1,259 @@
+"""EmbedShards: shards → engine → parts. The plain function does the work of a task, the PTransform wires it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.shared import Shared
+
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.embed_classes import embed_classes, read_classifier
+from clip_transforms.parts.reader import part_uri
+from clip_transforms.parts.writer import PartSettings, UnitWriter
+from clip_transforms.run_plan import Job, RunPlan, Settings, plan_run, read_taxonomies, read_units
+from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
+from clip_transforms.shards.reader import read_unit
+from clip_transforms.shards.unit import ShardError, Unit
+from schemas.embeddings import embeddings_schema
+from schemas.provenance import Footer
+
+# What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
+PROGRESS: Counter = Counter()
+
+
+class EmbedShards(beam.PTransform):
+    """Pipeline → PCollection[PartResult]: embeds each unit of the inputs and commits its part under `output`.
+
+    Units that an earlier run committed are skipped and yield their PartResult all the same. The last step of the
+    pipeline writes `run.json` and `_SUCCESS`.
+    """
+
+    def __init__(
+        self, inputs: Sequence[str], output: str, model: ClipSpec, taxonomies: Sequence[Taxonomy] = (), **settings: Any
+    ):
+        """Check the settings; nothing is read yet.
+
+        Args:
+            inputs: folders, tars, Parquet files, globs, brace patterns, `@file`, on any fsspec file system.
+            output: URI of the dataset, new or to be continued.
+            model: the checkpoint.
+            taxonomies: to label with.
+            **settings: further fields of `run_plan.Settings`.
+        Raises:
+            ValueError: if a setting is wrong; applying the transform raises it for what is wrong with the files.
+        """
+        super().__init__()
+        self._settings = Settings(tuple(inputs), output, model, tuple(taxonomies), **settings)
+        self._plan: RunPlan | None = None
+        self._command: tuple[str, ...] = ()
+        self.run_folder = None  # held while this object lives: a run's folder is removed only when its lock is free
+
+    @classmethod
+    def of(cls, plan: RunPlan, command: Sequence[str]) -> EmbedShards:
+        """The transform for a plan that was made already; `command` goes into run.json."""
+        transform = cls(plan.settings.inputs, plan.settings.output, plan.settings.model)
+        transform._settings, transform._plan, transform._command = plan.settings, plan, tuple(command)
+        return transform
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[PartResult]:
+        """Write the plan, and wire the pipeline that starts from its URI."""
+        plan = self._plan or plan_run(self._settings)
+        job, self.run_folder = plan.begin(workers_of(pipeline.pipeline.options), self._command)
+        classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
+        results = (
+            pipeline
+            | "Plan" >> beam.Create([job.plan_uri])
+            | "Tasks" >> beam.FlatMap(lambda _, tasks: tasks, job.tasks())
+            | beam.Reshuffle()
+            | "Embed" >> beam.ParDo(_EmbedTask(job, Shared()), beam.pvalue.AsSingleton(classes))
+        )
+        _ = (
+            results
+            | "Summarise" >> beam.Map(RunSummary.of)
+            | beam.CombineGlobally(RunSummary.sum)
+            | "WriteRun" >> beam.Map(lambda summary: write_run(job, summary) and None)
+        )
+        return results
+
+
+def workers_of(options: PipelineOptions) -> int:
+    """How many workers the runner's options name."""
+    known = options.get_all_options()
+    names = ("direct_num_workers", "max_num_workers", "num_workers", "parallelism")
+    return max([1, *(int(known.get(name) or 1) for name in names)])
+
+
+class _EmbedClasses(beam.DoFn):
+    """Plan URI → {taxonomy: URI of its class embeddings}, one element."""
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def process(self, _: str) -> Iterator[dict[str, str]]:
+        job = self._job
+        taxonomies = read_taxonomies(job) if job.pending else []
+        yield embed_classes(job.output, taxonomies, job.checkpoint, job.settings.model.device)
+
+
+class _EmbedTask(beam.DoFn):
+    """Task (a range of units of the plan) → PartResult of each."""
+
+    def __init__(self, job: Job, shared: Shared):
+        self._job, self._shared = job, shared
+
+    def setup(self):
+        warnings.filterwarnings("ignore", module="PIL")  # Pillow's hints about odd files; what fails is a reject
+        if self._job.pending:
+            self._embedder = self._shared.acquire(self._load)
+
+    def _load(self):
+        from clip_transforms.clip.checkpoints import load_checkpoint  # torch, for those who embed
+        from clip_transforms.engine.embed_batches import Embedder
+
+        return Embedder(load_checkpoint(self._job.checkpoint, self._job.settings.model.device))
+
+    def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
+        pending = []
+        for unit, counts in read_units(self._job, *task):
+            if counts is None:
+                pending.append(unit)
+            else:
+                PROGRESS["units"] += 1
+                yield PartResult(
+                    part_uri(self._job.output, "embeddings", unit.part), dict(counts), {}, "", skipped=True
+                )
+        if pending:
+            yield from embed_shards(pending, self._job, self._embedder, classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnitEnd:
+    """What the reader says at the end of a unit."""
+
+    unit: int
+    samples: int
+    notes: Counter
+    error: ShardError | None
+
+
+def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
+    """Embed the units of a task and commit the part of each; reading and decoding run ahead, also across units.
+
+    Args:
+        units: to be done, all of them.
+        job: the run.
+        embedder: `engine.embed_batches.Embedder`, the model of this process.
+        classes: taxonomy → URI of its class embeddings.
+    Yields:
+        A PartResult as soon as a unit is committed.
+    Raises:
+        BalanceError: if samples were lost.
+    """
+    from clip_transforms.engine.decode import DecodeAhead
+    from clip_transforms.engine.embed_batches import embed_batch, shard_reject
+
+    settings = _part_settings(job, embedder)
+    classifiers = {name: read_classifier(uri) for name, uri in classes.items()}
+    seconds: Counter = Counter()
+    cores = os.cpu_count() or 1
+    start = time.perf_counter()
+    writer: UnitWriter | None = None
+    batches = DecodeAhead(_read(units, job), embedder.model.image_side, embedder.ceiling, cores, seconds)
+    try:
+        for item in batches:
+            unit = units[item.unit]
+            writer = writer or UnitWriter(settings, unit.part, {"shard": unit.shard, "stamp": unit.stamp})
+            if not isinstance(item, _UnitEnd):
+                embedded = embed_batch(
+                    item,
+                    unit.shard,
+                    embedder,
+                    settings.embeddings_schema,
+                    classifiers,
+                    job.settings.top_labels,
+                    seconds,
+                )
+                with _timed(seconds, "write"):
+                    writer.write(embedded.rows, embedded.labels, embedded.rejects, embedded.absent)
+                PROGRESS["samples"] += item.samples.num_rows
+                PROGRESS["bytes"] += item.num_bytes
+                continue
+            with _timed(seconds, "write"):
+                if item.error:
+                    writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
+                counts = writer.commit(item.samples, item.notes)
+            writer = None
+            PROGRESS["units"] += 1
+            if item.unit == len(units) - 1:
+                seconds.update({"task": time.perf_counter() - start})
+                seconds["decode / cores"] = seconds["decode"] / cores
+            yield PartResult(
+                path=part_uri(job.output, "embeddings", unit.part),
+                counts=dict(counts),
+                seconds=dict(seconds) if item.unit == len(units) - 1 else {},
+                obtained=f"{job.settings.model.precision} on {embedder.model.device.type}",
+                process=f"{os.uname().nodename}-{os.getpid()}",
+                ceiling=embedder.ceiling.rate,
+            )
+    finally:
+        if writer:
+            writer.abandon()
+
+
+def _read(units: Sequence[Unit], job: Job) -> Iterator[Any]:
+    """Batches of one unit after the other, each behind its place, and a mark at the end of each."""
+    for place, unit in enumerate(units):
+        samples, notes, error = 0, Counter(), None
+        try:
+            for batch in read_unit(unit, job.settings.reader, job.settings.batch_size, notes, job.folder):
+                samples += batch.num_rows
+                yield place, batch
+        except ShardError as damage:
+            error = damage
+        yield _UnitEnd(place, samples, notes, error)
+
+
+class _timed:  # noqa: N801 (reads as a statement)
+    """Adds the seconds of a block to a counter."""
+
+    def __init__(self, seconds: Counter, stage: str):
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self._seconds[self._stage] += time.perf_counter() - self._start
+
+
+def _part_settings(job: Job, embedder: Any) -> PartSettings:
+    """What all parts say of themselves: no time, host, path, thread or run."""
+    architecture = dataclasses.asdict(embedder.model.architecture)
+    provenance = {
+        "model_sha256": job.checkpoint.sha256,
+        "architecture": {**architecture, "vision_layers": str(architecture["vision_layers"])},
+        "embed_dim": embedder.model.embed_dim,
+        "activation": job.checkpoint.activation,
+        "preprocessing": job.fields["preprocessing"],
+        "tokenizer": job.fields["tokenizer"],
+        "precision": job.settings.model.precision,
+        "device": embedder.model.device.type,
+        "batch_size": job.settings.batch_size,
+        "versions": versions(),
+    }
+    footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}
+    labels = {
+        name: {"taxonomy": name, "taxonomy_digest": digest, "top_labels": job.settings.top_labels}
+        for name, digest in job.taxonomies.items()
+    }
+    schema = embeddings_schema(job.settings.embedding_dtype, job.settings.reader.columns)
+    return PartSettings(job.output, job.folder, schema, footer, labels)

@@ -1,0 +1,213 @@
+"""Bytes → pixels and captions → tokens, in a thread pool ahead of the model, in the order of the source."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, decode
+from clip_transforms.clip.tokenizer import CONTEXT_LENGTH, Tokens, default_tokenizer
+from clip_transforms.engine.ceiling import Ceiling
+
+MAX_AHEAD_BYTES = 256 << 20  # encoded images and pixels that wait for the model
+
+
+@dataclasses.dataclass
+class DecodedBatch:
+    """A batch ready for the model; rows that are in no list offer nothing that can be embedded.
+
+    Attributes:
+        unit: the place of its unit in the task.
+        samples: as read.
+        pixels: uint8 [m, 3, r, r] of the decoded images.
+        image_rows: the m places of these in `samples`.
+        sizes: (width, height) in pixels of the m stored images.
+        sha256: hex, of the n encoded images; None without one.
+        tokens: of the captions.
+        caption_rows: the places of these in `samples`.
+        rejects: (row in the batch, reason, message, bytes) of the images that could not be decoded.
+        num_bytes: that it holds in memory.
+    """
+
+    unit: int
+    samples: pa.RecordBatch
+    pixels: np.ndarray
+    image_rows: list[int]
+    sizes: list[tuple[int, int]]
+    sha256: list[str | None]
+    tokens: Tokens
+    caption_rows: list[int]
+    rejects: list[tuple[int, str, str, int]]
+    num_bytes: int
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """A batch whose work lies in the pool."""
+
+    unit: int
+    samples: pa.RecordBatch
+    pixels: np.ndarray
+    images: list[tuple[int, concurrent.futures.Future]]
+    tokens: concurrent.futures.Future
+    caption_rows: list[int]
+    num_bytes: int
+
+
+class DecodeAhead:
+    """Decodes a stream of batches in the background.
+
+    The stream yields `(unit, record batch)`, and anything else that is passed through in its place, such as the mark
+    of a unit's end. A thread of its own reads the stream, `threads` decode, and what waits for the model is bounded
+    in bytes. The order of the stream is kept.
+    """
+
+    def __init__(
+        self, stream: Iterable[Any], side: int, ceiling: Ceiling, threads: int, seconds: Counter | None = None
+    ):
+        """Start nothing yet; iterating does.
+
+        Args:
+            stream: see above.
+            side: r, the model's image side.
+            ceiling: while it measures, one batch is decoded at a time.
+            threads: of the pool.
+            seconds: `read` and `decode` seconds are added to it.
+        """
+        self._stream, self._side, self._ceiling = stream, side, ceiling
+        self._threads = threads
+        self.seconds = seconds if seconds is not None else Counter()
+        self._queue: queue.Queue = queue.Queue()
+        self._room = threading.Condition()
+        self._ahead_bytes = 0
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Decoded batches, and what is passed through.
+
+        Raises:
+            Exception: whatever reading the stream raised.
+        """
+        with concurrent.futures.ThreadPoolExecutor(self._threads, "decode") as pool:
+            feeder = threading.Thread(target=self._feed, args=(pool,), name="read", daemon=True)
+            feeder.start()
+            try:
+                while True:
+                    start = time.perf_counter()
+                    item = self._queue.get()
+                    self.seconds["wait for read"] += time.perf_counter() - start
+                    if item is _END:
+                        return
+                    if isinstance(item, BaseException):
+                        raise item
+                    if not isinstance(item, _Waiting):
+                        yield item
+                        continue
+                    yield self._finish(item)
+                    self._release(item.num_bytes)
+            finally:
+                with self._room:
+                    self._stopped = True
+                    self._room.notify()
+                pool.shutdown(wait=False, cancel_futures=True)
+                feeder.join()
+
+    def _feed(self, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+        try:
+            stream = iter(self._stream)
+            while not self._stopped:
+                start = time.perf_counter()
+                item = next(stream, _END)
+                self.seconds["read"] += time.perf_counter() - start
+                if isinstance(item, tuple) and isinstance(item[1], pa.RecordBatch):
+                    item = self._submit(pool, *item)
+                self._queue.put(item)
+                if item is _END or item is None:
+                    return
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._queue.put(error)
+
+    def _submit(self, pool: concurrent.futures.ThreadPoolExecutor, unit: int, samples: pa.RecordBatch) -> Any:
+        images = [(row, data) for row, data in enumerate(samples.column("image")) if data.is_valid]
+        num_bytes = samples.nbytes + len(images) * 3 * self._side**2
+        if not self._acquire(num_bytes):
+            return None
+        captions = [(row, text) for row, text in enumerate(samples.column("caption").to_pylist()) if text is not None]
+        pixels = np.empty((len(images), 3, self._side, self._side), np.uint8)
+        tokens = pool.submit(self._timed, default_tokenizer().tokenize, [text for _, text in captions], CONTEXT_LENGTH)
+        futures = [
+            (row, pool.submit(self._timed, _decode_into, pixels, place, data.as_py(), self._side))
+            for place, (row, data) in enumerate(images)
+        ]
+        return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], num_bytes)
+
+    def _timed(self, function, *args):
+        start = time.thread_time()
+        result = function(*args)
+        return result, time.thread_time() - start
+
+    def _finish(self, waiting: _Waiting) -> DecodedBatch:
+        """Wait for the pool; pixels of images that could not be decoded are squeezed out."""
+        start = time.perf_counter()
+        kept, rows, sizes, rejects = [], [], [], []
+        sha256: list[str | None] = [None] * waiting.samples.num_rows
+        for place, (row, future) in enumerate(waiting.images):
+            (sha256[row], result), seconds = future.result()
+            self.seconds["decode"] += seconds
+            if isinstance(result, ImageError):
+                num_bytes = len(waiting.samples.column("image")[row].as_py())
+                rejects.append((row, result.reason, str(result), num_bytes))
+            else:
+                kept.append(place)
+                rows.append(row)
+                sizes.append(result)
+        tokens, seconds = waiting.tokens.result()
+        self.seconds["decode"] += seconds
+        self.seconds["wait for decode"] += time.perf_counter() - start
+        pixels = waiting.pixels if len(kept) == len(waiting.images) else waiting.pixels[kept]
+        caption_rows, num_bytes = waiting.caption_rows, waiting.num_bytes
+        return DecodedBatch(
+            waiting.unit, waiting.samples, pixels, rows, sizes, sha256, tokens, caption_rows, rejects, num_bytes
+        )
+
+    def _acquire(self, num_bytes: int) -> bool:
+        """Wait until there is room, or for all room while the ceiling is measured; False if nobody listens any more."""
+        with self._room:
+            self._room.wait_for(
+                lambda: (
+                    self._stopped
+                    or self._ahead_bytes == 0
+                    or (not self._ceiling.measuring and self._ahead_bytes + num_bytes <= MAX_AHEAD_BYTES)
+                )
+            )
+            self._ahead_bytes += num_bytes
+            return not self._stopped
+
+    def _release(self, num_bytes: int) -> None:
+        with self._room:
+            self._ahead_bytes -= num_bytes
+            self._room.notify()
+
+
+_END = object()
+
+
+def _decode_into(pixels: np.ndarray, place: int, data: bytes, side: int) -> tuple[str, tuple[int, int] | ImageError]:
+    """Decode one image into its place; its SHA-256, and its stored size or why it cannot be used."""
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        image = decode(data, side, MAX_IMAGE_PIXELS)
+    except ImageError as error:
+        return digest, error
+    pixels[place] = image.pixels
+    return digest, (image.width, image.height)

@@ -1,0 +1,189 @@
+"""A decoded batch → embeddings, scores, labels and rejects; every modality of every sample in exactly one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from clip_transforms.clip.model import ClipModel
+from clip_transforms.engine.ceiling import Ceiling
+from clip_transforms.engine.decode import DecodedBatch
+from clip_transforms.engine.label_batches import Classifier, label_batch
+from schemas.rejects import rejects_schema
+from schemas.samples import MODALITIES
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedBatch:
+    """What became of a batch.
+
+    Attributes:
+        rows: of the embeddings schema, one per sample with at least one embedding.
+        labels: taxonomy → the same rows, of the labels schema.
+        rejects: of the rejects schema.
+        absent: modality → how many samples do not offer it.
+    """
+
+    rows: pa.RecordBatch
+    labels: dict[str, pa.RecordBatch]
+    rejects: pa.RecordBatch
+    absent: dict[str, int]
+
+
+class Embedder:
+    """The model of a process, with a lock round its forward pass: some runners run many threads per process."""
+
+    def __init__(self, model: ClipModel):
+        """Share one among all threads of a process."""
+        self.model = model
+        self.ceiling = Ceiling()
+        self._lock = threading.Lock()
+
+    def forward(self, batch: DecodedBatch) -> tuple[np.ndarray, np.ndarray, float]:
+        """Embed a batch.
+
+        Returns:
+            float32 [m, d] for its pixels, float32 [c, d] for its tokens, and the seconds that it took.
+        """
+        empty = np.empty((0, self.model.embed_dim), np.float32)
+        with self._lock:
+            start = time.perf_counter()
+            images = self.model.embed_images(batch.pixels).numpy() if len(batch.pixels) else empty
+            captions = self.model.embed_tokens(batch.tokens.ids).numpy() if len(batch.tokens.ids) else empty
+            seconds = time.perf_counter() - start
+        if self.ceiling.measuring:
+            self.ceiling.add(batch.samples.num_rows, seconds)
+        return images, captions, seconds
+
+
+def embed_batch(
+    batch: DecodedBatch,
+    shard: str,
+    embedder: Embedder,
+    schema: pa.Schema,
+    classifiers: Mapping[str, Classifier],
+    top_labels: int,
+    seconds: Counter,
+) -> EmbeddedBatch:
+    """Embed one batch.
+
+    Args:
+        batch: decoded.
+        shard: that it was read from.
+        embedder: the model.
+        schema: of the embeddings; the type of `image_embedding` is the precision of what is stored.
+        classifiers: by taxonomy.
+        top_labels: length of a label's `top`.
+        seconds: `forward` seconds are added to it.
+    """
+    images, captions, forward_seconds = embedder.forward(batch)
+    seconds["forward"] += forward_seconds
+    image = _Modality("image", images, batch.image_rows, batch, schema)
+    caption = _Modality("caption", captions, batch.caption_rows, batch, schema)
+    rows = _rows(batch, shard, image, caption, schema)
+    rejects = [*image.rejects, *caption.rejects]
+    return EmbeddedBatch(
+        rows,
+        {name: label_batch(rows, classifier, top_labels) for name, classifier in classifiers.items()},
+        _rejects(batch.samples, shard, rejects),
+        {modality.name: modality.absent for modality in (image, caption)},
+    )
+
+
+class _Modality:
+    """One modality of a batch: its embeddings as they will be stored, by row; its rejects; how many are absent."""
+
+    def __init__(
+        self, name: str, embeddings: np.ndarray, places: Sequence[int], batch: DecodedBatch, schema: pa.Schema
+    ):
+        dtype = schema.field(f"{name}_embedding").type.value_type.to_pandas_dtype()
+        finite = np.isfinite(embeddings).all(axis=1)
+        n = batch.samples.num_rows
+        self.name = name
+        self.stored = embeddings[finite].astype(dtype)  # [m, d]
+        self.index = np.full(n, -1)  # row in the batch → row in `stored`
+        self.index[np.asarray(places, int)[finite]] = np.arange(len(self.stored))
+        offered = batch.samples.column(name).is_valid().to_numpy(zero_copy_only=False)
+        refused = batch.samples.column(f"{name}_reject")
+        self.absent = int((~offered & ~refused.is_valid().to_numpy(zero_copy_only=False)).sum())
+        self.rejects = [
+            (row, name, "read", reject["reason"], reject["message"], reject["num_bytes"])
+            for row, reject in enumerate(refused.to_pylist())
+            if reject is not None
+        ]
+        if name == "image":
+            self.rejects += [(row, name, "decode", reason, text, size) for row, reason, text, size in batch.rejects]
+        self.rejects += [
+            (row, name, "embed", "not finite", "the model's embedding has NaN or infinite values", None)
+            for row, ok in zip(places, finite, strict=True)
+            if not ok
+        ]
+
+    def take(self, kept: np.ndarray) -> pa.Array:
+        """Places in `stored` of the rows that are kept, null where there is none."""
+        return pa.array(self.index[kept], pa.int64(), mask=self.index[kept] < 0)
+
+
+def _rows(batch: DecodedBatch, shard: str, image: _Modality, caption: _Modality, schema: pa.Schema) -> pa.RecordBatch:
+    kept = np.flatnonzero((image.index >= 0) | (caption.index >= 0))
+    samples = batch.samples.take(pa.array(kept, pa.int64()))
+    sizes = dict(zip(batch.image_rows, batch.sizes, strict=True))
+    lengths = dict(zip(batch.caption_rows, batch.tokens.lengths.tolist(), strict=True))
+    cut = dict(zip(batch.caption_rows, batch.tokens.truncated.tolist(), strict=True))
+    width, height = ([sizes.get(row, (None, None))[axis] for row in kept] for axis in (0, 1))
+    columns = {
+        **{name: samples.column(name) for name in schema.names if name in samples.schema.names},
+        "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(kept)), pa.int32()), [shard]),
+        "caption_tokens": pa.array([lengths.get(row) for row in kept], pa.int16()),
+        "caption_truncated": pa.array([cut.get(row) for row in kept], pa.bool_()),
+        "width": pa.array(width, pa.int32()),
+        "height": pa.array(height, pa.int32()),
+        "image_sha256": pa.array([batch.sha256[row] for row in kept], pa.string()),
+        "image_embedding": _lists(image.stored).take(image.take(kept)),
+        "caption_embedding": _lists(caption.stored).take(caption.take(kept)),
+        "clip_score": _clip_scores(image, caption, kept),
+    }
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _lists(values: np.ndarray) -> pa.ListArray:
+    m, d = values.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(m + 1) * d, pa.int32()), pa.array(values.ravel()))
+
+
+def _clip_scores(image: _Modality, caption: _Modality, kept: np.ndarray) -> pa.Array:
+    """Cosine of both embeddings as stored, in float32; null where one is missing."""
+    both = (image.index[kept] >= 0) & (caption.index[kept] >= 0)
+    a = image.stored[image.index[kept][both]].astype(np.float32)
+    b = caption.stored[caption.index[kept][both]].astype(np.float32)
+    scores = np.zeros(len(kept), np.float32)
+    scores[both] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return pa.array(scores, mask=~both)
+
+
+def _rejects(samples: pa.RecordBatch, shard: str, rejects: list[tuple]) -> pa.RecordBatch:
+    order = {modality: place for place, modality in enumerate(MODALITIES)}
+    rejects = sorted(rejects, key=lambda reject: (reject[0], order[reject[1]]))
+    places = pa.array([reject[0] for reject in rejects], pa.int64())
+    named = {
+        "key": samples.column("key").take(places),
+        "shard": pa.DictionaryArray.from_arrays(pa.array([0] * len(rejects), pa.int32()), [shard]),
+        "row": samples.column("row").take(places),
+    }
+    for place, name in enumerate(("modality", "stage", "reason", "message"), start=1):
+        named[name] = pa.array([reject[place] for reject in rejects], pa.string())
+    named["num_bytes"] = pa.array([reject[5] for reject in rejects], pa.int64())
+    schema = rejects_schema()
+    return pa.RecordBatch.from_arrays([named[name] for name in schema.names], schema=schema)
+
+
+def shard_reject(shard: str, reason: str, message: str) -> pa.RecordBatch:
+    """The one reject row of a shard that could not be read, or not further."""
+    row = {"key": None, "shard": shard, "row": None, "modality": "shard", "stage": "read", "reason": reason}
+    return pa.RecordBatch.from_pylist([{**row, "message": message, "num_bytes": None}], schema=rejects_schema())

@@ -1,0 +1,1 @@
+"""What comes out: fingerprint, commit, resume, run.json, reading back."""

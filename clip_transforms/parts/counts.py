@@ -1,0 +1,53 @@
+"""What became of the samples, as one flat counter of a part, a run or a dataset; counters add up.
+
+Keys: `samples`; `<modality>.embedded`, `.rejected`, `.absent`; `<modality>.rejected.<stage>: <reason>`;
+`caption.truncated`; `shards.rejected`; `note.<text>` for what is worth telling; `rows` of the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from schemas.samples import MODALITIES
+
+
+class BalanceError(RuntimeError):
+    """Samples that are neither embedded nor rejected nor absent; a fault of this program, never of the data."""
+
+
+def check_balance(counts: Mapping[str, int], where: str) -> None:
+    """Check `samples = embedded + rejected + absent` for both modalities.
+
+    Args:
+        counts: `samples` counted by the reader, the others by the writer.
+        where: for the message.
+    Raises:
+        BalanceError: if one does not add up.
+    """
+    for modality in MODALITIES:
+        terms = {fate: counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent")}
+        if counts.get("samples", 0) != sum(terms.values()):
+            sums = " + ".join(f"{count} {fate}" for fate, count in terms.items())
+            raise BalanceError(
+                f"{where}: {counts.get('samples', 0)} samples were read, but of their {modality}s {sums} were "
+                "written; the part was not committed. Please report this"
+            )
+
+
+def reject_fraction(counts: Mapping[str, int]) -> float:
+    """The larger share of rejects, of images and captions apart, among what was offered."""
+    worst = 0.0
+    for modality in MODALITIES:
+        rejected = counts.get(f"{modality}.rejected", 0)
+        offered = rejected + counts.get(f"{modality}.embedded", 0)
+        worst = max(worst, rejected / offered if offered else 0.0)
+    return worst
+
+
+def add(counters) -> Counter:
+    """The sum of counters."""
+    total: Counter = Counter()
+    for counter in counters:
+        total.update(counter)
+    return total

@@ -1,0 +1,134 @@
+"""Read parts back: footers, what is committed, and rows with their labels."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from schemas.embeddings import EMBEDDINGS
+from schemas.provenance import Footer, decode_footer
+
+_THREADS = 16
+_LOGGER = logging.getLogger(__name__)
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be read as one, in one sentence."""
+
+
+def part_names(output: str, kind: str) -> set[str]:
+    """The names of the parts in `output/<kind>`, without extension, from one listing."""
+    return {name.removesuffix(".parquet") for name in storage.names_in(storage.join(output, kind), ".parquet")}
+
+
+def part_uri(output: str, kind: str, part: str) -> str:
+    """Where a part lies."""
+    return storage.join(output, kind, f"{part}.parquet")
+
+
+def read_footer(uri: str) -> Footer | None:
+    """What a part says of itself; None if it is missing, not whole, or not one of ours."""
+    try:
+        with storage.open_input(uri) as file:
+            return decode_footer(pq.read_metadata(file).metadata)
+    except (OSError, pa.ArrowException, json.JSONDecodeError):
+        return None
+
+
+def read_footers(output: str, kind: str, parts: Sequence[str]) -> dict[str, Footer]:
+    """Part → footer, of those that are whole and ours."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        footers = pool.map(lambda part: read_footer(part_uri(output, kind, part)), parts)
+        return {part: footer for part, footer in zip(parts, footers, strict=True) if footer is not None}
+
+
+def check_dataset(output: str, taxonomies: Sequence[str] = ()) -> list[str]:
+    """The parts of a dataset that may be read as one, sorted.
+
+    Raises:
+        DatasetError: if there is no dataset, or parts of two fingerprints lie in it, or a labels part is missing.
+    """
+    names = sorted(part_names(output, "embeddings"))
+    if not names:
+        raise DatasetError(f"{output} holds no embeddings; `python -m pipelines.embed --output {output} …` makes them")
+    footers = read_footers(output, "embeddings", names)
+    if damaged := [name for name in names if name not in footers]:
+        raise DatasetError(
+            f"{part_uri(output, 'embeddings', damaged[0])} is not whole; run the same embed command again"
+        )
+    fingerprints = sorted({footer["fingerprint"] for footer in footers.values()})
+    if len(fingerprints) > 1:
+        raise DatasetError(
+            f"{output} holds parts of {len(fingerprints)} fingerprints ({', '.join(f[:8] for f in fingerprints)}): an "
+            "--overwrite was interrupted; run it again to its end"
+        )
+    for taxonomy in taxonomies:
+        if missing := sorted(set(names) - part_names(output, f"labels/{taxonomy}")):
+            raise DatasetError(
+                f"{output} has no labels/{taxonomy} for {len(missing)} of {len(names)} parts, {missing[0]} among them; "
+                f"make them with --taxonomy"
+            )
+    if not storage.exists(storage.join(output, "_SUCCESS")):
+        _LOGGER.warning("%s has no _SUCCESS: its last run was not complete, so samples may be missing", output)
+    return names
+
+
+def read_part(
+    output: str, part: str, columns: Sequence[str] | None = None, taxonomies: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Read the rows of one part, with labels beside them.
+
+    Args:
+        output: URI of the dataset.
+        part: its name.
+        columns: of the embeddings, all by default; of labels, `<taxonomy>.label` and the like.
+        taxonomies: whose labels are joined, as columns `<taxonomy>.label`, `.probability`, `.similarity`, `.margin`
+            and `.top`.
+    Yields:
+        Batches; embeddings are FixedSizeList of d float32 or float16.
+    Raises:
+        DatasetError: if embeddings and labels do not belong together.
+    """
+    tables = [_open_part(output, "embeddings", part), *(_open_part(output, f"labels/{t}", part) for t in taxonomies)]
+    digests = {table.schema.metadata[b"digest"] for table in tables}
+    if len(digests) > 1:
+        raise DatasetError(
+            f"the labels of {part} in {output} were made from other embeddings; run the same command again"
+        )
+    joined = tables[0]
+    for taxonomy, labels in zip(taxonomies, tables[1:], strict=True):
+        for field in labels.schema:
+            if field.name not in ("key", "shard", "row"):
+                joined = joined.append_column(f"{taxonomy}.{field.name}", labels.column(field.name))
+    if columns is not None:
+        if unknown := [name for name in columns if name not in joined.schema.names]:
+            raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(joined.schema.names)}")
+        joined = joined.select(list(columns))
+    for batch in joined.replace_schema_metadata(None).to_batches():
+        yield fixed_size(batch)
+
+
+def _open_part(output: str, kind: str, part: str) -> pa.Table:
+    with storage.open_input(part_uri(output, kind, part)) as file:
+        # Not pq.read_table: its thread pool now and then aborts the process at exit when it read a Python file.
+        table = pq.ParquetFile(file).read(use_threads=False)
+    footer = decode_footer(table.schema.metadata) or {}
+    return table.replace_schema_metadata({"digest": footer.get("digest", "")})
+
+
+def fixed_size(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows with embeddings as FixedSizeList, which knows d and reads as a matrix."""
+    for name in EMBEDDINGS:
+        if name in batch.schema.names:
+            place = batch.schema.names.index(name)
+            lists = batch.column(place)
+            lengths = lists.value_lengths().drop_null()
+            d = lengths[0].as_py() if len(lengths) else 1
+            batch = batch.set_column(place, name, lists.cast(pa.list_(lists.type.value_type, d)))
+    return batch

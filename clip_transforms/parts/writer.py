@@ -1,0 +1,215 @@
+"""Write the parts of one unit whole, then let them appear: labels, rejects, and last the embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.parts.counts import check_balance
+from schemas.embeddings import EMBEDDINGS
+from schemas.labels import labels_schema
+from schemas.provenance import Footer, encode_footer
+from schemas.rejects import rejects_schema
+from schemas.samples import MODALITIES
+
+_ROW_GROUP_ROWS = 4_096
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSettings:
+    """What all parts of a run share.
+
+    Attributes:
+        output: URI of the dataset.
+        run_folder: URI of `output/_temporary/<run>`, where local files are written.
+        embeddings_schema: of the embeddings.
+        footer: of every part.
+        label_footers: taxonomy → what its labels parts say besides.
+    """
+
+    output: str
+    run_folder: str
+    embeddings_schema: pa.Schema
+    footer: Footer
+    label_footers: Mapping[str, Footer] = dataclasses.field(default_factory=dict)
+
+
+class UnitWriter:
+    """The parts of one unit. Nothing appears under a final name before `commit`; `abandon` leaves nothing behind."""
+
+    def __init__(self, settings: PartSettings, part: str, facts: Footer):
+        """Open the files.
+
+        Args:
+            settings: of the run.
+            part: the part's name.
+            facts: the unit's own entries of the footer, its shard and stamp.
+        """
+        self._settings, self._part, self._facts = settings, part, facts
+        # Written where one rename brings them to their place; before an upload, in the machine's temporary folder.
+        parent = storage.normalise(settings.run_folder) if storage.is_local(settings.output) else None
+        self._folder = tempfile.mkdtemp(prefix=f"{part}-", dir=parent)
+        schemas = {"embeddings": settings.embeddings_schema, "rejects": rejects_schema()}
+        schemas |= {f"labels/{taxonomy}": labels_schema() for taxonomy in settings.label_footers}
+        self._files = {kind: _PartFile(self._folder, kind, schema) for kind, schema in schemas.items()}
+        self._digest = _Digest(settings.embeddings_schema, rejects_schema())
+        self.counts: Counter = Counter()
+
+    def write(
+        self,
+        rows: pa.RecordBatch,
+        labels: Mapping[str, pa.RecordBatch],
+        rejects: pa.RecordBatch,
+        absent: Mapping[str, int],
+    ) -> None:
+        """Add a batch, and count it."""
+        self._files["embeddings"].add(rows)
+        for taxonomy, batch in labels.items():
+            self._files[f"labels/{taxonomy}"].add(batch)
+        self._digest.add_rows(rows)
+        self._count(rows, absent)
+        self.reject(rejects)
+
+    def reject(self, rejects: pa.RecordBatch) -> None:
+        """Add rejects, and count them."""
+        self._files["rejects"].add(rejects)
+        self._digest.add_rejects(rejects)
+        for reject in rejects.select(["modality", "stage", "reason"]).to_pylist():
+            modality = reject["modality"]
+            if modality == "shard":
+                self.counts["shards.rejected"] += 1
+            else:
+                self.counts[f"{modality}.rejected"] += 1
+                self.counts[f"{modality}.rejected.{reject['stage']}: {reject['reason']}"] += 1
+
+    def _count(self, rows: pa.RecordBatch, absent: Mapping[str, int]) -> None:
+        self.counts["rows"] += rows.num_rows
+        for modality in MODALITIES:
+            embeddings = rows.column(f"{modality}_embedding")
+            self.counts[f"{modality}.embedded"] += len(embeddings) - embeddings.null_count
+            self.counts[f"{modality}.absent"] += absent[modality]
+        self.counts["caption.truncated"] += rows.column("caption_truncated").true_count
+
+    def commit(self, samples: int, notes: Mapping[str, int]) -> Counter:
+        """Check the balance, close the files and move them to their final names; the counts of the part.
+
+        Args:
+            samples: as the reader counted them.
+            notes: what the reader found worth telling.
+        Raises:
+            BalanceError: if samples were lost or made up; nothing is committed then.
+        """
+        self.counts["samples"] = samples
+        self.counts.update({f"note.{text}": count for text, count in notes.items()})
+        check_balance(self.counts, self._facts["shard"])
+        digest = self._digest.hexdigest()
+        common: Footer = {**self._settings.footer, **self._facts, "digest": digest, "counts": dict(self.counts)}
+        taxonomies = sorted(self._settings.label_footers)
+        # The order matters: the embeddings are the commit marker, so all else must be there before them.
+        for kind in (*(f"labels/{taxonomy}" for taxonomy in taxonomies), "rejects", "embeddings"):
+            extra = self._settings.label_footers.get(kind.removeprefix("labels/"), {}) if kind != "embeddings" else {}
+            self._files[kind].close({**common, **extra})
+        for kind in (*(f"labels/{taxonomy}" for taxonomy in taxonomies), "rejects", "embeddings"):
+            storage.commit_file(
+                self._files[kind].path, storage.join(self._settings.output, kind, f"{self._part}.parquet")
+            )
+        self.abandon()
+        return self.counts
+
+    def abandon(self) -> None:
+        """Remove what was not committed."""
+        for file in self._files.values():
+            file.discard()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _PartFile:
+    """A Parquet file that is being written locally, in row groups of a few thousand rows."""
+
+    def __init__(self, folder: str, kind: str, schema: pa.Schema):
+        self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = 0
+        embeddings = [f"{name}.list.element" for name in EMBEDDINGS if name in schema.names]
+        split = [p for p in embeddings if pa.types.is_float32(schema.field(p.partition(".")[0]).type.value_type)]
+        self._writer = pq.ParquetWriter(
+            self.path,
+            schema,
+            compression="zstd",
+            use_dictionary=[f.name for f in schema if f.name not in EMBEDDINGS],
+            use_byte_stream_split=split,
+            write_statistics=[f.name for f in schema if f.name not in EMBEDDINGS],
+        )
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take a batch; without rows it leaves no row group, on an empty one of which some readers fail."""
+        if batch.num_rows:
+            self._waiting.append(batch)
+            self._rows += batch.num_rows
+        if self._rows >= _ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting), row_group_size=1 << 30)
+            self._waiting, self._rows = [], 0
+
+    def close(self, footer: Footer) -> None:
+        """Finish the file with its footer."""
+        self._flush()
+        self._writer.add_key_value_metadata(encode_footer(footer))
+        self._writer.close()
+
+    def discard(self) -> None:
+        """Let go of the file handle."""
+        self._writer.close()
+
+
+class _Digest:
+    """SHA-256 over the rows of the embeddings and the rejects in Arrow's IPC form."""
+
+    def __init__(self, embeddings: pa.Schema, rejects: pa.Schema):
+        self._streams = [_HashedStream(embeddings), _HashedStream(rejects)]
+
+    def add_rows(self, rows: pa.RecordBatch) -> None:
+        self._streams[0].write(rows)
+
+    def add_rejects(self, rejects: pa.RecordBatch) -> None:
+        self._streams[1].write(rejects)
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256("".join(s.hexdigest() for s in self._streams).encode()).hexdigest()
+
+
+class _HashedStream:
+    """An IPC stream of which only the hash is kept."""
+
+    def __init__(self, schema: pa.Schema):
+        self._hash = hashlib.sha256()
+        self._schema = schema
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        # A stream per batch: slices and offsets are written as plain rows, so equal rows give equal bytes.
+        if batch.num_rows:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, self._schema) as stream:
+                stream.write_batch(batch)
+            self._hash.update(sink.getvalue())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def make_folders(output: str, taxonomies: Sequence[str]) -> None:
+    """Make the folders of a dataset, where the file system has folders."""
+    for name in ("embeddings", "rejects", "taxonomies", "runs", *(f"labels/{t}" for t in taxonomies)):
+        storage.make_folder(storage.join(output, name))

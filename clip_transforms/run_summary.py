@@ -1,0 +1,187 @@
+"""PartResults → what a run leaves: its summary, run.json, _SUCCESS. Small, whatever the number of units."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from clip_transforms.parts.counts import add, check_balance, reject_fraction
+from clip_transforms.parts.reader import part_names
+from clip_transforms.parts.run_folder import remove_run_folder
+from clip_transforms.parts.run_manifest import finish_run
+from clip_transforms.run_plan import Job
+
+_MANY = 2  # processes are told apart up to here
+
+
+@dataclasses.dataclass(frozen=True)
+class PartResult:
+    """One unit, committed now or earlier.
+
+    Attributes:
+        path: URI of its embeddings part.
+        counts: of the part, from its footer; see `clip_transforms.parts.counts`.
+        seconds: of this run, by stage; what a task shares is on its last unit. Empty if the unit was skipped.
+        obtained: precision and device that it was embedded with, such as `fp32 on cpu`.
+        skipped: whether an earlier run committed it.
+        process: that did it; empty if it was skipped.
+        ceiling: samples per second that the process could reach, where that was measured.
+    """
+
+    path: str
+    counts: dict[str, int]
+    seconds: dict[str, float]
+    obtained: str
+    skipped: bool = False
+    process: str = ""
+    ceiling: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """The sum of PartResults.
+
+    Attributes:
+        units, skipped: how many there were, and how many of them an earlier run had committed.
+        counts: of all of them.
+        fresh: samples embedded in this run.
+        seconds: by stage.
+        obtained: parts by precision and device.
+        processes: names of the processes that worked, at most two.
+        ceiling: of the last process that measured one.
+    """
+
+    units: int = 0
+    skipped: int = 0
+    counts: Counter = dataclasses.field(default_factory=Counter)
+    fresh: int = 0
+    seconds: Counter = dataclasses.field(default_factory=Counter)
+    obtained: Counter = dataclasses.field(default_factory=Counter)
+    processes: frozenset[str] = frozenset()
+    ceiling: float | None = None
+
+    def __add__(self, other: RunSummary) -> RunSummary:
+        """Both together."""
+        return RunSummary(
+            self.units + other.units,
+            self.skipped + other.skipped,
+            add([self.counts, other.counts]),
+            self.fresh + other.fresh,
+            add([self.seconds, other.seconds]),
+            add([self.obtained, other.obtained]),
+            frozenset(sorted(self.processes | other.processes)[:_MANY]),
+            other.ceiling or self.ceiling,
+        )
+
+    @classmethod
+    def of(cls, result: PartResult) -> RunSummary:
+        """The summary of one unit."""
+        return cls(
+            units=1,
+            skipped=int(result.skipped),
+            counts=Counter(result.counts),
+            fresh=0 if result.skipped else result.counts["samples"],
+            seconds=Counter(result.seconds),
+            obtained=Counter([result.obtained]),
+            processes=frozenset([result.process] if result.process else []),
+            ceiling=result.ceiling,
+        )
+
+    @classmethod
+    def sum(cls, summaries: Iterable[RunSummary]) -> RunSummary:
+        """All together."""
+        total = cls()
+        for summary in summaries:
+            total = total + summary
+        return total
+
+
+def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
+    """The last step of a run: compare with what lies in the output, write run.json and _SUCCESS; run.json's content.
+
+    Raises:
+        BalanceError: if the sums do not add up.
+    """
+    check_balance(summary.counts, "the run")
+    parts = len(part_names(job.output, "embeddings"))
+    expected = job.units + job.other_parts
+    damaged = summary.counts.get("shards.rejected", 0)
+    fraction = reject_fraction(summary.counts)
+    problems = []
+    if summary.units != job.units or parts < expected:
+        problems.append(f"{expected} parts were expected in embeddings/, but {parts} are there")
+    if damaged and not job.settings.allow_damaged_shards:
+        problems.append(f"{damaged} shards could not be read to their end (--allow_damaged_shards accepts them)")
+    if fraction > job.settings.max_reject_fraction:
+        limit = job.settings.max_reject_fraction
+        problems.append(f"{fraction:.1%} of a modality were rejected, more than --max_reject_fraction {limit:g}")
+    content = {
+        "run": job.run,
+        "command": list(job.command),
+        "started": _time(job.started),
+        "finished": _time(time.time()),
+        "host": socket.gethostname(),
+        "versions": versions(),
+        "fingerprint": job.fingerprint,
+        "settings": dict(job.fields),
+        "taxonomies": dict(job.taxonomies),
+        "complete": not problems,
+        "problems": problems,
+        "units": {"input": job.units, "committed": job.units - summary.skipped, "skipped": summary.skipped},
+        "input": dict(sorted(summary.counts.items())),
+        "dataset": {"parts": parts, **dict(sorted(add([summary.counts, job.others]).items()))},
+        "parts_by_device": dict(summary.obtained),
+        "speed": speed(job, summary),
+    }
+    finish_run(job.output, job.run, content, success=not problems)
+    remove_run_folder(job.folder)
+    return content
+
+
+def speed(job: Job, summary: RunSummary) -> dict[str, Any]:
+    """How fast the run was and which stage held it back; see DESIGN.md section 5 for the words.
+
+    `bound` is the share of the ceiling that decoding on the same cores leaves: forward / (forward + decode core-seconds
+    / cores). With several processes there is no ceiling, only the stages' shares.
+    """
+    stages = {name: round(seconds, 3) for name, seconds in sorted(summary.seconds.items())}
+    if not summary.fresh:
+        return {"samples": 0, "seconds": stages}
+    alone = len(summary.processes) == 1
+    elapsed = summary.seconds["task"] if alone else time.time() - job.started
+    rate = summary.fresh / elapsed
+    waits = {
+        "the model": summary.seconds["forward"],
+        "reading": summary.seconds["wait for read"],
+        "decoding": summary.seconds["wait for decode"],
+        "writing": summary.seconds["write"],
+    }
+    content = {
+        "samples": summary.fresh,
+        "samples_per_second": round(rate, 2),
+        "bottleneck": max(waits, key=waits.get),
+        "processes": len(summary.processes),
+        "seconds": stages,
+    }
+    if alone and summary.ceiling:
+        forward = summary.fresh / summary.ceiling
+        decode = summary.seconds["decode / cores"]
+        content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": round(rate / summary.ceiling, 4)}
+        content["bound"] = round(forward / (forward + decode), 4)
+    return content
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that matter here."""
+    packages = ("clip-transforms", "apache-beam", "torch", "pyarrow", "pillow", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,1 @@
+"""What goes in: units and their readers. Everything yields record batches of `schemas.samples`."""

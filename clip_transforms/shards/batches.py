@@ -1,0 +1,123 @@
+"""Samples, read one by one, → record batches of `schemas.samples`; texts and columns as the contract wants them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from clip_transforms.shards.unit import ReaderOptions, ShardError
+from schemas.samples import samples_schema
+
+# A batch is closed early at so many bytes of images, so that a few huge files do not make a huge batch.
+_MAX_BATCH_BYTES = 64 << 20
+
+
+def batch_samples(
+    samples: Iterable[dict[str, Any]], options: ReaderOptions, batch_size: int, notes: Counter
+) -> Iterator[pa.RecordBatch]:
+    """Group samples.
+
+    Args:
+        samples: dicts with the names of `samples_schema`; what is left out is null. The user's columns hold what the
+            source has, a text or a JSON value, and are cast here.
+        options: names and types of the user's columns.
+        batch_size: the most rows of a batch.
+        notes: counts what is worth telling.
+    Raises:
+        ShardError: what `samples` raised, after all that came before it.
+    """
+    schema = samples_schema(options.columns)
+    types = {column.name: column.arrow_type for column in options.columns}
+    rows: list[dict[str, Any]] = []
+    num_bytes = 0
+
+    def close() -> pa.RecordBatch:
+        arrays = []
+        for field in schema:
+            values = [row.get(field.name) for row in rows]
+            arrays.append(
+                cast(values, types[field.name], notes) if field.name in types else pa.array(values, field.type)
+            )
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    error: ShardError | None = None
+    iterator = iter(samples)
+    while True:
+        try:
+            sample = next(iterator)
+        except StopIteration:
+            break
+        except ShardError as damage:  # what was read before the damage goes out first
+            error = damage
+            break
+        rows.append(sample)
+        num_bytes += len(sample.get("image") or b"")
+        if len(rows) == batch_size or num_bytes >= _MAX_BATCH_BYTES:
+            yield close()
+            rows, num_bytes = [], 0
+    if rows:
+        yield close()
+    if error is not None:
+        raise error
+
+
+def cast(values: Sequence[Any], type_: pa.DataType, notes: Counter) -> pa.Array:
+    """Python values → an Arrow array; what cannot be cast is null and counted."""
+    return pa.array([_cast_one(value, type_, notes) for value in values], type_)
+
+
+def _cast_one(value: Any, type_: pa.DataType, notes: Counter) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_string(type_):
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        scalar = pa.scalar(value.strip() if isinstance(value, str) else value)
+        return scalar.cast(type_).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError):
+        notes["values that could not be cast"] += 1
+        return None
+
+
+def read_reject(reason: str, message: str, num_bytes: int | None) -> dict[str, Any]:
+    """The value of `image_reject` or `caption_reject`."""
+    return {"reason": reason, "message": message, "num_bytes": num_bytes}
+
+
+def decode_caption(data: bytes) -> dict[str, Any]:
+    """Bytes of a text file → `caption`, or nothing if there is but white space, or `caption_reject`.
+
+    White space around it is the file's, not the caption's: the same captions give the same rows from every layout.
+    """
+    try:
+        return caption_fields(data.decode("utf-8-sig").strip())
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 at byte {error.start}: {data[error.start : error.start + 8]!r}"
+        return {"caption_reject": read_reject("not UTF-8", message, len(data))}
+
+
+def caption_fields(value: Any) -> dict[str, Any]:
+    """A JSON or text value → `caption`, `caption_reject`, or nothing where it is absent."""
+    if value is None:
+        return {}
+    if not isinstance(value, str):
+        message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text"
+        return {"caption_reject": read_reject("not text", message, None)}
+    return {"caption": value} if value.strip() else {}
+
+
+def decode_metadata(data: bytes, notes: Counter) -> tuple[str | None, dict[str, Any]]:
+    """Bytes of a JSON file → the text as it stood, and its fields; null and counted if it is no JSON object."""
+    try:
+        text = data.decode("utf-8-sig")
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        notes["JSON files that are not a JSON object"] += 1
+        return None, {}
+    return text, fields

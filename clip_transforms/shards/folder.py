@@ -1,0 +1,61 @@
+"""A folder of pictures, with captions and metadata in files of the same stem."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.shards.batches import batch_samples, decode_caption, decode_metadata, read_reject
+from clip_transforms.shards.unit import ReaderOptions, Unit
+
+# A folder's list of files, beside the plan: one row an image, null where there is no caption or metadata.
+FILES = pa.schema([(name, pa.string()) for name in ("key", "image", "caption", "metadata")])
+
+
+def read_folder(
+    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, lists: str
+) -> Iterator[pa.RecordBatch]:
+    """Read the images of one unit.
+
+    Args:
+        unit: its `uri` names a list of files below `lists`; `start` and `stop` are rows of it.
+        options: the user's columns come from the JSON beside an image.
+        batch_size: the most rows of a batch.
+        notes: counts what is worth telling.
+        lists: URI of the folder of the plan.
+    """
+    with storage.open_input(storage.join(lists, unit.uri)) as file:
+        table = pq.ParquetFile(file).read(use_threads=False)
+    files = table.slice(unit.start, unit.stop - unit.start).to_pylist()
+    samples = (_sample(row, paths, options, notes) for row, paths in enumerate(files))
+    yield from batch_samples(samples, options, batch_size, notes)
+
+
+def _sample(row: int, paths: dict[str, str | None], options: ReaderOptions, notes: Counter) -> dict[str, Any]:
+    sample: dict[str, Any] = {"key": paths["key"], "row": row}
+    try:
+        sample["image"] = storage.read_bytes(paths["image"])
+    except OSError as error:
+        sample["image_reject"] = _reject(error)
+    if paths["caption"]:
+        try:
+            sample |= decode_caption(storage.read_bytes(paths["caption"]))
+        except OSError as error:
+            sample["caption_reject"] = _reject(error)
+    if paths["metadata"]:
+        try:
+            sample["metadata"], fields = decode_metadata(storage.read_bytes(paths["metadata"]), notes)
+            sample |= {column.name: fields.get(column.field) for column in options.columns}
+        except OSError:
+            notes["JSON files that could not be read"] += 1
+    return sample
+
+
+def _reject(error: OSError) -> dict[str, Any]:
+    reason = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
+    return read_reject(reason, f"{type(error).__name__}: {error.strerror or error}", None)

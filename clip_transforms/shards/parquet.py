@@ -1,0 +1,202 @@
+"""Parquet files with image bytes in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.shards.batches import caption_fields, cast
+from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
+from schemas.samples import READ_REJECT, samples_schema
+
+IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
+CAPTION_COLUMNS = ("caption", "text", "txt")
+KEY_COLUMNS = ("key", "uid", "__key__")
+# img2dataset keeps the rows that it could not download, with null bytes: nothing was offered there.
+_FAILED = ("failed_to_download", "failed_to_resize")
+_INDEXED = re.compile(r"(.+)\[(\d+)\]")
+
+
+class ColumnError(ValueError):
+    """A column that was asked for and cannot serve, in one sentence."""
+
+
+def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
+    """The column that holds image bytes: a binary one, or a struct with binary `bytes`; None if there is none.
+
+    Raises:
+        ColumnError: if `--image_column` names another thing.
+    """
+    if options.image_column:
+        if options.image_column not in schema.names:
+            raise ColumnError(_missing("image_column", options.image_column, schema))
+        if not _holds_bytes(schema.field(options.image_column).type):
+            raise ColumnError(
+                f"--image_column {options.image_column} is {schema.field(options.image_column).type}, but it must be "
+                "binary or a struct with binary bytes"
+            )
+        return options.image_column
+    names = {name.lower(): name for name in reversed(schema.names)}
+    candidates = (names[name] for name in IMAGE_COLUMNS if name in names)
+    return next((name for name in candidates if _holds_bytes(schema.field(name).type)), None)
+
+
+def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int | None] | None:
+    """The column of captions, and the place in it where it lists several; None if there is none.
+
+    Raises:
+        ColumnError: if `--caption_column` names another thing, or the column lists several and no place is given.
+    """
+    asked, index = options.caption_column, None
+    if asked and asked not in schema.names and (match := _INDEXED.fullmatch(asked)):
+        asked, index = match[1], int(match[2])
+    if asked and asked not in schema.names:
+        raise ColumnError(_missing("caption_column", asked, schema))
+    name = asked or next((n for n in CAPTION_COLUMNS if n in schema.names), None)
+    if name is None:
+        return None
+    type_ = schema.field(name).type
+    listed = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    if listed and index is None:
+        raise ColumnError(f"the column {name} lists several captions a row; choose one: --caption_column '{name}[0]'")
+    if not listed and index is not None:
+        raise ColumnError(
+            f"--caption_column {options.caption_column}: {name} is {type_}, no list; leave [{index}] away"
+        )
+    text = type_.value_type if listed or pa.types.is_dictionary(type_) else type_
+    if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_string_view(text)):
+        raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
+    return name, index
+
+
+def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
+    """The column of keys; None if the row is the key.
+
+    Raises:
+        ColumnError: if `--key_column` names a column that is not there.
+    """
+    if options.key_column and options.key_column not in schema.names:
+        raise ColumnError(_missing("key_column", options.key_column, schema))
+    return options.key_column or next((name for name in KEY_COLUMNS if name in schema.names), None)
+
+
+def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
+    """Refuse what `read_parquet` could not serve.
+
+    Raises:
+        ColumnError: naming the column.
+    """
+    caption_column(schema, options)
+    key_column(schema, options)
+    for column in options.columns:
+        if column.field not in schema.names:
+            raise ColumnError(_missing("columns", column.field, schema))
+
+
+def _missing(flag: str, name: str, schema: pa.Schema) -> str:
+    return f"--{flag} {name} is no column of the Parquet file; it has {', '.join(schema.names)}"
+
+
+def _holds_bytes(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        place = type_.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(type_.field(place).type)
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+
+
+def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
+    """Read the row groups of one unit; memory holds pages, not row groups.
+
+    Raises:
+        ShardError: after the rows before the damage, if the file cannot be read.
+    """
+    row = unit.first_row
+    try:
+        with storage.open_input(unit.uri) as file:
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            groups = list(range(unit.start, unit.stop))
+            for batch in parquet.iter_batches(batch_size, row_groups=groups, use_threads=False):
+                yield _to_samples(batch, row, options, notes)
+                row += batch.num_rows
+    except FileNotFoundError as error:
+        raise ShardError("vanished", f"{unit.uri} is gone since the run was planned") from error
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError("unreadable", f"after row {row:,}: {type(error).__name__}: {error}") from error
+
+
+def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, notes: Counter) -> pa.RecordBatch:
+    schema = batch.schema
+    image_name, caption_name, key_name = (f(schema, options) for f in (image_column, caption_column, key_column))
+    image = _image_bytes(batch.column(image_name))
+    rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
+    keys = rows.cast(pa.string())
+    if key_name:
+        keys = batch.column(key_name).cast(pa.string()).fill_null("").to_pylist()
+        keys = pa.array([key or str(row) for key, row in zip(keys, rows.to_pylist(), strict=True)])
+    offered = _offered(batch, image)
+    captions = _captions(batch, caption_name, offered)
+    used = {image_name, key_name, caption_name and caption_name[0], *(column.field for column in options.columns)}
+    values: dict[str, Any] = {
+        "key": keys,
+        "row": rows,
+        "image": image,
+        "caption": captions,
+        "image_reject": pa.nulls(batch.num_rows, READ_REJECT),
+        "caption_reject": pa.nulls(batch.num_rows, READ_REJECT),
+        "metadata": _metadata(batch, used),
+    }
+    for column in options.columns:
+        values[column.name] = _cast(batch.column(column.field), column.arrow_type, notes)
+    target = samples_schema(options.columns)
+    return pa.RecordBatch.from_arrays([values[name] for name in target.names], schema=target)
+
+
+def _image_bytes(array: pa.Array) -> pa.Array:
+    if pa.types.is_struct(array.type):
+        # .field() ignores the struct's own nulls; flatten() respects them.
+        array = array.flatten()[array.type.get_field_index("bytes")]
+    return array.cast(pa.binary())
+
+
+def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
+    """Whether a row offers anything: img2dataset's failed rows do not."""
+    if "status" not in batch.schema.names:
+        return [True] * batch.num_rows
+    statuses = batch.column(batch.schema.names.index("status")).to_pylist()
+    return [
+        not (status in _FAILED and not valid)
+        for status, valid in zip(statuses, image.is_valid().to_pylist(), strict=True)
+    ]
+
+
+def _captions(batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool]) -> pa.Array:
+    if column is None:
+        return pa.nulls(batch.num_rows, pa.string())
+    name, index = column
+    values = batch.column(name).to_pylist()
+    if index is not None:
+        values = [value[index] if value is not None and len(value) > index else None for value in values]
+    texts = (caption_fields(value).get("caption") for value in values)
+    return pa.array([text if offers else None for text, offers in zip(texts, offered, strict=True)], pa.string())
+
+
+def _metadata(batch: pa.RecordBatch, used: set[str | None]) -> pa.Array:
+    names = [f.name for f in batch.schema if f.name not in used and not _holds_bytes(f.type)]
+    if not names:
+        return pa.nulls(batch.num_rows, pa.string())
+    rows = batch.select(names).to_pylist()
+    return pa.array([json.dumps(row, ensure_ascii=False, default=str) for row in rows], pa.string())
+
+
+def _cast(array: pa.Array, type_: pa.DataType, notes: Counter) -> pa.Array:
+    try:
+        return array.cast(type_)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return cast(array.to_pylist(), type_, notes)

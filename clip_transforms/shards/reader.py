@@ -1,0 +1,45 @@
+"""Unit → record batches, whatever its format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from clip_transforms.shards.folder import read_folder
+from clip_transforms.shards.parquet import read_parquet
+from clip_transforms.shards.unit import ReaderOptions, Unit
+from clip_transforms.shards.webdataset import read_webdataset
+
+
+def read_unit(
+    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, lists: str
+) -> Iterator[pa.RecordBatch]:
+    """Read the samples of a unit, in the order of the source.
+
+    Args:
+        unit: from the plan.
+        options: the reader's choices; `options.limit` ends the unit early.
+        batch_size: the most rows of a batch. Batches never span units.
+        notes: counts what is worth telling.
+        lists: URI of the folder of the plan, where a folder's units have their lists of files.
+    Yields:
+        Batches of `schemas.samples`.
+    Raises:
+        ShardError: after all samples that could be read, where the shard could not be read to its end.
+    """
+    if unit.format == "webdataset":
+        batches = read_webdataset(unit, options, batch_size, notes)
+    elif unit.format == "parquet":
+        batches = read_parquet(unit, options, batch_size, notes)
+    else:
+        batches = read_folder(unit, options, batch_size, notes, lists)
+    left = options.limit or None
+    for batch in batches:
+        if left is not None:
+            batch = batch.slice(0, left)
+            left -= batch.num_rows
+        yield batch
+        if left == 0:
+            return

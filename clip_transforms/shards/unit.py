@@ -1,0 +1,94 @@
+"""Unit: the piece of a shard that becomes one part; and the choices that a reader is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import posixpath
+import re
+
+from schemas.samples import Column
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+CAPTION_EXTENSIONS = ("txt", "caption", "text")
+INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet")
+
+
+class ShardError(Exception):
+    """A shard that cannot be read, or not further.
+
+    Attributes:
+        reason: `vanished` or `unreadable`.
+    """
+
+    def __init__(self, reason: str, message: str):
+        """Keep the reason beside the message."""
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderOptions:
+    """What planning and the readers are told. All but `input_format` is part of the fingerprint.
+
+    Attributes:
+        input_format: one of INPUT_FORMATS; `auto` takes what is found.
+        image_extension: of the member that is the image, where a tar has several.
+        image_column, caption_column, key_column: names in Parquet, where the usual ones are not meant.
+        columns: the user's own.
+        limit: the first so many samples of each unit; 0 for all.
+    """
+
+    input_format: str = "auto"
+    image_extension: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    key_column: str | None = None
+    columns: tuple[Column, ...] = ()
+    limit: int = 0
+
+    def __post_init__(self):
+        """Refuse what no reader could follow."""
+        if self.input_format not in INPUT_FORMATS:
+            raise ValueError(
+                f"--input_format is {self.input_format!r}, but it must be one of {', '.join(INPUT_FORMATS)}"
+            )
+        if self.limit < 0:
+            raise ValueError(f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A piece of a shard.
+
+    Attributes:
+        shard: URI of the shard; of a folder's unit `<folder>#<the path it starts after>`.
+        uri: of the file to read; of a folder's unit, the name of a list of files beside the plan.
+        format: `webdataset`, `parquet` or `folder`.
+        start, stop: row groups of a Parquet file, or rows of a folder's list; 0, 0 for a whole tar.
+        first_row: `row` of its first sample.
+        stamp: of the source, see DATASET.md section 4.
+        num_bytes: of the source, roughly; for the progress bar.
+        part: name of the part that it becomes, without extension.
+    """
+
+    shard: str
+    uri: str
+    format: str
+    start: int
+    stop: int
+    first_row: int
+    stamp: str
+    num_bytes: int
+    part: str
+
+
+def part_name(shard: str, cut: str = "") -> str:
+    """The name of the part made from a shard, or from the piece of it that `cut` tells from the others.
+
+    It depends on nothing else in the run, and never starts with `_` or `.`, which pandas and Spark skip.
+    """
+    stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
+    stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet)$", "", stem)
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", stem).lstrip(".-")[:80] or "part"
+    return f"{stem}-{hashlib.sha256(f'{shard}|{cut}'.encode()).hexdigest()[:12]}"

@@ -1,0 +1,54 @@
+"""What a run prints at its end, from run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from schemas.samples import MODALITIES
+
+
+def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
+    """The lines that say what became of every sample and what held the run back."""
+    units, counts, speed = run["units"], run["input"], run["speed"]
+    kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), "rejects"])
+    lines = [f"{_count(units['committed'], 'unit')} committed, {units['skipped']:,} skipped, in {output} ({kinds})"]
+    lines += [_modality_line(modality, counts) for modality in MODALITIES]
+    lines += [f"note: {count:,} {key[5:]}" for key, count in counts.items() if key.startswith("note.")]
+    lines += [f"not complete: {problem}" for problem in run["problems"]]
+    return [*lines, _speed_line(speed)] if speed["samples"] else lines
+
+
+def _modality_line(modality: str, counts: Mapping[str, int]) -> str:
+    embedded, rejected, absent = (counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent"))
+    prefix = f"{modality}.rejected."
+    reasons = ", ".join(f"{count:,} {key[len(prefix) :]}" for key, count in counts.items() if key.startswith(prefix))
+    line = (
+        f"{modality + 's':9} {counts.get('samples', 0):,} = {embedded:,} embedded + {rejected:,} rejected"
+        f"{f' ({reasons})' if reasons else ''} + {absent:,} absent"
+    )
+    cut = counts.get("caption.truncated", 0) if modality == "caption" else 0
+    return f"{line}; {cut:,} cut at 77 tokens" if cut else line
+
+
+def _speed_line(speed: Mapping[str, Any]) -> str:
+    rate = (
+        f"{speed['samples_per_second']:,.3g} pairs/s"
+        if speed["samples_per_second"] < 1000
+        else (f"{speed['samples_per_second']:,.0f} pairs/s")
+    )
+    verdict = f"{speed['bottleneck']} is the bottleneck"
+    if "ceiling" in speed:
+        rate += (
+            f", {speed['fraction_of_ceiling']:.0%} of this process's ceiling ({speed['ceiling']:,.0f}), where "
+            f"{speed['bound']:.0%} is the most that decoding leaves"
+        )
+    elif speed["processes"] > 1:
+        shares = {k: v for k, v in speed["seconds"].items() if k in ("read", "decode", "forward", "write")}
+        total = sum(shares.values()) or 1
+        rate += f" with several processes ({', '.join(f'{k} {v / total:.0%}' for k, v in shares.items())})"
+    return f"{rate}; {verdict}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word if number == 1 else word + 's'}"

@@ -1,0 +1,66 @@
+"""See the whole thing work on drawn scenes: `python -m pipelines.demo`, or `make demo`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip_transforms.demo.shards import write_demo_inputs
+from pipelines import embed
+from pipelines.options import DONE, UsageError, run_command
+
+_ROWS = """SELECT e.key, e.caption, round(e.clip_score, 3) AS clip_score, s.label AS shape, c.label AS color
+FROM '{out}/embeddings/*.parquet' e
+JOIN '{out}/labels/shapes/*.parquet' s USING (shard, row)
+JOIN '{out}/labels/colors/*.parquet' c USING (shard, row)
+WHERE e.caption IS NOT NULL ORDER BY e.shard, e.row LIMIT 5"""
+_AGREEMENT = """SELECT count(*), count(*) FILTER (s.label = e.drawn_shape), count(*) FILTER (c.label = e.drawn_color)
+FROM '{out}/embeddings/*.parquet' e
+JOIN '{out}/labels/shapes/*.parquet' s USING (shard, row)
+JOIN '{out}/labels/colors/*.parquet' c USING (shard, row)
+WHERE e.image_embedding IS NOT NULL"""
+_QUERY = """SELECT l.label, count(*) AS pictures, round(avg(e.clip_score), 3) AS mean_score
+FROM '{out}/embeddings/*.parquet' e JOIN '{out}/labels/shapes/*.parquet' l USING (shard, row)
+WHERE l.probability > 0.9 GROUP BY l.label ORDER BY pictures DESC"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw what is missing, run the real command on it, and show what came out.
+
+    Raises:
+        UsageError: if there are arguments, or DuckDB is not installed.
+    """
+    if argv:
+        raise UsageError(f"{argv[0]} is an argument, but the demo takes none; it works in ./demo")
+    try:
+        import duckdb
+    except ImportError:
+        raise UsageError("the demo asks its last question with DuckDB: pip install duckdb") from None
+    folder, out = Path("demo"), "demo/out"
+    if written := write_demo_inputs(folder):
+        print(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")
+    command = ["--input", "demo/scenes-*.tar", "--output", out, "--model", "demo"]
+    command += ["--taxonomy", "demo/shapes.json", "--taxonomy", "demo/colors.json"]
+    command += ["--columns", "drawn_shape=shape", "drawn_color=color"]
+    print(f"\n$ python -m pipelines.embed {shlex.join(command)}", flush=True)
+    code = embed.main(command)
+    if code != DONE:
+        return code
+    print("\nFive rows of what was written:")
+    print(duckdb.sql(_ROWS.format(out=out)))
+    total, shapes, colors = duckdb.sql(_AGREEMENT.format(out=out)).fetchall()[0]
+    print(f"labels that agree with what was drawn: shapes {shapes:,} of {total:,}, colors {colors:,} of {total:,}")
+    print(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
+    print(duckdb.sql(_QUERY.format(out=out)))
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    print("Your own pictures next: a folder (captions in .txt beside them), .tar or .parquet files.")
+    print("Put the words to label them with into my_words.txt, one a line, then:\n")
+    print(f"  {python} -m pipelines.embed --input ~/Pictures --output out --model ViT-B/32 --taxonomy my_words.txt")
+    return DONE
+
+
+if __name__ == "__main__":
+    run_command(main)

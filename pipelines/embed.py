@@ -1,0 +1,87 @@
+"""Image–caption shards → CLIP embeddings, scores, labels and rejects: `python -m pipelines.embed --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from clip_transforms.clip.model_spec import DEMO
+from clip_transforms.embed_shards import EmbedShards
+from clip_transforms.parts.run_manifest import read_run
+from clip_transforms.run_plan import RunPlan, plan_run
+from pipelines.closing_lines import closing_lines
+from pipelines.options import DONE, FAILED, INCOMPLETE, embed_parser, embed_settings, parse, run_command
+from pipelines.progress import progress_bar
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit code.
+
+    Raises:
+        ValueError: if the command line or the existing output is wrong; nothing was started or written then.
+    """
+    options, beam_options = parse(embed_parser(), argv)
+    settings = embed_settings(options)
+    plan = plan_run(settings)
+    for line in plan.detection:
+        print(line)
+    if settings.model.model == DEMO:
+        print("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
+    if options.dry_run:
+        print_plan(plan)
+        return DONE
+    return run(plan, beam_options, ["python", "-m", "pipelines.embed", *argv])
+
+
+def run(plan: RunPlan, beam_options: PipelineOptions, command: Sequence[str]) -> int:
+    """Run a plan to its end and print the closing lines; the exit code."""
+    standard, direct = beam_options.view_as(StandardOptions), beam_options.view_as(DirectOptions)
+    if not standard.runner:
+        standard.runner = "FnApiRunner"
+    in_process = standard.runner.endswith("FnApiRunner") and direct.direct_running_mode in (None, "in_memory")
+    transform = EmbedShards.of(plan, command)
+    try:
+        with progress_bar(plan, in_process):
+            pipeline = beam.Pipeline(options=beam_options)
+            _ = pipeline | transform
+            pipeline.run().wait_until_finish()
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is committed stays, and the same command goes on from there", file=sys.stderr)
+        return FAILED
+    except Exception as error:  # the run failed, whatever the reason: say it in one line, with Beam's log above it
+        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        print(f"the run failed: {cause}", file=sys.stderr)
+        print("what is committed stays; the same command goes on from there", file=sys.stderr)
+        if os.environ.get("CLIP_TRANSFORMS_TRACEBACK"):
+            raise
+        return FAILED
+    finally:
+        if transform.run_folder:
+            transform.run_folder.close()
+    result = read_run(plan.settings.output)
+    for line in closing_lines(result, plan.settings.output):
+        print(line)
+    return DONE if result["complete"] else INCOMPLETE
+
+
+def print_plan(plan: RunPlan) -> None:
+    """What would be done."""
+    bytes_ = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed)
+    print(
+        f"{len(plan.units):,} units: {plan.pending:,} to embed ({bytes_ / 1e6:,.1f} MB), {len(plan.committed):,} done"
+    )
+    for unit in plan.units[:10]:
+        state = "done" if unit.part in plan.committed else "to embed"
+        print(f"  {state:8} {unit.part}  from {unit.shard}")
+    if len(plan.units) > 10:
+        print(f"  … and {len(plan.units) - 10:,} more")
+    taxonomies = ", ".join(taxonomy.name for taxonomy in plan.settings.taxonomies) or "none"
+    print(f"output {plan.settings.output}; taxonomies: {taxonomies}; nothing was written (--dry_run)")
+
+
+if __name__ == "__main__":
+    run_command(main)

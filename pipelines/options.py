@@ -1,0 +1,151 @@
+"""Command lines: our own flags, Beam's behind them, and one sentence for what is neither."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Sequence
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
+from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.run_plan import Settings
+from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
+from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
+from schemas.samples import Column
+
+DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
+
+
+class UsageError(ValueError):
+    """A command line that means nothing, in one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def embed_parser() -> argparse.ArgumentParser:
+    """The flags of `pipelines.embed`."""
+    parser = _Parser(
+        prog="python -m pipelines.embed",
+        description="Image–caption shards → CLIP embeddings, scores, zero-shot labels and rejects, as Parquet.",
+        epilog="Exit codes: 0 done; 1 the run failed; 2 the command line or the output is wrong, nothing was started; "
+        "3 finished, but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is "
+        "FnApiRunner, in this process, unless it is given.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--input", nargs="+", default=[], metavar="URI", help="folders, tars, Parquet files, globs, {0..9}, @file")
+    add("--output", default="", metavar="URI", help="folder of the dataset, new or of an earlier run")
+    add("--model", default="", help="a published name such as ViT-B/32, a checkpoint file, or demo")
+    add("--activation", choices=ACTIVATIONS, help="where the checkpoint does not say it")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the towers")
+    add("--device", choices=DEVICES, default="auto", help="auto: CUDA where a worker has it")
+    add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
+    add("--columns", nargs="+", default=[], metavar="NAME[=FIELD][:TYPE]", help="to keep of the source's own")
+    add("--embedding_dtype", choices=list(EMBEDDING_DTYPES), default="float32", help="of the stored embeddings")
+    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top")
+    add("--batch_size", type=int, default=32, metavar="N", help="samples that go through the model together")
+    add("--max_reject_fraction", type=float, default=0.05, metavar="F", help="of images and captions apart, 0 to 1")
+    add("--allow_damaged_shards", action="store_true", help="succeed though a shard cannot be read to its end")
+    add("--overwrite", action="store_true", help="replace a dataset that was made with other settings")
+    add("--limit", type=int, default=0, metavar="N", help="the first N samples of each unit; 0 for all")
+    add("--input_format", choices=INPUT_FORMATS, default="auto", help="take only this from the input")
+    add("--image_extension", metavar="EXT", help="of the image, where a tar has several images under a key")
+    add("--image_column", metavar="NAME", help="of Parquet, where it is not called like an image")
+    add("--caption_column", metavar="NAME", help="of Parquet; NAME[0] of a list")
+    add("--key_column", metavar="NAME", help="of Parquet; else key, uid, __key__, else the row")
+    add("--dry_run", action="store_true", help="print what was found and what would be done, and stop")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, PipelineOptions]:
+    """Split a command line into our options and Beam's.
+
+    Raises:
+        UsageError: if a flag is neither's. Beam itself would drop it without a word.
+    """
+    argv = list(argv)
+    own, behind = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    options, rest = parser.parse_known_args(own)
+    beams = _beam_parser()
+    with contextlib.redirect_stderr(io.StringIO()):
+        _, unknown = beams.parse_known_args(rest)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        known = [name for p in (parser, beams) for action in p._actions for name in action.option_strings]
+        near = difflib.get_close_matches(flag, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"{flag} is no flag of this command or of Beam; {hint}--help lists ours; what must go through unseen goes "
+            "behind --"
+        )
+    return options, PipelineOptions([*rest, *behind])
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    """All options of all installed PipelineOptions classes."""
+    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    waiting = [PipelineOptions]
+    while waiting:
+        cls = waiting.pop()
+        waiting.extend(cls.__subclasses__())
+        if "_add_argparse_args" in cls.__dict__:
+            cls._add_argparse_args(parser)
+    return parser
+
+
+def embed_settings(options: argparse.Namespace) -> Settings:
+    """Our options → the settings of a run.
+
+    Raises:
+        ValueError: with one sentence for the first setting that is wrong.
+    """
+    if not options.model:
+        raise UsageError(
+            "--model is missing: ViT-B/32 is the usual one, demo the small one that comes with this package"
+        )
+    for flag in ("input", "output"):
+        if not getattr(options, flag):
+            raise UsageError(f"--{flag} is missing; see --help")
+    columns = tuple(Column.parse(text, reserved_names()) for text in options.columns)
+    names = [column.name.lower() for column in columns]
+    if len(set(names)) < len(names):
+        raise UsageError("--columns names one column twice; give each its own name")
+    return Settings(
+        inputs=tuple(options.input),
+        output=options.output,
+        model=ClipSpec(options.model, options.activation, options.precision, options.device),
+        taxonomies=tuple(Taxonomy.load(uri) for uri in options.taxonomy),
+        reader=ReaderOptions(
+            input_format=options.input_format,
+            image_extension=options.image_extension,
+            image_column=options.image_column,
+            caption_column=options.caption_column,
+            key_column=options.key_column,
+            columns=columns,
+            limit=options.limit,
+        ),
+        embedding_dtype=options.embedding_dtype,
+        top_labels=options.top_labels,
+        batch_size=options.batch_size,
+        max_reject_fraction=options.max_reject_fraction,
+        allow_damaged_shards=options.allow_damaged_shards,
+        overwrite=options.overwrite,
+    )
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> None:
+    """Run a command and exit with its code; what is wrong with the command line is one sentence and exit 2."""
+    try:
+        code = main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = WRONG
+    sys.exit(code)

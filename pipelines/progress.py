@@ -1,0 +1,64 @@
+"""A bar over what a run has done, fed by a thread; quiet when not a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from clip_transforms.embed_shards import PROGRESS
+from clip_transforms.parts.reader import part_names
+from clip_transforms.run_plan import RunPlan
+
+_SECONDS = 0.5
+_LISTING_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def progress_bar(plan: RunPlan, in_process: bool) -> Iterator[None]:
+    """Show the progress of a run while the block runs.
+
+    Args:
+        plan: of the run.
+        in_process: whether the work is done by this process, which then knows of every sample; otherwise committed
+            parts are counted.
+    """
+    total = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed)
+    if in_process:
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc="embedding", disable=None)
+    else:
+        bar = tqdm(total=len(plan.units), initial=len(plan.committed), unit="unit", desc="embedding", disable=None)
+    done = threading.Event()
+    base = dict(PROGRESS)
+
+    def watch() -> None:
+        while not done.wait(_SECONDS if in_process else _LISTING_SECONDS):
+            show()
+
+    def show() -> None:
+        if in_process:
+            now = {key: PROGRESS[key] - base.get(key, 0) for key in ("samples", "bytes", "units")}
+            bar.n = min(now["bytes"], total)
+            rate = now["samples"] / max(1e-9, bar.format_dict["elapsed"])
+            bar.set_postfix_str(f"{now['samples']:,} samples, {rate:,.0f}/s, {now['units']} units")
+        else:
+            wanted = {unit.part for unit in plan.units}
+            bar.n = len(wanted & part_names(plan.settings.output, "embeddings"))
+            bar.refresh()
+
+    if bar.disable:
+        yield
+        return
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        if in_process:
+            bar.n = total
+            bar.set_postfix_str(f"{PROGRESS['samples'] - base.get('samples', 0):,} samples")
+    finally:
+        done.set()
+        thread.join()
+        bar.close()

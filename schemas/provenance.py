@@ -1,0 +1,46 @@
+"""The footer of every part: one key, `clip`, with JSON in it. No time, host, path of this machine, thread or run id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TypedDict
+
+FOOTER_KEY = b"clip"
+FORMAT_VERSION = 1
+
+
+class Footer(TypedDict, total=False):
+    """What a part says of itself.
+
+    Keys:
+        format: FORMAT_VERSION.
+        fingerprint: hex; what decides the numbers of the dataset.
+        stamp: of the source that the unit was read from.
+        digest: hex SHA-256 over the rows of the unit's embeddings and rejects; equal in all of its parts.
+        counts: what became of the samples, see `clip_transforms.parts.counts`.
+        provenance: checkpoint hash, architecture, activation, precision and device got, batch size, versions.
+        shard, taxonomy, taxonomy_digest, top_labels: where they apply.
+    """
+
+    format: int
+    fingerprint: str
+    stamp: str
+    digest: str
+    counts: dict[str, int]
+    provenance: dict[str, str | int]
+    shard: str
+    taxonomy: str
+    taxonomy_digest: str
+    top_labels: int
+
+
+def encode_footer(footer: Footer) -> dict[str, str]:
+    """Footer → the key and value that go into the Parquet file."""
+    return {FOOTER_KEY.decode(): json.dumps({"format": FORMAT_VERSION, **footer}, sort_keys=True)}
+
+
+def decode_footer(metadata: Mapping[bytes, bytes] | None) -> Footer | None:
+    """The Parquet file's key-value metadata → Footer, or None if it is not one of ours."""
+    text = (metadata or {}).get(FOOTER_KEY)
+    return json.loads(text) if text else None

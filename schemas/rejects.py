@@ -1,0 +1,38 @@
+"""The rejects: one row per modality of a sample that the source offers and that could not be embedded."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.embeddings import SHARD, described
+
+# Every (stage, reason) there is, with what it means; the list is closed.
+REASONS: dict[tuple[str, str], str] = {
+    ("read", "several images"): "a tar offers several images under one key",
+    ("read", "not UTF-8"): "the caption's bytes are not UTF-8",
+    ("read", "not text"): "the caption's JSON value is not a string",
+    ("read", "vanished"): "a file that the plan knows is gone (modality shard: the shard itself)",
+    ("read", "unreadable"): "a file or a tar's member cannot be read (modality shard: the shard, from some place on)",
+    ("decode", "empty"): "the image has no bytes",
+    ("decode", "unknown format"): "the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF",
+    ("decode", "too many pixels"): "the stored or the resized picture is larger than the limit",
+    ("decode", "truncated"): "the file ends early",
+    ("decode", "damaged"): "the decoder failed on the bytes",
+    ("embed", "not finite"): "the model gave an embedding that is not finite",
+}
+
+
+def rejects_schema() -> pa.Schema:
+    """The schema of `out/rejects/*.parquet`; (`shard`, `row`, `modality`) is unique."""
+    return pa.schema(
+        [
+            described("key", pa.string(), "name of the sample; null for a whole shard"),
+            SHARD,
+            described("row", pa.int64(), "place in the shard; null for a whole shard"),
+            described("modality", pa.string(), "image, caption or shard", False),
+            described("stage", pa.string(), "read, decode, tokenize or embed", False),
+            described("reason", pa.string(), "one of a closed list", False),
+            described("message", pa.string(), "what the failing step said", False),
+            described("num_bytes", pa.int64(), "size of what was rejected, where known"),
+        ]
+    )

@@ -1,0 +1,33 @@
+"""The distribution: ranges here, exact pins in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="clip-transforms",
+    version="0.1.0",
+    description="CLIP embeddings, scores and zero-shot labels of image–caption shards, with Apache Beam",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["clip_transforms*", "schemas*", "pipelines*"]),
+    package_data={"clip_transforms.demo": ["demo.safetensors"]},
+    install_requires=[
+        "apache-beam>=2.76",  # earlier releases leak memory
+        "torch>=2.4",
+        "numpy>=1.26",
+        "pyarrow>=18",
+        "fsspec>=2024.6",
+        "Pillow>=11.3",  # AVIF
+        "ftfy>=6.1",
+        "regex>=2023.12",
+        "safetensors>=0.4.3",
+        "tqdm>=4.66",
+        "braceexpand>=0.1.7",
+        "openai-clip>=1.0.1",  # for its vocabulary file alone; the package is never imported
+    ],
+    extras_require={
+        "gcp": ["apache-beam[gcp]", "gcsfs"],
+        "aws": ["s3fs"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "duckdb", "polars", "pandas", "datasets", "build"],
+    },
+)

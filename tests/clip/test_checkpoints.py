@@ -1,0 +1,136 @@
+"""What is loaded, and what is refused in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import published_model
+
+from clip_transforms.clip.architectures import PUBLISHED, Architecture, architecture_of
+from clip_transforms.clip.checkpoints import load, load_checkpoint
+from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+
+
+@pytest.fixture(scope="module")
+def state():
+    return {name: tensor.contiguous() for name, tensor in published_model("vit", 0).state_dict().items()}
+
+
+def test_pt_and_safetensors_give_the_same_model(state, tmp_path):
+    torch.save(state, tmp_path / "a.pt")
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    a, b = (load(str(tmp_path / f"a.{e}"), "cpu", activation="gelu") for e in ("pt", "safetensors"))
+    assert torch.equal(a.embed_captions("a cat"), b.embed_captions("a cat"))
+
+
+def test_half_precision_weights_become_fp32(state, tmp_path):
+    torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.pt")
+    assert load(str(tmp_path / "half.pt"), "cpu", activation="gelu").visual.proj.dtype == torch.float32
+
+
+def test_openais_extra_scalars_are_ignored(state, tmp_path):
+    torch.save(state | {"input_resolution": torch.tensor(32), "vocab_size": torch.tensor(49408)}, tmp_path / "a.pt")
+    assert load(str(tmp_path / "a.pt"), "cpu", activation="gelu").image_side == 32
+
+
+def test_sizes_are_read_off_the_tensors(state):
+    sizes = architecture_of({name: tuple(tensor.shape) for name, tensor in state.items()})
+    assert sizes == Architecture(48, 32, 3, 128, 8, 64, 2)
+    assert (sizes.vision_heads, sizes.text_heads) == (2, 1)
+
+
+def test_a_file_without_its_activation_needs_the_flag_and_the_sentence_says_why(state, tmp_path):
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="--activation quick_gelu .* or --activation gelu"):
+        load(str(tmp_path / "a.pt"))
+
+
+def test_a_file_that_says_its_activation_is_not_contradicted(tiny_checkpoint):
+    with pytest.raises(CheckpointError, match="trained with quick_gelu"):
+        load(tiny_checkpoint, activation="gelu")
+
+
+def hostile(path):
+    class Bomb:
+        def __reduce__(self):
+            return (print, ("code from the checkpoint ran",))
+
+    torch.save({"visual.proj": Bomb()}, path)
+
+
+def without(name):
+    def write(path, state):
+        torch.save({key: tensor for key, tensor in state.items() if key != name}, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write, sentence",
+    [
+        (lambda path, _: path.write_bytes(b"hello world, no checkpoint"), "neither a .safetensors file nor"),
+        (lambda path, _: path.write_bytes(b""), "neither a .safetensors file nor"),
+        (lambda path, _: torch.save([1, 2], path), "holds a list"),
+        (lambda path, _: torch.save({"a": torch.ones(2)}, path), "text_projection is missing"),
+        (without("ln_final.weight"), "ln_final.weight is missing"),
+        (without("visual.ln_post.bias"), "visual.ln_post.bias"),
+        (lambda path, _: hostile(path), "not a plain state dict"),
+    ],
+    ids=["text", "empty", "list", "another model", "no size", "a weight less", "code"],
+)
+def test_what_is_no_clip_is_refused_in_one_sentence(write, sentence, state, tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    write(path, state)
+    with pytest.raises(CheckpointError, match=sentence):
+        load(str(path), "cpu", activation="gelu")
+    assert "code from the checkpoint ran" not in capsys.readouterr().out
+
+
+def test_safetensors_of_another_model_are_refused_from_the_header_alone(tmp_path):
+    safetensors.torch.save_file({"weight": torch.ones(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="text_projection is missing"):
+        ClipSpec(str(tmp_path / "a.safetensors"), "gelu").resolve()
+
+
+def test_a_worker_refuses_a_file_that_changed_after_planning(state, tmp_path):
+    torch.save(state, tmp_path / "a.pt")
+    checkpoint = ClipSpec(str(tmp_path / "a.pt"), "gelu").resolve()
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="changed"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["ViT-B/32", "vit-b-32", "VIT-B/32", "rn50", "ViT-L/14@336px"])
+def test_published_names_forgive_case_and_a_dash(name):
+    assert ClipSpec(name).published_name in PUBLISHED
+
+
+def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
+    with pytest.raises(CheckpointError, match=r"RN50x64.*did you mean ViT-B/32\?"):
+        ClipSpec("ViT-B/23").find()
+
+
+def test_cuda_is_never_a_cpu_run_without_a_word(tiny_checkpoint):
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(RuntimeError, match="--device is cuda"):
+        load(tiny_checkpoint, "cuda")
+
+
+def test_the_text_tower_alone(tiny_checkpoint):
+    spec = ClipSpec(tiny_checkpoint).resolve()
+    alone, whole = load_checkpoint(spec, "cpu", vision=False), load_checkpoint(spec, "cpu")
+    assert alone.visual is None
+    assert torch.equal(alone.embed_captions("a cat"), whole.embed_captions("a cat"))
+
+
+def test_resolving_imports_no_torch(tiny_checkpoint):
+    code = (
+        "import sys; from clip_transforms import ClipSpec; "
+        f"ClipSpec({json.dumps(tiny_checkpoint)}).resolve(); print('torch' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

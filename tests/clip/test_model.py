@@ -1,0 +1,93 @@
+"""Embeddings against the published model.py, loaded by path, on random weights that all matter."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import published_model
+
+from clip_transforms.clip.checkpoints import load
+from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD
+from clip_transforms.clip.tokenizer import default_tokenizer
+
+CAPTIONS = ["a cat", "two dogs on a red sofa", "", "a very long caption " * 30, "naïve café 😀", "<|endoftext|> behind"]
+
+
+def published_embeddings(model, pixels, captions):
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (PIXEL_MEAN, PIXEL_STD))
+    tokens = torch.zeros(len(captions), 77, dtype=torch.int64)
+    for row, caption in zip(tokens, captions, strict=True):
+        ids, _ = default_tokenizer().encode(caption)
+        row[: len(ids)] = torch.tensor(ids)
+    with torch.no_grad():
+        images = model.encode_image((pixels.float() / 255 - mean) / std)
+        texts = model.encode_text(tokens)
+    return [x / x.norm(dim=1, keepdim=True) for x in (images, texts)]
+
+
+def saved(model, path):
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
+def unlike_pictures(n, side, seed):
+    """Coarse patterns of very different colours; pixel noise alone would look all the same to a ResNet."""
+    coarse = torch.rand(n, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) ** 3 * 255
+    return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").round().to(torch.uint8)
+
+
+def assert_close(ours, theirs):
+    """Per row within 1e-5, and within 1e-4 of how far apart the embeddings lie: random towers make all parallel."""
+    difference = (ours - theirs).norm(dim=1)
+    spread = (theirs - theirs.mean(dim=0)).norm(dim=1).mean()
+    assert (difference / theirs.norm(dim=1)).max() <= 1e-5
+    assert spread > 1e-3, "the rows hardly differ, so that this test would say nothing"
+    assert difference.max() <= 1e-4 * spread
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_embeddings_are_those_of_the_published_model(kind, seed, tmp_path):
+    theirs = published_model(kind, seed)
+    ours = load(saved(theirs, tmp_path / "model.pt"), "cpu", activation="quick_gelu")
+    pixels = unlike_pictures(9, ours.image_side, seed)
+    images, captions = published_embeddings(theirs, pixels, CAPTIONS)
+    assert_close(ours.embed_images(pixels), images)
+    assert_close(ours.embed_captions(CAPTIONS), captions)
+    assert ours.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+
+
+def test_the_batch_and_its_padding_do_not_change_an_embedding(tiny_checkpoint):
+    model = load(tiny_checkpoint, "cpu")
+    together = model.embed_captions(CAPTIONS)
+    alone = torch.cat([model.embed_captions(caption) for caption in CAPTIONS])
+    assert (together - alone).norm(dim=1).max() <= 1e-5
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), np.uint8)
+    reverse = model.embed_images(pixels[::-1].copy()).flip(0)
+    assert (model.embed_images(pixels) - reverse).norm(dim=1).max() <= 1e-5
+
+
+def test_embeddings_have_length_one_and_are_float32_on_the_cpu(tiny_checkpoint):
+    model = load(tiny_checkpoint, "cpu")
+    images = model.embed_images(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert images.dtype == torch.float32 and images.shape == (2, 48) and images.device.type == "cpu"
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        torch.zeros(1, 3, 31, 31, dtype=torch.uint8),
+        torch.zeros(3, 32, 32, dtype=torch.uint8),
+        torch.zeros(1, 3, 32, 32),
+    ],
+    ids=["another side", "no batch", "floats"],
+)
+def test_other_pixels_are_refused_with_what_is_expected(tiny_checkpoint, pixels):
+    with pytest.raises(ValueError, match=r"uint8 \[n, 3, 32, 32\]"):
+        load(tiny_checkpoint, "cpu").embed_images(pixels)
+
+
+def test_the_other_activation_gives_other_vectors(tmp_path):
+    path = saved(published_model("vit", 0), tmp_path / "model.pt")
+    quick, exact = (load(path, "cpu", activation=a).embed_captions("a cat") for a in ("quick_gelu", "gelu"))
+    assert (quick - exact).norm() > 1e-3

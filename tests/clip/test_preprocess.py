@@ -1,0 +1,147 @@
+"""Pixels against resize, crop, convert written out, through Pillow, on every mode that Pillow has."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from conftest import picture
+from PIL import Image
+
+from clip_transforms.clip.preprocess import ImageError, decode, decode_image, resized_size
+
+SIDE = 32
+# mode → a format that keeps it
+MODES = {
+    "1": "PNG",
+    "L": "PNG",
+    "LA": "PNG",
+    "P": "PNG",
+    "RGB": "PNG",
+    "RGBA": "PNG",
+    "I;16": "PNG",
+    "CMYK": "TIFF",
+    "LAB": "TIFF",
+    "I": "TIFF",
+    "F": "TIFF",
+    "YCbCr": "JPEG",
+}
+SIZES = [(40, 30), (30, 40), (32, 32), (31, 33), (33, 31), (1, 1), (1, 300), (300, 1), (32, 57), (101, 67)]
+
+
+def encoded(mode, size):
+    rng = np.random.default_rng(sum(map(ord, mode)))
+    w, h = size
+    values = rng.integers(0, 256, (h, w, 3), np.uint8)
+    image = Image.fromarray(values)
+    if mode == "P":
+        image = image.quantize(17)
+    elif mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 1 << 16, (h, w)).astype(np.uint16))
+    elif mode == "LAB":
+        image = Image.frombytes("LAB", size, values.tobytes())
+    elif mode != "RGB":
+        image = image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, MODES[mode], **({"quality": 95} if MODES[mode] == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def published_pixels(data, side):
+    """What torchvision's Resize, CenterCrop and the published convert do, as Pillow calls."""
+    image = Image.open(io.BytesIO(data))
+    w, h = image.size
+    short, long = min(w, h), max(w, h)
+    new_long = int(side * long / short)
+    new = (side, new_long) if w <= h else (new_long, side)
+    if (w, h) != new:
+        image = image.resize(new, Image.BICUBIC)
+    top, left = int(round((new[1] - side) / 2.0)), int(round((new[0] - side) / 2.0))
+    image = image.crop((left, top, left + side, top + side)).convert("RGB")
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_are_those_of_the_published_steps_or_a_reject_where_they_raise(mode, size):
+    data = encoded(mode, size)
+    try:
+        expected = published_pixels(data, SIDE)
+    except (OSError, ValueError):
+        with pytest.raises(ImageError):
+            decode_image(data, SIDE)
+        return
+    pixels = decode_image(data, SIDE)
+    assert pixels.dtype == np.uint8 and pixels.shape == (3, SIDE, SIDE)
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_palette_with_transparency_is_resized_before_it_is_converted():
+    image = Image.new("P", (50, 40))
+    image.putpalette([i for i in range(256) for _ in range(3)])
+    image.putdata(list(np.random.default_rng(0).integers(0, 256, 2000)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=3)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), SIDE), published_pixels(buffer.getvalue(), SIDE))
+    converted_first = image.convert("RGB").resize((40, 32), Image.BICUBIC)
+    assert np.asarray(converted_first.crop((4, 0, 36, 32))).transpose(2, 0, 1).tolist() != (
+        decode_image(buffer.getvalue(), SIDE).tolist()
+    )
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_every_format_is_told_by_its_bytes(format_):
+    found = decode(picture(1, (40, 30), format_), SIDE)
+    assert (found.width, found.height) == (40, 30)
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(buffer.getvalue(), SIDE)[:, 5, 5].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation_is_ignored_as_published():
+    image, exif = Image.open(io.BytesIO(picture(3))), Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif, quality=90)
+    found = decode(buffer.getvalue(), SIDE)
+    assert (found.width, found.height) == (40, 30)
+
+
+GOOD = picture(0, (200, 150))
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"not an image", "unknown format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unknown format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unknown format"),
+        (GOOD[: len(GOOD) // 2], "truncated"),
+        (GOOD[:15], "damaged"),
+    ],
+    ids=["empty", "text", "svg", "postscript", "half a jpeg", "fifteen bytes"],
+)
+def test_what_cannot_be_decoded_has_a_reason(data, reason):
+    with pytest.raises(ImageError) as caught:
+        decode_image(data, SIDE)
+    assert caught.value.reason == reason
+
+
+def test_too_many_pixels_is_known_before_anything_is_decoded():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ImageError, match="200 × 150 pixels stored") as caught:
+            decode(GOOD, SIDE, max_pixels=29_999)
+        assert caught.value.reason == "too many pixels"
+        decode(GOOD, SIDE, max_pixels=30_000)
+
+
+def test_a_needle_is_refused_for_what_resizing_would_make_of_it():
+    with pytest.raises(ImageError, match="resized"):
+        decode_image(picture(0, (1, 5000), "PNG"), 224)
+    assert resized_size(1, 5000, 224) == (224, 1_120_000)

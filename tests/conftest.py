@@ -1,0 +1,168 @@
+"""Fixtures: small real checkpoints from the published model's own class, and small real shards."""
+
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+# No test leaves this machine; whatever asks a hub or a cache must fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def published_module(name):
+    """`model.py` or `simple_tokenizer.py` of openai-clip, loaded by path: the package itself needs torchvision."""
+    path = next(f.locate() for f in importlib.metadata.files("openai-clip") if f.name == f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"published_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def published_model(kind, seed):
+    """A small CLIP of the published class, random, with every weight and statistic made to matter."""
+    import torch
+
+    torch.manual_seed(seed)
+    sizes = {
+        "vit": dict(image_resolution=32, vision_layers=3, vision_width=128, vision_patch_size=8),
+        "resnet": dict(image_resolution=64, vision_layers=(1, 2, 1, 1), vision_width=32, vision_patch_size=None),
+    }[kind]
+    text = dict(context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=2)
+    model = published_module("model").CLIP(embed_dim=48, **sizes, **text)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("bn3.weight"):
+                tensor.uniform_(0.5, 1.5)  # published as zero, which would switch most of the network off
+            elif name.endswith("bias"):
+                tensor.normal_(0, 0.1)
+        if kind == "resnet":
+            # Statistics that fit the activations, then bent: otherwise all pictures come out alike.
+            norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+            for norm in norms:
+                norm.momentum = 1.0
+            model.train().encode_image(torch.randn(16, 3, 2, 2).repeat_interleave(32, 2).repeat_interleave(32, 3))
+            for norm in norms:
+                norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+                norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A small ViT checkpoint that says its activation; image side 32, d 48."""
+    import safetensors.torch
+
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in published_model("vit", 0).state_dict().items()}
+    safetensors.torch.save_file(state, path, {"activation": "quick_gelu"})
+    return str(path)
+
+
+def picture(seed, size=(40, 30), format_="JPEG", mode="RGB"):
+    """Encoded bytes of a picture that is like no other seed's."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (4, 4, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, format_)
+    return buffer.getvalue()
+
+
+def write_tar(path, samples):
+    """Write a tar of (member name, bytes)."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in samples:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return str(path)
+
+
+def pair(key, seed, caption=None, **members):
+    """The members of a sample: a picture, a caption, and others by extension."""
+    caption = f"picture number {seed}" if caption is None else caption
+    found = {"jpg": picture(seed), "txt": caption.encode() if isinstance(caption, str) else caption, **members}
+    return [(f"{key}.{extension}", data) for extension, data in found.items() if data is not None]
+
+
+def make_tar(path, count, first=0):
+    """A tar of `count` good samples."""
+    return write_tar(path, [m for i in range(first, first + count) for m in pair(f"{i:06d}", i)])
+
+
+def make_parquet(path, count, first=0, row_group_size=5):
+    """A Parquet file of `count` good samples with image bytes."""
+    rows = range(first, first + count)
+    table = pa.table(
+        {
+            "key": [f"{i:06d}" for i in rows],
+            "image": [picture(i) for i in rows],
+            "caption": [f"picture {i}" for i in rows],
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return str(path)
+
+
+def make_folder(path, count, first=0):
+    """A folder of `count` pictures with captions."""
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        (path / f"{i:06d}.jpg").write_bytes(picture(i))
+        (path / f"{i:06d}.txt").write_text(f"picture number {i}\n")
+    return str(path)
+
+
+@pytest.fixture
+def taxonomy_file(tmp_path):
+    path = tmp_path / "animals.json"
+    path.write_text(json.dumps({"templates": ["a photo of a {}.", "a {c}"], "classes": ["cat", "dog", "red star"]}))
+    return str(path)
+
+
+@pytest.fixture
+def embed(tiny_checkpoint):
+    """Run `pipelines.embed` in this process with the tiny checkpoint; returns the exit code."""
+    from pipelines import embed as command
+
+    def run(*inputs, output, flags=()):
+        argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint, *map(str, flags)]
+        return command.main(argv)
+
+    return run
+
+
+def command(module, *argv, timeout=100, **kwargs):
+    """Run a command as a user does; the finished process, with its output."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        **kwargs,
+    )
+
+
+def rows_of(output, kind="embeddings"):
+    """All rows of a dataset, sorted by shard and row."""
+    tables = [pq.ParquetFile(path).read() for path in sorted((output / kind).glob("*.parquet"))]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: (row["shard"], -1 if row["row"] is None else row["row"]))
+
+
+def files_of(output):
+    """Every committed part: relative path → bytes."""
+    kinds = ("embeddings", "labels", "rejects")
+    paths = [path for kind in kinds for path in (output / kind).rglob("*.parquet")]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}

@@ -1,0 +1,174 @@
+"""What is taken, how it is cut, and what it is called."""
+
+import hashlib
+import os
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_folder, make_parquet, make_tar, write_tar
+
+from clip_transforms.shards import plan as plan_module
+from clip_transforms.shards.plan import PlanError, plan_units
+from clip_transforms.shards.unit import ReaderOptions, part_name
+from clip_transforms.storage import FileInfo
+
+
+def plan(*inputs, **options):
+    return plan_units([str(i) for i in inputs], ReaderOptions(**options))
+
+
+@pytest.fixture
+def tars(tmp_path):
+    for i in range(3):
+        make_tar(tmp_path / f"{i:05d}.tar", 1)
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["", "*.tar", "{00000..00002}.tar", "0000[0-2].tar"], ids=str)
+def test_a_folder_a_glob_and_a_brace_pattern_name_the_same_shards(pattern, tars):
+    assert [os.path.basename(unit.shard) for unit in plan(tars / pattern).units] == [
+        "00000.tar",
+        "00001.tar",
+        "00002.tar",
+    ]
+
+
+def test_a_file_of_inputs_and_a_shard_that_is_named_twice(tars):
+    (tars / "list.txt").write_text(f"{tars}/00000.tar\n\n{tars}/0000*.tar\n")
+    assert len(plan(f"@{tars}/list.txt", tars / "00002.tar").units) == 3
+
+
+def test_sidecars_and_statistics_are_no_shards(tars):
+    for i in range(3):
+        pq.write_table(pa.table({"url": ["x"]}), tars / f"{i:05d}.parquet")
+        (tars / f"{i:05d}_stats.json").write_text("{}")
+    found = plan(tars)
+    assert {unit.format for unit in found.units} == {"webdataset"}
+    assert found.detection == [f"{tars}: 3 webdataset shards; not read: 3 _stats.json, 3 sidecar Parquet"]
+
+
+def test_a_parquet_file_beside_a_folder_of_its_stem_is_a_sidecar(tmp_path):
+    make_folder(tmp_path / "00000", 2)
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
+    assert [unit.format for unit in plan(tmp_path).units] == ["folder"]
+
+
+def test_where_tars_lie_pictures_beside_them_are_not_read_and_the_line_says_so(tars):
+    make_folder(tars / "more", 2)
+    found = plan(tars)
+    assert len(found.units) == 3 and "2 pictures" in found.detection[0]
+    assert [unit.format for unit in plan(tars, input_format="folder").units] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    "rows, group, cuts",
+    [
+        (25_000, 5_000, [(0, 2, 0), (2, 4, 10_000), (4, 5, 20_000)]),
+        (10_000, 10_000, [(0, 1, 0)]),
+        (30_000, 15_000, [(0, 1, 0), (1, 2, 15_000)]),
+        (10_001, 100, [(0, 100, 0), (100, 101, 10_000)]),
+        (0, 100, [(0, 0, 0)]),
+    ],
+)
+def test_parquet_is_cut_at_row_groups_up_to_ten_thousand_rows(rows, group, cuts, tmp_path):
+    table = pa.table({"image": pa.array([b"1"] * rows, pa.binary())})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        if rows:
+            writer.write_table(table, row_group_size=group)
+    assert [(unit.start, unit.stop, unit.first_row) for unit in plan(tmp_path / "a.parquet").units] == cuts
+
+
+def folder_units(keys):
+    found = plan_module.Plan()
+    images = [FileInfo(f"/photos/{key}", 10, "10-1") for key in sorted(keys)]
+    plan_module._cut_folder(found, "/photos", images, images, set())
+    return found.units
+
+
+def test_a_folder_is_cut_where_its_paths_say_so_and_a_new_picture_touches_one_unit():
+    keys = [f"{i:06d}.jpg" for i in range(20_000)]
+    before = folder_units(keys)
+    after = folder_units([*keys, "010000b.jpg"])
+    assert 5 < len(before) < 25 and max(unit.stop - unit.start for unit in before) <= 16_384
+    for unit in before[:-1]:
+        last = keys[unit.stop - 1]
+        assert int.from_bytes(hashlib.sha256(last.encode()).digest()[:8], "big") % 2048 == 0
+    changed = {(u.shard, u.stamp) for u in after} - {(u.shard, u.stamp) for u in before}
+    assert len(changed) == 1 and {u.shard for u in after} == {u.shard for u in before}
+
+
+def test_a_folder_without_a_fitting_path_is_cut_at_the_most():
+    keys = [k for k in (f"{i:06d}.jpg" for i in range(40_000))]
+    keys = [k for k in keys if int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") % 2048]
+    sizes = [unit.stop - unit.start for unit in folder_units(keys[:20_000])]
+    assert sizes == [16_384, 20_000 - 16_384]
+
+
+@pytest.mark.parametrize("touch", ["000001.jpg", "000001.txt"])
+def test_the_stamp_of_a_folder_changes_with_any_of_its_files(touch, tmp_path):
+    make_folder(tmp_path, 3)
+    before = plan(tmp_path).units[0]
+    (tmp_path / touch).write_bytes((tmp_path / touch).read_bytes() + b" ")
+    after = plan(tmp_path).units[0]
+    assert before.stamp != after.stamp and before.part == after.part
+
+
+def test_the_stamp_of_a_file_changes_with_its_time_though_not_its_size(tmp_path):
+    make_tar(tmp_path / "a.tar", 1)
+    before = plan(tmp_path).units[0]
+    os.utime(tmp_path / "a.tar", ns=(1, before.stamp and 123_456_789_012_345_678))
+    assert plan(tmp_path).units[0].stamp != before.stamp
+
+
+@pytest.mark.parametrize(
+    "shard", ["/a/00000.tar", "/a/_hidden.tar", "/a/.x.parquet", "/a/ö ü.tar", "/a/" + "x" * 300, "/photos#", "/a/…"]
+)
+def test_a_part_is_called_after_its_shard_and_never_hidden(shard):
+    name = part_name(shard)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,79}-[0-9a-f]{12}", name)
+    assert name != part_name(shard + "2") and name != part_name(shard, "0-1")
+
+
+@pytest.mark.parametrize(
+    "prepare, options, sentence",
+    [
+        (lambda p: p / "nothing", {}, "matches nothing"),
+        (lambda p: p / "*.tar", {}, "matches nothing"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", {}, "empty folder"),
+        (lambda p: (p / "a.xyz").write_text("") and None or p / "a.xyz", {}, "holds no pictures"),
+        (lambda p: make_tar(p / "a.tar", 1), {"input_format": "parquet"}, "--input_format parquet"),
+        (lambda p: make_tar(p / "a.tar", 1), {"caption_column": "x"}, "--caption_column x is for Parquet"),
+        (lambda p: make_parquet(p / "a.parquet", 1), {"image_extension": "x"}, "--image_extension x is for webdataset"),
+        (lambda p: make_parquet(p / "a.parquet", 1), {"image_column": "x"}, "--image_column x is no column"),
+        (lambda p: make_parquet(p / "a.parquet", 1), {"image_column": "key"}, "must be binary"),
+        (lambda p: make_parquet(p / "a.parquet", 1), {"caption_column": "image"}, "must be text"),
+        (lambda p: make_parquet(p / "a.parquet", 1), {"caption_column": "caption[0]"}, "no list"),
+        (lambda p: make_parquet(p / "a.parquet", 1), {"key_column": "x"}, "--key_column x is no column"),
+        (lambda p: (p / "a.parquet").write_bytes(b"PAR1") and p / "a.parquet", {}, "not readable as Parquet"),
+        (lambda p: f"@{p}/none", {}, "cannot be read"),
+    ],
+)
+def test_an_input_that_cannot_be_used_is_one_sentence(prepare, options, sentence, tmp_path):
+    with pytest.raises(PlanError, match=re.escape(sentence)):
+        plan(prepare(tmp_path), **options)
+
+
+def test_several_captions_without_a_place_are_refused_with_the_cure(tmp_path):
+    pq.write_table(pa.table({"image": [b"1"], "captions": [["a"]]}), tmp_path / "a.parquet")
+    with pytest.raises(PlanError, match=re.escape("--caption_column 'captions[0]'")):
+        plan(tmp_path / "a.parquet", caption_column="captions")
+
+
+def test_planning_reads_no_image(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [])
+    os.chmod(path, 0)  # root reads all the same, so the count of opened files is what is compared
+    opened = []
+    original = plan_module.storage.open_input
+    plan_module.storage.open_input = lambda uri: opened.append(uri) or original(uri)
+    try:
+        plan(path)
+    finally:
+        plan_module.storage.open_input = original
+    assert opened == []

@@ -1,0 +1,303 @@
+"""Every reader gives exactly these rows."""
+
+import json
+from collections import Counter
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
+
+from clip_transforms.shards.plan import plan_units
+from clip_transforms.shards.reader import read_unit
+from clip_transforms.shards.unit import ReaderOptions, ShardError
+from schemas.samples import Column, samples_schema
+
+
+def read(path, tmp_path, options=None, batch_size=3):
+    """All rows of an input, its notes, and the shard errors."""
+    options = options or ReaderOptions()
+    plan = plan_units([str(path)], options)
+    for name, table in plan.lists.items():
+        pq.write_table(table, tmp_path / name)
+    rows, notes, errors = [], Counter(), []
+    for unit in plan.units:
+        try:
+            for batch in read_unit(unit, options, batch_size, notes, str(tmp_path)):
+                assert batch.schema == samples_schema(options.columns) and 0 < batch.num_rows <= batch_size
+                rows += batch.to_pylist()
+        except ShardError as error:
+            errors.append((error.reason, str(error)))
+    return rows, dict(notes), errors
+
+
+def tar(tmp_path, members):
+    return write_tar(tmp_path / "a.tar", members)
+
+
+def one(tmp_path, members, options=None):
+    rows, notes, errors = read(tar(tmp_path, members), tmp_path, options)
+    assert len(rows) == 1 and not errors
+    return rows[0], notes
+
+
+def test_a_tar_gives_its_samples_in_order(tmp_path):
+    rows, notes, errors = read(make_tar(tmp_path / "a.tar", 7), tmp_path)
+    assert [(row["key"], row["row"], row["caption"]) for row in rows] == [
+        (f"{i:06d}", i, f"picture number {i}") for i in range(7)
+    ]
+    assert [row["image"] for row in rows] == [picture(i) for i in range(7)]
+    assert not notes and not errors
+
+
+def test_the_key_ends_at_the_first_dot_of_the_base_name(tmp_path):
+    rows, _, _ = read(tar(tmp_path, pair("v1.0/a.b", 0)[:1] + pair("v1.0/c", 1)), tmp_path)
+    assert [row["key"] for row in rows] == ["v1.0/a", "v1.0/c"]
+
+
+@pytest.mark.parametrize(
+    "members, image",
+    [
+        ({"jpg": b"1"}, b"1"),
+        ({"JPG": b"1"}, b"1"),
+        ({"png": b"1", "seg.png": b"2"}, b"1"),
+        ({"seg.png": b"2"}, b"2"),
+        ({"txt": b"only words"}, None),
+    ],
+    ids=["jpg", "upper case", "whole extension first", "only a tail", "none"],
+)
+def test_which_member_is_the_image(members, image, tmp_path):
+    row, _ = one(tmp_path, [(f"a.{e}", data) for e, data in members.items()])
+    assert row["image"] == image and row["image_reject"] is None
+
+
+@pytest.mark.parametrize("names", [("jpg", "png"), ("a.png", "b.png"), ("jpg", "jpg")], ids=str)
+def test_several_images_under_a_key_are_a_reject_that_names_the_flag(names, tmp_path):
+    row, _ = one(tmp_path, [(f"a.{name}", b"12") for name in names] + [("a.txt", b"a cat")])
+    assert row["image"] is None and row["caption"] == "a cat"
+    assert row["image_reject"]["reason"] == "several images" and row["image_reject"]["num_bytes"] == 4
+    assert "--image_extension" in row["image_reject"]["message"]
+
+
+def test_image_extension_chooses_among_several(tmp_path):
+    members = [("a.jpg", b"1"), ("a.seg.png", b"2")]
+    row, _ = one(tmp_path, members, ReaderOptions(image_extension="seg.png"))
+    assert row["image"] == b"2" and row["image_reject"] is None
+
+
+@pytest.mark.parametrize(
+    "members, caption",
+    [
+        ({"txt": b" a cat\n"}, "a cat"),
+        ({"caption": b"a dog", "json": b'{"caption": "json"}'}, "a dog"),
+        ({"text": b"a dog", "txt": b"first"}, "first"),
+        ({"json": b'{"caption": "from json"}'}, "from json"),
+        ({"json": b'{"caption": null}'}, None),
+        ({"txt": b" \n"}, None),
+        ({"txt": b"\xef\xbb\xbfwith a mark"}, "with a mark"),
+        ({"txt": b"two\nlines"}, "two\nlines"),
+        ({}, None),
+    ],
+    ids=["txt", "caption before json", "txt first", "json", "json null", "blank", "bom", "two lines", "none"],
+)
+def test_which_member_is_the_caption(members, caption, tmp_path):
+    row, _ = one(tmp_path, [("a.jpg", b"1")] + [(f"a.{e}", data) for e, data in members.items()])
+    assert row["caption"] == caption and row["caption_reject"] is None
+
+
+@pytest.mark.parametrize(
+    "member, reason", [(("a.txt", b"gr\xfcn"), "not UTF-8"), (("a.json", b'{"caption": 7}'), "not text")], ids=str
+)
+def test_a_caption_that_cannot_be_used_is_a_reject(member, reason, tmp_path):
+    row, _ = one(tmp_path, [("a.jpg", b"1"), member])
+    assert row["caption"] is None and row["caption_reject"]["reason"] == reason
+
+
+def test_a_key_that_comes_back_is_counted_and_a_sample_of_its_own(tmp_path):
+    rows, notes, _ = read(tar(tmp_path, pair("a", 0) + pair("b", 1) + pair("a", 2)), tmp_path)
+    assert [(row["key"], row["row"]) for row in rows] == [("a", 0), ("b", 1), ("a", 2)]
+    assert notes == {"keys that come back after others": 1}
+
+
+def test_a_group_without_image_or_caption_is_a_sample_and_dot_files_and_folders_are_none(tmp_path):
+    rows, _, _ = read(tar(tmp_path, [("._a.jpg", b"x"), ("a.npy", b"1"), (".hidden", b"2")]), tmp_path)
+    assert [(row["key"], row["image"], row["caption"]) for row in rows] == [("a", None, None)]
+
+
+def test_json_that_is_none_is_counted_and_the_sample_lives(tmp_path):
+    row, notes = one(tmp_path, pair("a", 0, json=b"{not json"))
+    assert row["caption"] == "picture number 0" and row["metadata"] is None
+    assert notes == {"JSON files that are not a JSON object": 1}
+
+
+def test_columns_come_from_a_member_or_a_json_field_and_are_cast(tmp_path):
+    columns = tuple(Column.parse(text, ()) for text in ("cls:int32", "width_px=width:int64", "note", "bad:int32"))
+    text = '{"width": "640", "note": {"a": 1}, "bad": "x"}'
+    row, notes = one(tmp_path, pair("a", 0, cls=b" 7\n", json=text.encode()), ReaderOptions(columns=columns))
+    assert (row["cls"], row["width_px"], row["note"], row["bad"]) == (7, 640, '{"a": 1}', None)
+    assert row["metadata"] == text
+    assert notes == {"values that could not be cast": 1}
+
+
+@pytest.mark.parametrize("cut", range(0, 10240, 300))
+def test_a_tar_cut_off_gives_the_samples_before_and_says_where(cut, tmp_path):
+    path = tmp_path / "a.tar"
+    make_tar(path, 4)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    rows, _, errors = read(path, tmp_path)
+    assert len(errors) == 1 and errors[0][0] == "unreadable"
+    if rows:
+        assert f"after {len(rows)} samples" in errors[0][1]
+    sizes = [1024 + (-(-len(picture(i)) // 512)) * 512 + 512 for i in range(4)]  # two headers, two bodies
+    complete = sum(1 for i in range(4) if sum(sizes[: i + 1]) <= cut)
+    assert complete <= len(rows) <= complete + 1
+    for i, row in enumerate(rows[:complete]):
+        assert (row["image"], row["caption"]) == (picture(i), f"picture number {i}")
+    if len(rows) > complete:  # the one that the cut fell into: whole members are taken, the lost one is a reject
+        row = rows[-1]
+        assert row["image"] in (None, picture(complete))
+        assert row["caption"] in (None, f"picture number {complete}")  # whole where only its padding is cut
+        assert row["image"] or row["image_reject"]["reason"] == "unreadable"
+
+
+def test_garbage_between_members_is_no_quiet_end(tmp_path):
+    path = tmp_path / "a.tar"
+    make_tar(path, 4)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"000002.jpg")
+    data[place : place + 300] = b"\xff" * 300
+    path.write_bytes(data)
+    rows, _, errors = read(path, tmp_path)
+    assert len(rows) == 2 and errors[0][0] == "unreadable"
+
+
+def test_an_empty_tar_has_no_samples(tmp_path):
+    assert read(write_tar(tmp_path / "a.tar", []), tmp_path) == ([], {}, [])
+
+
+def test_a_shard_that_vanished_after_planning_says_so(tmp_path):
+    path = make_tar(tmp_path / "a.tar", 1)
+    unit = plan_units([path], ReaderOptions()).units[0]
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(ShardError) as caught:
+        list(read_unit(unit, ReaderOptions(), 3, Counter(), ""))
+    assert caught.value.reason == "vanished"
+
+
+def test_a_folder_gives_its_pictures_by_relative_path(tmp_path):
+    folder = tmp_path / "photos"
+    make_folder(folder, 2)
+    make_folder(folder / "sub", 1, first=5)
+    (folder / "sub" / "alone.PNG").write_bytes(picture(9, format_="PNG"))
+    (folder / "000001.json").write_text('{"license": "mine"}')
+    for name in (".hidden.jpg", "notes.heic", "__MACOSX/000000.jpg", ".git/x.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"1")
+    options = ReaderOptions(columns=(Column("license", "license"),))
+    rows, notes, errors = read(folder, tmp_path, options)
+    assert [(row["key"], row["caption"], row["license"]) for row in rows] == [
+        ("000000.jpg", "picture number 0", None),
+        ("000001.jpg", "picture number 1", "mine"),
+        ("sub/000005.jpg", "picture number 5", None),
+        ("sub/alone.PNG", None, None),
+    ]
+    assert rows[1]["metadata"] == '{"license": "mine"}'
+    assert plan_units([str(folder)], options).detection == [f"{folder}: a folder of 4 pictures; not read: 1 .heic"]
+
+
+def test_a_glob_of_pictures_finds_the_captions_beside_them(tmp_path):
+    make_folder(tmp_path / "photos", 3)
+    rows, _, _ = read(tmp_path / "photos" / "*.jpg", tmp_path)
+    assert [row["caption"] for row in rows] == [f"picture number {i}" for i in range(3)]
+
+
+def test_a_picture_that_vanished_after_planning_is_a_reject(tmp_path):
+    make_folder(tmp_path / "photos", 2)
+    plan = plan_units([str(tmp_path / "photos")], ReaderOptions())
+    pq.write_table(plan.lists["files-0.parquet"], tmp_path / "files-0.parquet")
+    (tmp_path / "photos" / "000000.jpg").unlink()
+    (tmp_path / "photos" / "000001.txt").unlink()
+    (batch,) = read_unit(plan.units[0], ReaderOptions(), 9, Counter(), str(tmp_path))
+    rows = batch.to_pylist()
+    assert rows[0]["image_reject"]["reason"] == "vanished" and rows[0]["caption"] == "picture number 0"
+    assert rows[1]["caption_reject"]["reason"] == "vanished" and rows[1]["image"] == picture(1)
+
+
+def test_parquet_gives_its_rows_across_row_groups(tmp_path):
+    rows, notes, _ = read(make_parquet(tmp_path / "a.parquet", 12, row_group_size=5), tmp_path)
+    assert [(row["key"], row["row"]) for row in rows] == [(f"{i:06d}", i) for i in range(12)]
+    assert [row["image"] for row in rows] == [picture(i) for i in range(12)]
+    assert not notes and rows[0]["metadata"] is None
+
+
+def parquet(tmp_path, **columns):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    return tmp_path / "a.parquet"
+
+
+@pytest.mark.parametrize("name", ["image", "image_bytes", "bytes", "jpg", "webp", "JPG"])
+def test_the_image_column_is_found_by_its_name(name, tmp_path):
+    rows, _, _ = read(parquet(tmp_path, **{name: [b"1", None]}), tmp_path)
+    assert [row["image"] for row in rows] == [b"1", None]
+    assert [row["key"] for row in rows] == ["0", "1"]
+
+
+def test_a_hugging_face_image_is_a_struct(tmp_path):
+    images = pa.array([{"bytes": b"1", "path": "a.jpg"}, None, {"bytes": None, "path": "b.jpg"}])
+    rows, _, _ = read(parquet(tmp_path, image=images, text=["a", "b", ""]), tmp_path)
+    assert [(row["image"], row["caption"]) for row in rows] == [(b"1", "a"), (None, "b"), (None, None)]
+
+
+def test_rows_that_img2dataset_could_not_download_are_absent_in_both(tmp_path):
+    path = parquet(
+        tmp_path,
+        jpg=[b"1", None, None, None],
+        caption=["a", "b", "c", "d"],
+        status=["success", "failed_to_download", "failed_to_resize", "mine"],
+    )
+    rows, _, _ = read(path, tmp_path)
+    assert [(row["image"], row["caption"]) for row in rows] == [(b"1", "a"), (None, None), (None, None), (None, "d")]
+
+
+def test_the_other_columns_are_metadata_but_no_bytes(tmp_path):
+    path = parquet(tmp_path, image=[b"1"], caption=["a"], url=["http://x"], thumb=[b"2"], n=[3])
+    rows, _, _ = read(path, tmp_path, ReaderOptions(columns=(Column("count", "n", "int8"),)))
+    assert json.loads(rows[0]["metadata"]) == {"url": "http://x"} and rows[0]["count"] == 3
+
+
+def test_one_of_several_captions_is_picked_by_its_place(tmp_path):
+    path = parquet(tmp_path, image=[b"1", b"2", b"3"], captions=[["a", "b"], ["c"], None])
+    rows, _, _ = read(path, tmp_path, ReaderOptions(caption_column="captions[1]"))
+    assert [row["caption"] for row in rows] == ["b", None, None]
+
+
+@pytest.mark.parametrize("make", [make_tar, make_parquet, make_folder], ids=["tar", "parquet", "folder"])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_the_batch_size_changes_no_row(make, batch_size, tmp_path):
+    path = tmp_path / {make_tar: "a.tar", make_parquet: "a.parquet", make_folder: "a"}[make]
+    make(path, 11)
+    assert read(path, tmp_path, batch_size=batch_size) == read(path, tmp_path, batch_size=3)
+
+
+@pytest.mark.parametrize("make", [make_tar, make_parquet, make_folder], ids=["tar", "parquet", "folder"])
+def test_the_limit_takes_the_first_samples_of_each_unit(make, tmp_path):
+    path = tmp_path / {make_tar: "a.tar", make_parquet: "a.parquet", make_folder: "a"}[make]
+    make(path, 11)
+    rows, _, _ = read(path, tmp_path, ReaderOptions(limit=4))
+    assert [row["row"] for row in rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("make, name", [(make_tar, "a.tar"), (make_parquet, "a.parquet"), (make_folder, "a")])
+def test_any_fsspec_file_system_gives_the_same_rows(make, name, tmp_path):
+    make(tmp_path / name, 5)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / name), f"/readers/{name}", recursive=True)
+    try:
+        here, _, _ = read(tmp_path / name, tmp_path)
+        there, _, _ = read(f"memory://readers/{name}", tmp_path)
+        assert here == there and len(here) == 5
+        assert plan_units([f"memory://readers/{name}"], ReaderOptions()).units[0].shard.startswith("memory://")
+    finally:
+        memory.rm("/readers", recursive=True)
