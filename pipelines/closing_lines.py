@@ -16,6 +16,8 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [f"note: {count:,} {key[5:]}" for key, count in counts.items() if key.startswith("note.")]
     lines += [f"not complete: {problem}" for problem in run["problems"]]
+    if not units["committed"]:
+        lines.append("nothing was left to do")
     return [*lines, _speed_line(speed)] if speed["samples"] else lines
 
 

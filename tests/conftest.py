@@ -107,7 +107,7 @@ def make_parquet(path, count, first=0, row_group_size=5):
         {
             "key": [f"{i:06d}" for i in rows],
             "image": [picture(i) for i in rows],
-            "caption": [f"picture {i}" for i in rows],
+            "caption": [f"picture number {i}" for i in rows],
         }
     )
     pq.write_table(table, path, row_group_size=row_group_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import posixpath
 import secrets
 import time
 from collections.abc import Iterator
@@ -78,9 +79,12 @@ class RunFolder:
 def remove_run_folder(uri: str) -> None:
     """Remove `output/_temporary/<run>`, and `_temporary` if nothing else lies in it."""
     storage.remove(uri)
+    parent = posixpath.dirname(uri.rstrip("/"))
     if storage.is_local(uri):
         with contextlib.suppress(OSError):  # another run's folder lies beside, or it is gone already
-            os.rmdir(os.path.dirname(storage.normalise(uri)))
+            os.rmdir(storage.normalise(parent))
+    elif not any(storage.names_in(parent)):
+        storage.remove(parent)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,43 @@
+"""Writes docs/columns.md from the schemas: `python docs/columns.py`. A test says when it is stale."""
+
+from pathlib import Path
+
+from schemas.embeddings import embeddings_schema
+from schemas.labels import labels_schema
+from schemas.rejects import REASONS, rejects_schema
+
+HEAD = """# Columns
+
+Generated from `schemas/` by `python docs/columns.py`. A `?` behind a type says that the column may be null.
+(`shard`, `row`) is unique in the embeddings and in the labels, (`shard`, `row`, `modality`) in the rejects.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    tables = {
+        "embeddings/*.parquet": embeddings_schema(),
+        "labels/<taxonomy>/*.parquet": labels_schema(),
+        "rejects/*.parquet": rejects_schema(),
+    }
+    lines = [HEAD]
+    for name, schema in tables.items():
+        lines += [f"## `{name}`\n", "| column | Arrow type | |", "|---|---|---|"]
+        for field in schema:
+            text = field.metadata[b"description"].decode()
+            lines.append(f"| `{field.name}` | {type_name(field)} | {text} |")
+        lines.append("")
+    lines += ["## Reject reasons\n", "| stage | reason | |", "|---|---|---|"]
+    lines += [f"| {stage} | {reason} | {text} |" for (stage, reason), text in REASONS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def type_name(field) -> str:
+    """An Arrow type, as a reader of the files sees it."""
+    name = str(field.type).replace("dictionary<values=string, indices=int32, ordered=0>", "dictionary string")
+    name = name.replace("float", "float32").replace("item: ", "")
+    return name + ("?" if field.nullable else "")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("columns.md").write_text(render())

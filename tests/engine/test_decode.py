@@ -1,0 +1,145 @@
+"""Decoding ahead keeps the order, bounds its memory, and hands errors over."""
+
+import threading
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import picture
+
+from clip_transforms.clip.preprocess import decode_image
+from clip_transforms.engine import decode as decode_module
+from clip_transforms.engine.ceiling import Ceiling
+from clip_transforms.engine.decode import DecodeAhead, DecodedBatch
+from schemas.samples import samples_schema
+
+
+def batch(first, count, images=None, captions=None):
+    rows = [
+        {
+            "key": str(i),
+            "row": i,
+            "image": picture(i) if images is None else images[i - first],
+            "caption": f"number {i}" if captions is None else captions[i - first],
+        }
+        for i in range(first, first + count)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=samples_schema())
+
+
+def measured():
+    ceiling = Ceiling()
+    ceiling.measuring = False
+    return ceiling
+
+
+def decoded(stream, threads=3, ceiling=None):
+    return list(DecodeAhead(stream, 32, ceiling or measured(), threads))
+
+
+def test_batches_and_marks_come_out_in_the_order_they_went_in():
+    stream = [(0, batch(0, 5)), "end of 0", (1, batch(5, 3)), "end of 1"]
+    out = decoded(stream)
+    assert [item.unit if isinstance(item, DecodedBatch) else item for item in out] == [0, "end of 0", 1, "end of 1"]
+    np.testing.assert_array_equal(out[0].pixels, np.stack([decode_image(picture(i), 32) for i in range(5)]))
+    assert out[0].sizes == [(40, 30)] * 5 and out[2].tokens.lengths.tolist() == [4] * 3
+
+
+def test_what_cannot_be_decoded_is_a_reject_and_moves_no_other_row():
+    images = [picture(0), b"broken", None, picture(3)]
+    (out,) = decoded([(0, batch(0, 4, images, ["a", None, "b", "c"]))])
+    assert out.image_rows == [0, 3] and out.caption_rows == [0, 2, 3]
+    np.testing.assert_array_equal(out.pixels[1], decode_image(picture(3), 32))
+    assert [(row, reason, size) for row, reason, _, size in out.rejects] == [(1, "unknown format", 6)]
+    assert [bool(digest) for digest in out.sha256] == [True, True, False, True]
+
+
+def test_an_error_of_the_reader_reaches_the_consumer_after_what_came_before():
+    def stream():
+        yield 0, batch(0, 2)
+        raise OSError("the disk is gone")
+
+    out = DecodeAhead(stream(), 32, measured(), 2)
+    iterator = iter(out)
+    assert next(iterator).unit == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(iterator)
+
+
+def test_an_error_in_a_decode_thread_is_no_quiet_loss(monkeypatch):
+    monkeypatch.setattr(decode_module, "decode", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decoded([(0, batch(0, 2))])
+
+
+def test_what_waits_for_the_model_is_bounded_in_bytes(monkeypatch):
+    one = batch(0, 2)
+    size = one.nbytes + 2 * 3 * 32 * 32
+    monkeypatch.setattr(decode_module, "MAX_AHEAD_BYTES", 3 * size)
+    read = []
+
+    def stream():
+        for i in range(20):
+            read.append(i)
+            yield 0, one
+
+    iterator = iter(DecodeAhead(stream(), 32, measured(), 2))
+    for taken in range(1, 6):
+        next(iterator)
+        settle()
+        assert len(read) <= taken + 3 + 1  # three wait, and one is in the reader's hand
+    iterator.close()
+
+
+def settle():
+    threading.Event().wait(0.1)
+
+
+def test_while_the_ceiling_is_measured_nothing_is_decoded_beside_the_model():
+    ceiling, done = Ceiling(), Counter()
+    original = decode_module._decode_into
+
+    def counting(*args):
+        done["images"] += 1
+        return original(*args)
+
+    decode_module._decode_into = counting
+    try:
+        iterator = iter(DecodeAhead([(0, batch(2 * i, 2)) for i in range(9)], 32, ceiling, 2))
+        for taken in range(1, 4):
+            next(iterator)
+            settle()
+            assert done["images"] == 2 * taken
+        ceiling.measuring = False
+        next(iterator)
+        settle()
+        assert done["images"] == 18
+        assert len(list(iterator)) == 5
+    finally:
+        decode_module._decode_into = original
+
+
+def test_leaving_early_leaves_no_thread():
+    before = threading.active_count()
+    iterator = iter(DecodeAhead(((0, batch(i, 2)) for i in range(1000)), 32, measured(), 2))
+    next(iterator)
+    iterator.close()
+    settle()
+    assert threading.active_count() == before
+
+
+def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
+    ceiling = Ceiling()
+    ceiling.add(32, 100.0)  # the warm-up
+    for _ in range(4):
+        ceiling.add(32, 0.25)
+    assert ceiling.measuring and ceiling.rate is None
+    ceiling.add(32, 0.25)
+    assert not ceiling.measuring and ceiling.rate == 128
+    ceiling.add(1, 100.0)
+    assert ceiling.rate == 128
+    slow = Ceiling()
+    slow.add(32, 1.0)
+    slow.add(32, 2.0)
+    assert slow.rate == 16

@@ -1,0 +1,128 @@
+"""Every modality of every sample ends in exactly one place, and the numbers are the model's."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import picture
+
+from clip_transforms.clip.checkpoints import load
+from clip_transforms.clip.preprocess import decode_image
+from clip_transforms.engine.decode import DecodeAhead
+from clip_transforms.engine.embed_batches import Embedder, embed_batch, shard_reject
+from clip_transforms.engine.label_batches import Classifier, label_batch
+from schemas.embeddings import embeddings_schema
+from schemas.labels import labels_schema
+from schemas.rejects import REASONS, rejects_schema
+from schemas.samples import samples_schema
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return load(tiny_checkpoint, "cpu")
+
+
+def samples(rows):
+    rows = [{"key": f"k{i}", "row": 10 + i, **row} for i, row in enumerate(rows)]
+    return pa.RecordBatch.from_pylist(rows, schema=samples_schema())
+
+
+def embed(model, rows, dtype="float32", classifiers=None):
+    embedder = Embedder(model)
+    (batch,) = DecodeAhead([(0, samples(rows))], model.image_side, embedder.ceiling, 2)
+    return embed_batch(batch, "s", embedder, embeddings_schema(dtype), classifiers or {}, 5, Counter())
+
+
+REJECT = {"reason": "not UTF-8", "message": "m", "num_bytes": 3}
+ROWS = [
+    {"image": picture(0), "caption": "a cat"},
+    {"image": picture(1)},
+    {"caption": "a dog"},
+    {"image": b"broken", "caption": "a cow"},
+    {"image": picture(4), "caption_reject": REJECT},
+    {"image": b"", "caption_reject": REJECT},
+    {},
+]
+
+
+def test_rows_rejects_and_absences_are_exactly_these(model):
+    result = embed(model, ROWS)
+    assert result.rows.schema.equals(embeddings_schema()) and result.rejects.schema.equals(rejects_schema())
+    assert [
+        (r["row"], r["image_embedding"] is not None, r["caption_embedding"] is not None, r["clip_score"] is not None)
+        for r in result.rows.to_pylist()
+    ] == [(10, 1, 1, 1), (11, 1, 0, 0), (12, 0, 1, 0), (13, 0, 1, 0), (14, 1, 0, 0)]
+    assert [(r["row"], r["modality"], r["stage"], r["reason"], r["num_bytes"]) for r in result.rejects.to_pylist()] == [
+        (13, "image", "decode", "unknown format", 6),
+        (14, "caption", "read", "not UTF-8", 3),
+        (15, "image", "decode", "empty", 0),
+        (15, "caption", "read", "not UTF-8", 3),
+    ]
+    assert result.absent == {"image": 2, "caption": 2}
+    assert all((r["stage"], r["reason"]) in REASONS for r in result.rejects.to_pylist())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_numbers_are_the_models_and_the_score_is_of_what_is_stored(model, dtype):
+    rows = embed(model, ROWS, dtype).rows.to_pylist()
+    images = model.embed_images(np.stack([decode_image(picture(i), 32) for i in (0, 1, 4)])).numpy()
+    stored = np.array([rows[i]["image_embedding"] for i in (0, 1, 4)], np.float32)
+    np.testing.assert_allclose(stored, images, atol=1e-6 if dtype == "float32" else 1e-3)
+    np.testing.assert_array_equal(stored, stored.astype(dtype))
+    a, b = (np.array(rows[0][f"{m}_embedding"], np.float32) for m in ("image", "caption"))
+    assert rows[0]["clip_score"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+
+
+def test_an_embedding_that_is_not_finite_is_a_reject(model, monkeypatch):
+    monkeypatch.setattr(model, "embed_images", lambda pixels: load_nan(pixels, model))
+    result = embed(model, ROWS[:2])
+    assert [(r["row"], r["reason"]) for r in result.rejects.to_pylist()] == [(10, "not finite"), (11, "not finite")]
+    assert result.rows.num_rows == 1 and result.rows.column("image_embedding").null_count == 1
+
+
+def load_nan(pixels, model):
+    import torch
+
+    return torch.full((len(pixels), model.embed_dim), float("nan"))
+
+
+def classifier(k, d=48, seed=0):
+    weights = np.random.default_rng(seed).normal(size=(k, d)).astype(np.float32)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return Classifier(tuple(f"class {i}" for i in range(k)), weights, 100.0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 40])
+def test_labels_are_those_of_the_plain_formula(model, k):
+    classes = classifier(k)
+    result = embed(model, ROWS, classifiers={"c": classes})
+    labels = result.labels["c"]
+    assert labels.schema.equals(labels_schema()) and labels.num_rows == result.rows.num_rows
+    for row, label in zip(result.rows.to_pylist(), labels.to_pylist(), strict=True):
+        assert label["row"] == row["row"]
+        if row["image_embedding"] is None:
+            assert all(label[name] is None for name in ("label", "probability", "similarity", "margin", "top"))
+            continue
+        x = np.array(row["image_embedding"], np.float64)
+        cosines = classes.weights.astype(np.float64) @ x / np.linalg.norm(x)
+        order = np.argsort(-cosines)
+        probabilities = np.exp(100 * (cosines - cosines.max()))
+        probabilities /= probabilities.sum()
+        assert label["label"] == f"class {order[0]}"
+        assert label["similarity"] == pytest.approx(cosines[order[0]], abs=1e-6)
+        assert label["probability"] == pytest.approx(probabilities[order[0]], abs=1e-4)
+        assert label["margin"] == (None if k == 1 else pytest.approx(cosines[order[0]] - cosines[order[1]], abs=1e-6))
+        assert [t["label"] for t in label["top"]] == [f"class {i}" for i in order[: min(k, 5)]]
+        assert [t["probability"] for t in label["top"]] == pytest.approx(probabilities[order[: min(k, 5)]], abs=1e-4)
+
+
+def test_one_label_in_top_still_has_its_margin(model):
+    rows = embed(model, ROWS[:2]).rows
+    (first, _) = label_batch(rows, classifier(4), 1).to_pylist()
+    assert len(first["top"]) == 1 and first["margin"] > 0
+
+
+def test_a_shard_that_could_not_be_read_is_one_row():
+    (row,) = shard_reject("s", "unreadable", "why").to_pylist()
+    assert (row["key"], row["row"], row["modality"], row["reason"]) == (None, None, "shard", "unreadable")

@@ -1,0 +1,41 @@
+"""Temporary folders of the dead are removed, those of the living never."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+from conftest import ROOT
+
+from clip_transforms.parts.run_folder import RunFolder, new_run_id
+
+
+def test_a_folder_lives_as_long_as_its_run(tmp_path):
+    with RunFolder(str(tmp_path), new_run_id()) as folder:
+        assert os.path.isdir(folder.uri)
+    assert not (tmp_path / "_temporary").exists()
+
+
+def test_a_living_run_is_left_alone_and_a_dead_one_is_removed(tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from clip_transforms.parts.run_folder import RunFolder
+        folder = RunFolder({str(tmp_path)!r}, "20200101-000000-other")
+        open(folder.uri + "/work", "w").close()
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert other.stdout.readline() == "ready\n"
+        RunFolder(str(tmp_path), new_run_id()).close()
+        assert (tmp_path / "_temporary" / "20200101-000000-other" / "work").exists()
+    finally:
+        other.kill()
+        other.wait()
+    RunFolder(str(tmp_path), new_run_id()).close()
+    assert not (tmp_path / "_temporary").exists()

@@ -1,0 +1,294 @@
+"""The command, end to end, on small real shards."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import apache_beam as beam
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
+
+from clip_transforms import ClipSpec, EmbedShards, ReadEmbeddings, ReaderOptions, Taxonomy, clip
+from clip_transforms.read_embeddings import read_embeddings
+
+
+def blemished(path):
+    """Seven samples with everything that may be wrong with one."""
+    return write_tar(
+        path,
+        [
+            *pair("good", 0),
+            *pair("no-caption", 1, caption=None)[:1],
+            *pair("no-image", 2)[1:],
+            *pair("broken-image", 3, jpg=picture(3, (200, 200))[:900]),
+            *pair("broken-caption", 4, caption=b"\xff\xfe\xfd"),
+            *pair("long", 5, caption="word " * 100),
+            ("nothing.npy", b"x"),
+        ],
+    )
+
+
+def test_a_blemished_shard_is_accounted_for_to_the_last_modality(embed, tmp_path, taxonomy_file, capsys):
+    out = tmp_path / "out"
+    flags = ["--taxonomy", taxonomy_file, "--max_reject_fraction", 0.5]
+    assert embed(blemished(tmp_path / "a.tar"), output=out, flags=flags) == 0
+    rows = rows_of(out)
+    assert [(r["key"], r["image_embedding"] is not None, r["caption_embedding"] is not None) for r in rows] == [
+        ("good", True, True),
+        ("no-caption", True, False),
+        ("no-image", False, True),
+        ("broken-image", False, True),
+        ("broken-caption", True, False),
+        ("long", True, True),
+    ]
+    assert [(r["key"], r["modality"], r["stage"], r["reason"]) for r in rows_of(out, "rejects")] == [
+        ("broken-image", "image", "decode", "truncated"),
+        ("broken-caption", "caption", "read", "not UTF-8"),
+    ]
+    assert [r["label"] is not None for r in rows_of(out, "labels/animals")] == [True, True, False, False, True, True]
+    assert (rows[5]["caption_tokens"], rows[5]["caption_truncated"]) == (77, True)
+    printed = capsys.readouterr().out
+    assert "images    7 = 4 embedded + 1 rejected (1 decode: truncated) + 2 absent" in printed
+    assert "captions  7 = 4 embedded + 1 rejected (1 read: not UTF-8) + 2 absent; 1 cut at 77 tokens" in printed
+    assert (out / "_SUCCESS").exists() and not (out / "_temporary").exists()
+
+
+def test_the_rows_are_what_the_model_gives(embed, tmp_path, tiny_checkpoint):
+    embed(make_tar(tmp_path / "a.tar", 5), output=tmp_path / "out")
+    model = clip.load(tiny_checkpoint, "cpu")
+    for i, row in enumerate(rows_of(tmp_path / "out")):
+        assert (row["key"], row["row"], row["width"], row["height"]) == (f"{i:06d}", i, 40, 30)
+        assert row["shard"] == str(tmp_path / "a.tar")
+        pixels = clip.decode_image(picture(i), side=model.image_side)
+        np.testing.assert_allclose(row["image_embedding"], model.embed_images(pixels[None])[0], atol=1e-5)
+        np.testing.assert_allclose(row["caption_embedding"], model.embed_captions(row["caption"])[0], atol=1e-5)
+
+
+def test_every_layout_gives_the_same_embeddings(embed, tmp_path):
+    make_tar(tmp_path / "a.tar", 9)
+    make_parquet(tmp_path / "b.parquet", 9)
+    make_folder(tmp_path / "c", 9)
+    found = []
+    for name in ("a.tar", "b.parquet", "c"):
+        assert embed(tmp_path / name, output=tmp_path / f"out-{name}") == 0
+        rows = rows_of(tmp_path / f"out-{name}")
+        found.append([(r["caption"], r["image_embedding"], r["caption_embedding"], r["clip_score"]) for r in rows])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_second_run_does_nothing_loads_no_model_and_says_so(tmp_path, tiny_checkpoint, taxonomy_file):
+    make_tar(tmp_path / "a.tar", 5)
+    argv = ["--input", tmp_path / "a.tar", "--output", tmp_path / "out", "--model", tiny_checkpoint]
+    argv += ["--taxonomy", taxonomy_file]
+    first = command("pipelines.embed", *argv)
+    assert first.returncode == 0, first.stderr
+    before = files_of(tmp_path / "out")
+    code = "import sys; from pipelines import embed; c = embed.main(sys.argv[1:]); print('torch' in sys.modules, c)"
+    second = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert "0 units committed, 1 skipped" in second.stdout
+    assert second.stdout.splitlines()[-1] == "False 0", second.stderr
+    assert files_of(tmp_path / "out") == before
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["input"]["samples"] == 5
+
+
+def test_runs_add_to_a_dataset_and_run_json_tells_input_from_dataset(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 5), output=out)
+    embed(make_tar(tmp_path / "b.tar", 3), output=out)
+    run = json.loads((out / "run.json").read_text())
+    assert (run["input"]["samples"], run["dataset"]["samples"], run["dataset"]["parts"]) == (3, 8, 2)
+    assert len(list((out / "runs").iterdir())) == 2
+
+
+def test_a_changed_source_is_done_again(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 5), make_tar(tmp_path / "b.tar", 5), output=out)
+    make_tar(tmp_path / "b.tar", 6, first=20)
+    assert embed(tmp_path / "a.tar", tmp_path / "b.tar", output=out) == 0
+    run = json.loads((out / "run.json").read_text())
+    assert run["units"] == {"input": 2, "committed": 1, "skipped": 1}
+    assert [r["key"] for r in rows_of(out)][5:] == [f"{i:06d}" for i in range(20, 26)]
+
+
+@pytest.mark.parametrize("kind, damage", [("embeddings", "delete"), ("embeddings", "truncate"), ("rejects", "delete")])
+def test_a_part_that_is_gone_or_cut_is_done_again(kind, damage, embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 5), output=out)
+    before = files_of(out)
+    (path,) = (out / kind).glob("*.parquet")
+    path.unlink() if damage == "delete" else path.write_bytes(path.read_bytes()[:200])
+    assert embed(tmp_path / "a.tar", output=out) == 0
+    assert files_of(out) == before
+
+
+def test_a_damaged_shard_is_exit_3_and_tried_again_the_next_day(embed, tmp_path, capsys):
+    out, path = tmp_path / "out", tmp_path / "a.tar"
+    make_tar(path, 5)
+    whole, stamp = path.read_bytes(), os.stat(path)
+    path.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\xff"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert embed(path, output=out) == 3
+    assert "1 shards could not be read" in capsys.readouterr().out and not (out / "_SUCCESS").exists()
+    assert 0 < len(rows_of(out)) < 5
+    assert [r["modality"] for r in rows_of(out, "rejects")][0] == "shard"
+    assert embed(path, output=out, flags=["--allow_damaged_shards"]) == 0
+    path.write_bytes(whole)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert embed(path, output=out) == 0
+    assert len(rows_of(out)) == 5 and rows_of(out, "rejects") == []
+
+
+def test_too_many_rejects_are_exit_3_without_success(embed, tmp_path, capsys):
+    assert embed(blemished(tmp_path / "a.tar"), output=tmp_path / "out") == 3
+    assert "--max_reject_fraction 0.05" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert not run["complete"] and run["problems"]
+
+
+def test_a_sample_dropped_inside_the_engine_makes_the_run_fail(embed, tmp_path, monkeypatch, capsys):
+    from clip_transforms.engine import decode
+
+    original = decode.DecodeAhead._submit
+
+    def dropping(self, pool, unit, samples):
+        return original(self, pool, unit, samples.slice(1) if samples.num_rows == 5 else samples)
+
+    monkeypatch.setattr(decode.DecodeAhead, "_submit", dropping)
+    assert embed(make_tar(tmp_path / "a.tar", 5), output=tmp_path / "out") == 1
+    assert "5 samples were read, but of their images 4 embedded" in capsys.readouterr().err
+    assert files_of(tmp_path / "out") == {} and not (tmp_path / "out" / "_SUCCESS").exists()
+    assert not (tmp_path / "out" / "_temporary").exists()
+
+
+def test_columns_of_the_users_own(embed, tmp_path):
+    data = json.dumps({"width": 640, "licence": "mine"}).encode()
+    path = write_tar(tmp_path / "a.tar", pair("a", 0, cls=b"7", json=data) + pair("b", 1))
+    flags = ["--columns", "cls:int32", "w=width:int64", "licence"]
+    embed(path, output=tmp_path / "out", flags=flags)
+    assert [(r["cls"], r["w"], r["licence"]) for r in rows_of(tmp_path / "out")] == [(7, 640, "mine"), (None,) * 3]
+    (part,) = (tmp_path / "out" / "embeddings").glob("*.parquet")
+    assert [str(pq.read_schema(part).field(n).type) for n in ("cls", "w", "licence")] == ["int32", "int64", "string"]
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(embed, tmp_path, capsys):
+    make_tar(tmp_path / "a.tar", 5)
+    assert embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 webdataset shard" in printed and "1 to embed" in printed and "nothing was written" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_limit_is_part_of_the_fingerprint(embed, tmp_path):
+    make_tar(tmp_path / "a.tar", 5)
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--limit", 2])
+    assert len(rows_of(tmp_path / "out")) == 2
+    with pytest.raises(ValueError, match="limit is '2', but now ''"):
+        embed(tmp_path / "a.tar", output=tmp_path / "out")
+    assert embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--overwrite"]) == 0
+    assert len(rows_of(tmp_path / "out")) == 5
+
+
+def test_overwriting_keeps_no_part_of_the_old_settings(embed, tmp_path):
+    a, b = make_tar(tmp_path / "a.tar", 2), make_tar(tmp_path / "b.tar", 2)
+    embed(a, b, output=tmp_path / "out")
+    flags = ["--overwrite", "--embedding_dtype", "float16"]
+    with pytest.raises(ValueError, match="1 parts of other settings"):
+        embed(a, output=tmp_path / "out", flags=flags)
+    assert embed(a, b, output=tmp_path / "out", flags=flags) == 0
+
+
+def test_the_transform_yields_part_results_and_reading_back_joins_labels(tmp_path, tiny_checkpoint, taxonomy_file):
+    for name in ("a", "b"):
+        make_tar(tmp_path / f"{name}.tar", 4)
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        parts = pipeline | EmbedShards(
+            inputs=[str(tmp_path / "{a,b}.tar")],
+            output=str(tmp_path / "out"),
+            model=ClipSpec(tiny_checkpoint),
+            taxonomies=[Taxonomy.load(taxonomy_file)],
+            reader=ReaderOptions(limit=3),
+        )
+        _ = (
+            parts
+            | beam.Map(lambda result: (result.path, result.counts["samples"]))
+            | beam.Map(record, str(tmp_path / "seen"))
+        )
+    seen = sorted((tmp_path / "seen").read_text().splitlines())
+    assert len(seen) == 2 and all(line.endswith(" 3") for line in seen)
+    columns = ["key", "image_embedding", "animals.label"]
+    batches = list(read_embeddings(str(tmp_path / "out"), columns, labels=["animals"]))
+    assert sum(batch.num_rows for batch in batches) == 6
+    assert batches[0].schema.names == columns
+    assert batches[0].schema.field("image_embedding").type.list_size == 48
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        kept = pipeline | ReadEmbeddings(str(tmp_path / "out"), columns=["key", "clip_score"])
+        _ = (
+            kept
+            | beam.Map(lambda batch: (batch.schema.names, batch.num_rows))
+            | beam.Map(record, str(tmp_path / "kept"))
+        )
+    assert len((tmp_path / "kept").read_text().splitlines()) == 2
+
+
+def record(element, path):
+    with open(path, "a") as file:
+        file.write(" ".join(map(str, element)) + "\n")
+
+
+def test_any_fsspec_output(embed, tmp_path):
+    memory = fsspec.filesystem("memory")
+    try:
+        assert embed(make_tar(tmp_path / "a.tar", 5), output="memory://dataset/out") == 0
+        memory.get("/dataset/out", str(tmp_path / "copy"), recursive=True)
+        assert len(rows_of(tmp_path / "copy")) == 5
+        assert memory.exists("/dataset/out/_SUCCESS") and not memory.exists("/dataset/out/_temporary")
+        assert embed(tmp_path / "a.tar", output="memory://dataset/out") == 0
+    finally:
+        memory.rm("/dataset", recursive=True)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["tars", "parquet", "folder"])
+def test_killed_at_random_moments_a_dataset_ends_the_same(kind, tmp_path, tiny_checkpoint, taxonomy_file):
+    if kind == "tars":
+        for i in range(12):
+            make_tar(tmp_path / f"in-{i}.tar", 40, first=40 * i)
+        source = tmp_path / "in-*.tar"
+    elif kind == "parquet":
+        source = make_parquet(tmp_path / "in.parquet", 400, row_group_size=40)
+    else:
+        source = make_folder(tmp_path / "in", 400)
+    argv = ["--input", source, "--model", tiny_checkpoint, "--taxonomy", taxonomy_file]
+    undisturbed = command("pipelines.embed", *argv, "--output", tmp_path / "calm")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    rng = random.Random(kind)
+    for _ in range(5 if kind == "tars" else 2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.embed", *map(str, argv), "--output", str(tmp_path / "killed")],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(rng.uniform(1.5, 5.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in files_of(tmp_path / "killed"):
+            pq.read_metadata(tmp_path / "killed" / path)  # whole, or not there
+    finished = command("pipelines.embed", *argv, "--output", tmp_path / "killed")
+    assert finished.returncode == 0, finished.stderr
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "calm")
+    assert (tmp_path / "killed" / "_SUCCESS").exists() and not (tmp_path / "killed" / "_temporary").exists()
+    assert not [p for p in (tmp_path / "killed").rglob("*") if p.name.startswith(".")]
+    run = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert run["input"] == json.loads((tmp_path / "calm" / "run.json").read_text())["input"]

@@ -1,0 +1,110 @@
+"""What the documents say is what the code does."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from conftest import ROOT, make_folder, make_parquet, make_tar
+
+README = (Path(ROOT) / "README.md").read_text()
+
+
+def test_the_columns_page_is_fresh():
+    spec = importlib.util.spec_from_file_location("columns", Path(ROOT) / "docs" / "columns.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stale = "run `python docs/columns.py`"
+    assert (Path(ROOT) / "docs" / "columns.md").read_text() == module.render(), stale
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Every command of the README, one a line, with continued lines joined."""
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_the_make_targets_of_the_readme_exist():
+    targets = re.findall(r"^(\w+):", (Path(ROOT) / "Makefile").read_text(), re.MULTILINE)
+    named = [shlex.split(c)[1] for c in commands() if c.startswith("make ")]
+    assert named and set(named) <= set(targets)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tiny_checkpoint):
+    """A folder in which the README's commands can be typed: what they name lies in it."""
+    path = tmp_path_factory.mktemp("readme")
+    make_folder(path / "photos", 12)
+    (path / "animals.txt").write_text("red star\nblue circle\n")
+    for folder in ("web", "more"):
+        (path / folder).mkdir()
+    for i in range(10):
+        make_tar(path / "web" / f"{i:05d}.tar", 2, first=2 * i)
+    make_parquet(path / "more" / "a.parquet", 3)
+    state = safetensors.torch.load_file(tiny_checkpoint)
+    safetensors.torch.save_file(state, path / "ViT-B-32.safetensors")  # says no activation, like most files
+    return path
+
+
+@pytest.mark.timeout(300)
+def test_every_command_of_the_readme_runs_as_it_stands(workplace):
+    lines = [c for c in commands() if c.startswith("python -m pipelines.embed")]
+    assert len(lines) >= 6
+    for line in lines:
+        argv = shlex.split(line.removeprefix("python "), comments=True)
+        done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=workplace, timeout=100)
+        assert done.returncode == 0, (line, done.stderr)
+        assert " = " in done.stdout or "--dry_run" in line, line
+
+
+def test_the_analysts_query_of_the_readme_answers(workplace):
+    duckdb = pytest.importorskip("duckdb")
+    (query,) = blocks("sql")
+    query = query.replace("'out/", f"'{workplace}/out/").replace("> 0.28", "> -1").replace("= 'cat'", "IS NOT NULL")
+    assert len(duckdb.connect().execute(query).fetchall()) > 0
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.strip().splitlines()[0])
+def test_the_python_of_the_readme_runs(block, workplace):
+    photo = next((workplace / "photos").glob("*.jpg"))
+    shutil.copy(photo, workplace / "cat.jpg")
+    replaced = block.replace('"ViT-B/32"', '"demo"').replace("gs://web/shards/{00000..00999}.tar", "photos")
+    replaced = replaced.replace("gs://web/clip", "out-python").replace("animals.json", "animals.txt")
+    preamble = (
+        "from apache_beam.options.pipeline_options import PipelineOptions\n"
+        "options = PipelineOptions(runner='FnApiRunner')\n"
+        "my_function = lambda batch: batch.num_rows\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", preamble + replaced], capture_output=True, text=True, cwd=workplace, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(200)
+def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_second_time(tmp_path):
+    argv = [sys.executable, "-m", "pipelines.demo"]
+    first = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=150)
+    assert first.returncode == 0, first.stderr
+    for piece in (
+        "$ python -m pipelines.embed --input",
+        "images    2,000 = 1,996 embedded + 4 rejected (4 decode: truncated) + 0 absent",
+        "captions  2,000 = 1,976 embedded + 4 rejected (4 read: not UTF-8) + 20 absent; 4 cut at 77 tokens",
+        "Five rows",
+        "In DuckDB",
+        "--input ~/Pictures",
+    ):
+        assert piece.lower() in first.stdout.lower(), piece
+    shapes, colors = re.findall(r"(?:shapes|colors) ([\d,]+) of 1,996", first.stdout)
+    assert min(int(n.replace(",", "")) for n in (shapes, colors)) > 0.98 * 1996
+    second = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert second.returncode == 0 and "nothing was left to do" in second.stdout
