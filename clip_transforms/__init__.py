@@ -13,6 +13,7 @@ _HOMES = {
     "ReaderOptions": "shards.unit",
     "EmbedShards": "embed_shards",
     "PartResult": "run_summary",
+    "LabelEmbeddings": "label_embeddings",
     "ReadEmbeddings": "read_embeddings",
 }
 __all__ = [*_HOMES, "clip"]

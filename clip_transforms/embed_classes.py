@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from clip_transforms.engine.label_batches import Classifier
 from clip_transforms.parts.reader import read_footer
 from schemas.provenance import decode_footer, encode_footer
 
+_LOGGER = logging.getLogger(__name__)
+_SAME = 0.9999  # classes whose embeddings have a larger cosine cannot be told apart
 CLASSES = pa.schema(
     [("class", pa.string()), ("prompts", pa.list_(pa.string())), ("class_embedding", pa.list_(pa.float32()))]
 )
@@ -52,9 +55,11 @@ def _maker(taxonomy: Taxonomy, checkpoint: Checkpoint) -> list[str]:
 def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model) -> None:
     from clip_transforms.clip.zero_shot import zero_shot_classifier
 
+    classifier = zero_shot_classifier(model, taxonomy).numpy()
+    _warn_of_twins(taxonomy, classifier)
     rows = [
         {"class": c.name, "prompts": taxonomy.prompts(c), "class_embedding": weights}
-        for c, weights in zip(taxonomy.classes, zero_shot_classifier(model, taxonomy).numpy(), strict=True)
+        for c, weights in zip(taxonomy.classes, classifier, strict=True)
     ]
     footer = encode_footer(
         {
@@ -72,6 +77,21 @@ def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model) -> None:
         writer.add_key_value_metadata(footer)
     os.chmod(local, 0o644)
     storage.commit_file(local, uri)
+
+
+def _warn_of_twins(taxonomy: Taxonomy, classifier: np.ndarray) -> None:
+    """One line for classes that no picture can tell apart; by blocks, so that ten thousand classes need no square."""
+    names, twins = taxonomy.class_names, []
+    for start in range(0, len(names), 256):
+        cosines = classifier[start : start + 256] @ classifier.T
+        for i, j in np.argwhere(cosines > _SAME):
+            if start + i < j:
+                twins.append(f"{names[start + i]!r} and {names[j]!r}")
+    if twins:
+        more = f" and {len(twins) - 3} more pairs" if len(twins) > 3 else ""
+        _LOGGER.warning(
+            "taxonomy %s: to this model these classes are the same: %s%s", taxonomy.name, "; ".join(twins[:3]), more
+        )
 
 
 @functools.lru_cache(maxsize=16)

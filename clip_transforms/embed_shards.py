@@ -11,23 +11,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.utils.shared import Shared
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.embed_classes import embed_classes, read_classifier
+from clip_transforms.label_part import label_part, labels_footer
 from clip_transforms.parts.reader import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
-from clip_transforms.run_plan import Job, RunPlan, Settings, plan_run, read_taxonomies, read_units
+from clip_transforms.run_plan import Job, PlannedUnit, RunPlan, Settings, plan_run, read_taxonomies, read_units
 from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
+from clip_transforms.worker_process import end_with
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 
 # What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
 PROGRESS: Counter = Counter()
+_DIRECT_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 
 
 class EmbedShards(beam.PTransform):
@@ -67,7 +70,8 @@ class EmbedShards(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[PartResult]:
         """Write the plan, and wire the pipeline that starts from its URI."""
         plan = self._plan or plan_run(self._settings)
-        job, self.run_folder = plan.begin(workers_of(pipeline.pipeline.options), self._command)
+        options = pipeline.pipeline.options
+        job, self.run_folder = plan.begin(workers_of(options), self._command, detached=not is_direct(options))
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
         results = (
             pipeline
@@ -92,6 +96,12 @@ def workers_of(options: PipelineOptions) -> int:
     return max([1, *(int(known.get(name) or 1) for name in names)])
 
 
+def is_direct(options: PipelineOptions) -> bool:
+    """Whether the runner works in this process or in children of it, and so ends with it."""
+    runner = options.view_as(StandardOptions).runner or "DirectRunner"
+    return runner.rpartition(".")[2] in _DIRECT_RUNNERS
+
+
 class _EmbedClasses(beam.DoFn):
     """Plan URI → {taxonomy: URI of its class embeddings}, one element."""
 
@@ -100,7 +110,7 @@ class _EmbedClasses(beam.DoFn):
 
     def process(self, _: str) -> Iterator[dict[str, str]]:
         job = self._job
-        taxonomies = read_taxonomies(job) if job.pending else []
+        taxonomies = read_taxonomies(job) if job.pending or job.unlabelled else []
         yield embed_classes(job.output, taxonomies, job.checkpoint, job.settings.model.device)
 
 
@@ -111,6 +121,7 @@ class _EmbedTask(beam.DoFn):
         self._job, self._shared = job, shared
 
     def setup(self):
+        end_with(self._job.launcher)
         warnings.filterwarnings("ignore", module="PIL")  # Pillow's hints about odd files; what fails is a reject
         if self._job.pending:
             self._embedder = self._shared.acquire(self._load)
@@ -123,16 +134,31 @@ class _EmbedTask(beam.DoFn):
 
     def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
         pending = []
-        for unit, counts in read_units(self._job, *task):
-            if counts is None:
-                pending.append(unit)
+        for planned in read_units(self._job, *task):
+            if planned.counts is None:
+                pending.append(planned.unit)
             else:
-                PROGRESS["units"] += 1
-                yield PartResult(
-                    part_uri(self._job.output, "embeddings", unit.part), dict(counts), {}, "", skipped=True
-                )
+                yield _keep(planned, self._job, classes)
         if pending:
             yield from embed_shards(pending, self._job, self._embedder, classes)
+
+
+def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:
+    """A unit that is committed already; labels that it lacks are made from its embeddings."""
+    part = planned.unit.part
+    if planned.labels:
+        wanted = {name: classes[name] for name in planned.labels}
+        label_part(job.output, job.folder, part, wanted, label_footers(job), job.settings.top_labels)
+    PROGRESS["units"] += 1
+    counts = dict(planned.counts)
+    return PartResult(
+        part_uri(job.output, "embeddings", part), counts, {}, "", skipped=True, labelled=bool(planned.labels)
+    )
+
+
+def label_footers(job: Job) -> dict[str, Footer]:
+    """Taxonomy → what its labels parts say besides what all parts of a unit say."""
+    return {name: labels_footer(name, digest, job.settings.top_labels) for name, digest in job.taxonomies.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +277,5 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
         "versions": versions(),
     }
     footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}
-    labels = {
-        name: {"taxonomy": name, "taxonomy_digest": digest, "top_labels": job.settings.top_labels}
-        for name, digest in job.taxonomies.items()
-    }
     schema = embeddings_schema(job.settings.embedding_dtype, job.settings.reader.columns)
-    return PartSettings(job.output, job.folder, schema, footer, labels)
+    return PartSettings(job.output, job.folder, schema, footer, label_footers(job))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
+from clip_transforms.label_part import changed_taxonomies, stale_labels
 from clip_transforms.parts import reader
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.run_folder import RunFolder, new_run_id
-from clip_transforms.parts.run_manifest import OutputError, clear_success, read_dataset_fields, write_dataset_fields
+from clip_transforms.parts.run_manifest import OutputError, clear_success, read_dataset_fields, write_dataset
 from clip_transforms.parts.writer import make_folders
 from clip_transforms.shards.plan import plan_units
 from clip_transforms.shards.unit import ReaderOptions, Unit
@@ -111,10 +113,12 @@ class Job:
         taxonomies: name → digest.
         units: of the plan.
         pending: of these, how many are still to be embedded.
+        unlabelled: how many others lack labels.
         workers: that the runner's options name.
         others: counts of the parts that are in the dataset but not in this run's input.
         other_parts: their number.
         command: as it was typed.
+        launcher: process id; a worker that it started ends with it.
         started: seconds since 1970.
     """
 
@@ -126,10 +130,12 @@ class Job:
     taxonomies: Mapping[str, str]
     units: int
     pending: int
+    unlabelled: int
     workers: int
     others: Mapping[str, int]
     other_parts: int
     command: Sequence[str]
+    launcher: int
     started: float
 
     @property
@@ -162,7 +168,8 @@ class RunPlan:
     Attributes:
         settings, checkpoint, fields: as in Job.
         units: of this run's input.
-        committed: unit → counts, of those that an earlier run committed.
+        committed: part → counts, of units that an earlier run committed.
+        stale: part → taxonomies, of committed units whose labels are to be made.
         others: part → footer, of parts that are not in this run's input.
         detection: lines that say what was taken from the input and what was not.
         lists: name → list of files, for folder units.
@@ -173,6 +180,7 @@ class RunPlan:
     fields: dict[str, str]
     units: list[Unit]
     committed: dict[str, Counter]
+    stale: dict[str, list[str]]
     others: dict[str, Footer]
     detection: list[str]
     lists: dict[str, pa.Table]
@@ -182,22 +190,34 @@ class RunPlan:
         """How many units are still to be embedded."""
         return len(self.units) - len(self.committed)
 
-    def begin(self, workers: int, command: Sequence[str]) -> tuple[Job, RunFolder]:
-        """Write the plan beside the output, and hold its folder."""
-        settings, run = self.settings, new_run_id()
-        folder = RunFolder(settings.output, run)
+    def begin(self, workers: int, command: Sequence[str], detached: bool = False) -> tuple[Job, RunFolder]:
+        """Write the plan beside the output, and hold its folder.
+
+        Args:
+            workers: that the runner's options name.
+            command: as it was typed, for run.json.
+            detached: whether the run goes on without this process.
+        Raises:
+            FingerprintError: if another run began meanwhile, with other settings.
+        """
+        run = new_run_id()
+        folder = RunFolder(self.settings.output, run, detached)
         try:
-            return self._write(folder, run, workers, command), folder
+            with folder.alone():
+                return self._write(folder, run, workers, command), folder
         except BaseException:
             folder.close()
             raise
 
     def _write(self, folder: RunFolder, run: str, workers: int, command: Sequence[str]) -> Job:
         settings = self.settings
-        if read_dataset_fields(settings.output) != self.fields:
-            write_dataset_fields(settings.output, self.fields)
+        old = read_dataset_fields(settings.output)
+        if old is not None and not settings.overwrite:
+            check_same(settings.output, old, self.fields)  # again: another run may have begun since this was planned
+        if old != self.fields:
+            write_dataset(settings.output, self.fields, settings.model.location)
         make_folders(settings.output, [taxonomy.name for taxonomy in settings.taxonomies])
-        if self.pending:
+        if self.pending or self.stale:
             clear_success(settings.output)
         for name, table in self.lists.items():
             _write_table(storage.join(folder.uri, name), table)
@@ -212,10 +232,12 @@ class RunPlan:
             taxonomies={taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies},
             units=len(self.units),
             pending=self.pending,
+            unlabelled=len(self.stale),
             workers=workers,
             others=add(footer["counts"] for footer in self.others.values()),
             other_parts=len(self.others),
             command=tuple(command),
+            launcher=os.getpid(),
             started=time.time(),
         )
         _write_table(job.plan_uri, self._table())
@@ -226,11 +248,18 @@ class RunPlan:
         for row in rows:
             counts = self.committed.get(row["part"])
             row["counts"] = None if counts is None else json.dumps(counts)
+            row["labels"] = self.stale.get(row["part"], [])
         return pa.Table.from_pylist(rows, schema=_PLAN)
 
 
 _ARROW = {"str": pa.string(), "int": pa.int64()}
-_PLAN = pa.schema([*((f.name, _ARROW[f.type]) for f in dataclasses.fields(Unit)), ("counts", pa.string())])
+_PLAN = pa.schema(
+    [
+        *((f.name, _ARROW[f.type]) for f in dataclasses.fields(Unit)),
+        ("counts", pa.string()),
+        ("labels", pa.list_(pa.string())),
+    ]
+)
 
 
 def plan_run(settings: Settings) -> RunPlan:
@@ -259,41 +288,41 @@ def plan_run(settings: Settings) -> RunPlan:
             f"--overwrite would leave {len(foreign)} parts of other settings that are not in --input, {foreign[0]} "
             "among them; give all of the dataset's inputs, or another --output"
         )
-    _refuse_late_taxonomies(settings, committed)
-    return RunPlan(settings, checkpoint, fields, found.units, committed, others, found.detection, found.lists)
+    digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
+    check_taxonomies(settings.output, digests, settings.overwrite)
+    done = {part: footers[part] for part in committed}
+    stale = stale_labels(settings.output, done, digests, settings.top_labels)
+    return RunPlan(settings, checkpoint, fields, found.units, committed, stale, others, found.detection, found.lists)
 
 
 def _committed(
     settings: Settings, units: Sequence[Unit], footers: Mapping[str, Footer], expected: str
 ) -> dict[str, Counter]:
     """Part → counts of the units that need not be done again."""
-    rejects = reader.part_names(settings.output, "rejects") if footers else set()
+    rejects = reader.part_sizes(settings.output, "rejects") if footers else {}
     return {
         unit.part: Counter(footer["counts"])
         for unit in units
         if (footer := footers.get(unit.part))
         and footer["fingerprint"] == expected
-        and footer["stamp"] == unit.stamp
-        and unit.part in rejects
+        and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
+        and rejects.get(unit.part) == footer["rejects_bytes"]
         and not footer["counts"].get("shards.rejected")
     }
 
 
-def _refuse_late_taxonomies(settings: Settings, committed: Mapping[str, Counter]) -> None:
-    for taxonomy in settings.taxonomies:
-        kind = f"labels/{taxonomy.name}"
-        labelled = reader.part_names(settings.output, kind) if committed else set()
-        if missing := sorted(set(committed) - labelled):
-            raise OutputError(
-                f"--taxonomy {taxonomy.name} is new to {settings.output}, where {len(missing)} parts are embedded "
-                "already: labels from stored embeddings are not made yet, so give another --output"
-            )
-        for footer in reader.read_footers(settings.output, kind, sorted(committed)[:1]).values():
-            if footer.get("taxonomy_digest") != taxonomy.digest:
-                raise OutputError(
-                    f"--taxonomy {taxonomy.name} has other content than the one that labelled {settings.output}; give "
-                    "it another name, or another --output"
-                )
+def check_taxonomies(output: str, digests: Mapping[str, str], overwrite: bool) -> None:
+    """Refuse classes under a name that means others in the dataset.
+
+    Raises:
+        OutputError: naming the taxonomy, unless `overwrite`.
+    """
+    changed = [] if overwrite else changed_taxonomies(output, digests)
+    if changed:
+        raise OutputError(
+            f"--taxonomy {changed[0]} has other classes, prompts or templates than the one of that name in {output}; "
+            "rename the file, or give --overwrite to label everything anew"
+        )
 
 
 def _write_table(uri: str, table: pa.Table) -> None:
@@ -308,11 +337,28 @@ def _read_plan(uri: str) -> pa.Table:
         return pq.ParquetFile(file).read(use_threads=False)
 
 
-def read_units(job: Job, start: int, stop: int) -> list[tuple[Unit, Counter | None]]:
-    """The units of a task, each with its counts if it is committed already."""
-    rows = _read_plan(job.plan_uri).slice(start, stop - start).to_pylist()
-    counts = [row.pop("counts") for row in rows]
-    return [(Unit(**row), None if c is None else Counter(json.loads(c))) for row, c in zip(rows, counts, strict=True)]
+@dataclasses.dataclass(frozen=True)
+class PlannedUnit:
+    """A row of the plan.
+
+    Attributes:
+        unit: what to read.
+        counts: of its part, if an earlier run committed it; else None.
+        labels: taxonomies whose labels are to be made from its stored embeddings.
+    """
+
+    unit: Unit
+    counts: Counter | None
+    labels: list[str]
+
+
+def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
+    """The units of a task."""
+    planned = []
+    for row in _read_plan(job.plan_uri).slice(start, stop - start).to_pylist():
+        counts, labels = row.pop("counts"), row.pop("labels")
+        planned.append(PlannedUnit(Unit(**row), None if counts is None else Counter(json.loads(counts)), labels))
+    return planned
 
 
 def read_taxonomies(job: Job) -> list[Taxonomy]:

@@ -30,6 +30,7 @@ class PartResult:
         seconds: of this run, by stage; what a task shares is on its last unit. Empty if the unit was skipped.
         obtained: precision and device that it was embedded with, such as `fp32 on cpu`.
         skipped: whether an earlier run committed it.
+        labelled: whether this run made labels from its stored embeddings.
         process: that did it; empty if it was skipped.
         ceiling: samples per second that the process could reach, where that was measured.
     """
@@ -39,6 +40,7 @@ class PartResult:
     seconds: dict[str, float]
     obtained: str
     skipped: bool = False
+    labelled: bool = False
     process: str = ""
     ceiling: float | None = None
 
@@ -49,6 +51,7 @@ class RunSummary:
 
     Attributes:
         units, skipped: how many there were, and how many of them an earlier run had committed.
+        labelled: of the latter, how many got labels from their stored embeddings.
         counts: of all of them.
         fresh: samples embedded in this run.
         seconds: by stage.
@@ -59,6 +62,7 @@ class RunSummary:
 
     units: int = 0
     skipped: int = 0
+    labelled: int = 0
     counts: Counter = dataclasses.field(default_factory=Counter)
     fresh: int = 0
     seconds: Counter = dataclasses.field(default_factory=Counter)
@@ -71,6 +75,7 @@ class RunSummary:
         return RunSummary(
             self.units + other.units,
             self.skipped + other.skipped,
+            self.labelled + other.labelled,
             add([self.counts, other.counts]),
             self.fresh + other.fresh,
             add([self.seconds, other.seconds]),
@@ -85,6 +90,7 @@ class RunSummary:
         return cls(
             units=1,
             skipped=int(result.skipped),
+            labelled=int(result.labelled),
             counts=Counter(result.counts),
             fresh=0 if result.skipped else result.counts["samples"],
             seconds=Counter(result.seconds),
@@ -133,7 +139,12 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
         "taxonomies": dict(job.taxonomies),
         "complete": not problems,
         "problems": problems,
-        "units": {"input": job.units, "committed": job.units - summary.skipped, "skipped": summary.skipped},
+        "units": {
+            "input": job.units,
+            "committed": job.units - summary.skipped,
+            "skipped": summary.skipped,
+            "labelled": summary.labelled,
+        },
         "input": dict(sorted(summary.counts.items())),
         "dataset": {"parts": parts, **dict(sorted(add([summary.counts, job.others]).items()))},
         "parts_by_device": dict(summary.obtained),

@@ -8,7 +8,6 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -209,15 +208,21 @@ def _fsync_folder(path: str) -> None:
         os.close(handle)
 
 
-def names_in(uri: str, suffix: str = "") -> Iterator[str]:
-    """The names of the files in a folder, without the folder, unsorted; none if there is no such folder."""
+def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
+    """Name → bytes of the files in a folder, from one listing; folders too, of no size. Empty if there is no folder."""
     fs, path = filesystem(uri)
     fs.invalidate_cache(path)
     try:
-        entries = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        name = posixpath.basename(entry.rstrip("/"))
-        if name.endswith(suffix):
-            yield name
+        if isinstance(fs, LocalFileSystem):
+            with os.scandir(path) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(suffix)}
+        entries = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    sizes = {posixpath.basename(entry["name"].rstrip("/")): entry.get("size") or 0 for entry in entries}
+    return {name: size for name, size in sizes.items() if name.endswith(suffix)}
+
+
+def names_in(uri: str, suffix: str = "") -> list[str]:
+    """The names of `sizes_in`."""
+    return list(sizes_in(uri, suffix))

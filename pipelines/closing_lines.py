@@ -12,11 +12,13 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     """The lines that say what became of every sample and what held the run back."""
     units, counts, speed = run["units"], run["input"], run["speed"]
     kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), "rejects"])
-    lines = [f"{_count(units['committed'], 'unit')} committed, {units['skipped']:,} skipped, in {output} ({kinds})"]
+    labelled = f", {units['labelled']:,} of them labelled" if units["labelled"] else ""
+    committed = _count(units["committed"], "unit")
+    lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [f"note: {count:,} {key[5:]}" for key, count in counts.items() if key.startswith("note.")]
     lines += [f"not complete: {problem}" for problem in run["problems"]]
-    if not units["committed"]:
+    if not units["committed"] and not units["labelled"]:
         lines.append("nothing was left to do")
     return [*lines, _speed_line(speed)] if speed["samples"] else lines
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from pipelines.closing_lines import closing_lines
+from pipelines.launch import launch, prepare
 from pipelines.options import DONE, FAILED, INCOMPLETE, embed_parser, embed_settings, parse, run_command
 from pipelines.progress import progress_bar
 
@@ -39,29 +37,11 @@ def main(argv: Sequence[str]) -> int:
 
 def run(plan: RunPlan, beam_options: PipelineOptions, command: Sequence[str]) -> int:
     """Run a plan to its end and print the closing lines; the exit code."""
-    standard, direct = beam_options.view_as(StandardOptions), beam_options.view_as(DirectOptions)
-    if not standard.runner:
-        standard.runner = "FnApiRunner"
-    in_process = standard.runner.endswith("FnApiRunner") and direct.direct_running_mode in (None, "in_memory")
-    transform = EmbedShards.of(plan, command)
-    try:
-        with progress_bar(plan, in_process):
-            pipeline = beam.Pipeline(options=beam_options)
-            _ = pipeline | transform
-            pipeline.run().wait_until_finish()
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is committed stays, and the same command goes on from there", file=sys.stderr)
+    in_process = prepare(beam_options)
+    with progress_bar(plan, in_process):
+        succeeded = launch(EmbedShards.of(plan, command), beam_options)
+    if not succeeded:
         return FAILED
-    except Exception as error:  # the run failed, whatever the reason: say it in one line, with Beam's log above it
-        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        print(f"the run failed: {cause}", file=sys.stderr)
-        print("what is committed stays; the same command goes on from there", file=sys.stderr)
-        if os.environ.get("CLIP_TRANSFORMS_TRACEBACK"):
-            raise
-        return FAILED
-    finally:
-        if transform.run_folder:
-            transform.run_folder.close()
     result = read_run(plan.settings.output)
     for line in closing_lines(result, plan.settings.output):
         print(line)

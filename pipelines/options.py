@@ -19,6 +19,11 @@ from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the run failed; 2 the command line or the output is wrong, nothing was started; 3 finished, "
+    "but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is FnApiRunner, in this "
+    "process, unless it is given."
+)
 
 
 class UsageError(ValueError):
@@ -35,9 +40,7 @@ def embed_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m pipelines.embed",
         description="Image–caption shards → CLIP embeddings, scores, zero-shot labels and rejects, as Parquet.",
-        epilog="Exit codes: 0 done; 1 the run failed; 2 the command line or the output is wrong, nothing was started; "
-        "3 finished, but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is "
-        "FnApiRunner, in this process, unless it is given.",
+        epilog=EXIT_CODES,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -62,6 +65,23 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--caption_column", metavar="NAME", help="of Parquet; NAME[0] of a list")
     add("--key_column", metavar="NAME", help="of Parquet; else key, uid, __key__, else the row")
     add("--dry_run", action="store_true", help="print what was found and what would be done, and stop")
+    return parser
+
+
+def label_parser() -> argparse.ArgumentParser:
+    """The flags of `pipelines.label`."""
+    parser = _Parser(
+        prog="python -m pipelines.label",
+        description="New taxonomies over a finished dataset: zero-shot labels from its stored embeddings.",
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--input", default="", metavar="URI", help="folder of a dataset that pipelines.embed wrote")
+    add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
+    add("--model", default="", help="the dataset's own checkpoint, where it was moved since")
+    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top")
+    add("--overwrite", action="store_true", help="replace labels of the same name and other classes")
     return parser
 
 

@@ -20,7 +20,10 @@ class Footer(TypedDict, total=False):
         digest: hex SHA-256 over the rows of the unit's embeddings and rejects; equal in all of its parts.
         counts: what became of the samples, see `clip_transforms.parts.counts`.
         provenance: checkpoint hash, architecture, activation, precision and device got, batch size, versions.
-        shard, taxonomy, taxonomy_digest, top_labels: where they apply.
+        shard: URI, of the unit.
+        rejects_bytes: size of the unit's rejects part; in the embeddings part alone.
+        taxonomy, taxonomy_digest, top_labels: in labels parts.
+        maker, logit_scale: in the file of a taxonomy's class embeddings, what it was made from, and the log parameter.
     """
 
     format: int
@@ -30,6 +33,9 @@ class Footer(TypedDict, total=False):
     counts: dict[str, int]
     provenance: dict[str, str | int]
     shard: str
+    rejects_bytes: int
+    maker: list[str]
+    logit_scale: float
     taxonomy: str
     taxonomy_digest: str
     top_labels: int

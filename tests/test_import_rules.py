@@ -20,7 +20,7 @@ ALLOWED = {
     "top": {"top", "shards", "engine", "parts", "demo", "clip", "schemas", "storage"},
     "pipelines": {"pipelines", "top", "shards", "engine", "parts", "demo", "clip", "schemas", "storage"},
 }
-TRANSFORMS = {"embed_shards", "read_embeddings"}
+TRANSFORMS = {"embed_shards", "label_embeddings", "read_embeddings"}
 FORBIDDEN = {  # third-party packages that a place must not know
     "schemas": {"apache_beam", "torch", "fsspec", "numpy"},
     "storage": {"apache_beam", "torch", "pyarrow"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 
@@ -11,7 +12,8 @@ import torch
 from clip_transforms import storage
 from clip_transforms.clip.architectures import architecture_of
 from clip_transforms.clip.model import ClipModel
-from clip_transforms.clip.model_spec import Checkpoint, CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import Checkpoint, CheckpointError, ClipSpec, is_archive
+from clip_transforms.clip.torch_archive import Archive, ArchivedTensor, ArchiveError
 
 # Scalars that OpenAI's archives carry beside the weights.
 _EXTRA = ("input_resolution", "context_length", "vocab_size")
@@ -40,12 +42,11 @@ def load(
 
 def load_checkpoint(checkpoint: Checkpoint, device: str = "auto", *, vision: bool = True) -> ClipModel:
     """Load a checkpoint that was resolved, perhaps on another machine; its SHA-256 is verified again."""
-    data = storage.read_bytes(checkpoint.uri)
-    state = read_state_dict(data, checkpoint)
     try:
+        state = read_state_dict(storage.read_bytes(checkpoint.uri), checkpoint)
         architecture = architecture_of({name: tuple(tensor.shape) for name, tensor in state.items()})
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.uri}: {error}") from error
+    except (ArchiveError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{checkpoint.uri}: {str(error)[:300]}") from error
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
         model = ClipModel(architecture, checkpoint.activation)
     if not vision:
@@ -59,31 +60,34 @@ def load_checkpoint(checkpoint: Checkpoint, device: str = "auto", *, vision: boo
 
 
 def read_state_dict(data: bytes, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Tensors by OpenAI's names, from a `.safetensors` or `.pt` file's bytes, running no code from them.
+    """Tensors by OpenAI's names, from a file's bytes, running no code from them.
 
+    Args:
+        data: safetensors, a state dict that torch.save wrote, or a TorchScript archive as OpenAI published.
+        checkpoint: as it was resolved.
     Raises:
-        CheckpointError: if the bytes are not those that were resolved, or cannot be read without running code.
+        CheckpointError: if the bytes are not those that were resolved.
+        ArchiveError: if they cannot be read without running code.
     """
-    import hashlib
-
     found = hashlib.sha256(data).hexdigest()
     if found != checkpoint.sha256:
         raise CheckpointError(
             f"{checkpoint.uri} has SHA-256 {found}, but the run was planned with {checkpoint.sha256}: the file "
             "changed, or this worker sees another one"
         )
-    if data[:4] != b"PK\x03\x04":
-        return safetensors.torch.load(data)
-    try:
+    if not is_archive(data):
+        state = safetensors.torch.load(data)
+    elif (archive := Archive(io.BytesIO(data))).is_script:
+        state = {name: _tensor(archive, tensor) for name, tensor in archive.tensors.items()}
+    else:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{checkpoint.uri} is not a plain state dict: torch.load(weights_only=True) says {str(error)[:200]!r}; "
-            "save model.state_dict() instead"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{checkpoint.uri} holds a {type(state).__name__}, not a dict of tensors by name")
     return {name: tensor for name, tensor in state.items() if name not in _EXTRA}
+
+
+def _tensor(archive: Archive, tensor: ArchivedTensor) -> torch.Tensor:
+    """A tensor of a TorchScript archive, from the bytes of its storage."""
+    storage_ = torch.frombuffer(bytearray(archive.storage(tensor)), dtype=getattr(torch, tensor.dtype))
+    return storage_.as_strided(tensor.shape, tensor.stride, tensor.offset)
 
 
 def model_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clip_transforms import storage
 from clip_transforms.clip.architectures import PUBLISHED, Architecture, architecture_of
+from clip_transforms.clip.torch_archive import Archive, ArchiveError
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 PRECISIONS = ("fp32",)
@@ -71,6 +72,11 @@ class ClipSpec:
     def published_name(self) -> str | None:
         """The published name that `model` means, forgiving case and `-` for `/`; None if it means another thing."""
         return {_fold(name): name for name in PUBLISHED}.get(_fold(self.model))
+
+    @property
+    def location(self) -> str:
+        """`model` as it means the same from another folder: a name stays, a path becomes absolute."""
+        return self.model if self.model == DEMO or self.published_name else storage.normalise(self.model)
 
     def find(self) -> str:
         """The URI of the checkpoint's file.
@@ -138,22 +144,28 @@ def read_header(uri: str) -> tuple[str | None, Architecture | None]:
     Raises:
         CheckpointError: if the file is no checkpoint.
     """
-    with storage.open_input(uri) as file:
-        start = file.read(8)
-        if start[:4] == b"PK\x03\x04":
-            return None, None  # torch's zip format says no activation
-        header = safetensors_header(start, file)
-    if header is None:
-        raise CheckpointError(f"{uri} is neither a .safetensors file nor one that torch.save wrote")
-    shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
     try:
+        with storage.open_input(uri) as file:
+            start = file.read(8)
+            if is_archive(start):  # torch's format, which says no activation
+                header = None
+                shapes = {name: tensor.shape for name, tensor in Archive(file).tensors.items()}
+            elif header := safetensors_header(start, file):
+                shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+            else:
+                raise CheckpointError(f"{uri} is neither a .safetensors file nor one that torch.save wrote")
         architecture = architecture_of(shapes)
-    except ValueError as error:
-        raise CheckpointError(f"{uri}: {error}") from error
-    activation = header.get("__metadata__", {}).get("activation")
+    except (ArchiveError, ValueError) as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{uri}: {error}") from error
+    activation = (header or {}).get("__metadata__", {}).get("activation")
     if activation is not None and activation not in ACTIVATIONS:
         raise CheckpointError(f"{uri} names the activation {activation!r}, but known are {' and '.join(ACTIVATIONS)}")
     return activation, architecture
+
+
+def is_archive(start: bytes) -> bool:
+    """Whether a file's first bytes are those of a zip file, as torch.save and torch.jit.save write."""
+    return start[:4] == b"PK\x03\x04"
 
 
 def safetensors_header(start: bytes, file) -> Mapping | None:

@@ -24,7 +24,13 @@ class DatasetError(ValueError):
 
 def part_names(output: str, kind: str) -> set[str]:
     """The names of the parts in `output/<kind>`, without extension, from one listing."""
-    return {name.removesuffix(".parquet") for name in storage.names_in(storage.join(output, kind), ".parquet")}
+    return set(part_sizes(output, kind))
+
+
+def part_sizes(output: str, kind: str) -> dict[str, int]:
+    """Part → bytes of the parts in `output/<kind>`, from one listing."""
+    sizes = storage.sizes_in(storage.join(output, kind), ".parquet")
+    return {name.removesuffix(".parquet"): size for name, size in sizes.items()}
 
 
 def part_uri(output: str, kind: str, part: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from clip_transforms import storage
 
 _WEEK = 7 * 24 * 3600
+_LOCK = "lock"
 
 
 def new_run_id() -> str:
@@ -21,44 +22,59 @@ def new_run_id() -> str:
 
 
 class RunFolder:
-    """The temporary folder of a run, made at once and removed at the end; a context manager."""
+    """The temporary folder of a run, made at once and removed at the end; a context manager.
 
-    def __init__(self, output: str, run: str):
-        """Make the folder, hold its lock where the file system is local, and remove the folders of dead runs.
+    A run that this process carries holds a lock in it, and dies with the lock. A detached run, or one on an object
+    store, has none; its folder is taken for dead after a week.
+    """
+
+    def __init__(self, output: str, run: str, detached: bool = False):
+        """Make the folder, and remove those of dead runs.
 
         Args:
             output: URI of the dataset.
             run: from `new_run_id`.
+            detached: whether the run goes on without this process.
         """
         self.uri = storage.join(output, "_temporary", run)
-        self._parent = storage.join(output, "_temporary")
+        self._output, self._parent = output, storage.join(output, "_temporary")
+        self._local = storage.is_local(output)
         self._lock: int | None = None
-        if storage.is_local(output):
+        if self._local:
             storage.make_folder(output)
-            with _locked_folder(output):
-                storage.make_folder(self.uri)
-                self._lock = _try_lock(os.path.join(storage.normalise(self.uri), "lock"))
-                self._remove_dead()
-        else:
+        with self.alone():
             storage.make_folder(self.uri)
-            self._remove_old()
+            if self._local and not detached:
+                self._lock = _try_lock(os.path.join(storage.normalise(self.uri), _LOCK), os.O_CREAT)
+            self._remove_dead()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other run of this output begins, where the file system is local."""
+        if not self._local:
+            yield
+            return
+        handle = os.open(storage.normalise(self._output), os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def _remove_dead(self) -> None:
-        parent = storage.normalise(self._parent)
-        for name in os.listdir(parent):
-            path = os.path.join(parent, name)
-            if path == storage.normalise(self.uri):
-                continue
-            lock = _try_lock(os.path.join(path, "lock"))
-            if lock is not None:
-                storage.remove(path)
-                os.close(lock)
-
-    def _remove_old(self) -> None:
         oldest = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - _WEEK))
         for name in storage.names_in(self._parent):
-            if name < oldest:
-                storage.remove(storage.join(self._parent, name))
+            uri = storage.join(self._parent, name)
+            if uri == self.uri:
+                continue
+            path = os.path.join(storage.normalise(uri), _LOCK) if self._local else ""
+            if self._local and os.path.exists(path):
+                lock = _try_lock(path)
+                if lock is not None:
+                    storage.remove(uri)
+                    os.close(lock)
+            elif name < oldest:
+                storage.remove(uri)
 
     def close(self) -> None:
         """Remove the folder and let go of the lock."""
@@ -87,21 +103,10 @@ def remove_run_folder(uri: str) -> None:
         storage.remove(parent)
 
 
-@contextlib.contextmanager
-def _locked_folder(uri: str) -> Iterator[None]:
-    """Between making a folder and holding its lock, nobody else looks."""
-    handle = os.open(storage.normalise(uri), os.O_RDONLY)
+def _try_lock(path: str, flags: int = 0) -> int | None:
+    """Hold a lock file; None if a living process holds it, or it is gone."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _try_lock(path: str) -> int | None:
-    """Hold a lock file; None if a living process holds it, or there is no folder for it."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | flags, 0o644)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

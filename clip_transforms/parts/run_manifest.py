@@ -33,9 +33,28 @@ def read_dataset_fields(output: str) -> Fields | None:
     return None
 
 
-def write_dataset_fields(output: str, fields: Fields) -> None:
-    """Begin a dataset, or let it continue under another fingerprint."""
-    write_json(storage.join(output, "_dataset.json"), {"fingerprint": fingerprint(fields), "settings": dict(fields)})
+def write_dataset(output: str, fields: Fields, model: str) -> None:
+    """Begin a dataset, or let it continue under another fingerprint.
+
+    Args:
+        output: URI of the dataset.
+        fields: of the fingerprint.
+        model: where the checkpoint was found, for later commands; it decides nothing.
+    """
+    content = {"fingerprint": fingerprint(fields), "settings": dict(fields), "model": model}
+    write_json(storage.join(output, "_dataset.json"), content)
+
+
+def read_dataset(output: str) -> dict[str, Any]:
+    """`_dataset.json`: `fingerprint`, `settings` and `model`, as `write_dataset` wrote them.
+
+    Raises:
+        OutputError: if there is no dataset.
+    """
+    try:
+        return json.loads(storage.read_bytes(storage.join(output, "_dataset.json")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise OutputError(f"{output} is no dataset of this program: it has no _dataset.json; check the path") from None
 
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:

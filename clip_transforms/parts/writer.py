@@ -55,9 +55,7 @@ class UnitWriter:
             facts: the unit's own entries of the footer, its shard and stamp.
         """
         self._settings, self._part, self._facts = settings, part, facts
-        # Written where one rename brings them to their place; before an upload, in the machine's temporary folder.
-        parent = storage.normalise(settings.run_folder) if storage.is_local(settings.output) else None
-        self._folder = tempfile.mkdtemp(prefix=f"{part}-", dir=parent)
+        self._folder = _local_folder(settings.output, settings.run_folder, part)
         schemas = {"embeddings": settings.embeddings_schema, "rejects": rejects_schema()}
         schemas |= {f"labels/{taxonomy}": labels_schema() for taxonomy in settings.label_footers}
         self._files = {kind: _PartFile(self._folder, kind, schema) for kind, schema in schemas.items()}
@@ -113,15 +111,15 @@ class UnitWriter:
         check_balance(self.counts, self._facts["shard"])
         digest = self._digest.hexdigest()
         common: Footer = {**self._settings.footer, **self._facts, "digest": digest, "counts": dict(self.counts)}
-        taxonomies = sorted(self._settings.label_footers)
+        for taxonomy, footer in self._settings.label_footers.items():
+            self._files[f"labels/{taxonomy}"].close({**common, **footer})
+        self._files["rejects"].close(common)
+        # The size tells the planner of a later run, from a listing, that the rejects part is the one that was written.
+        self._files["embeddings"].close({**common, "rejects_bytes": os.path.getsize(self._files["rejects"].path)})
         # The order matters: the embeddings are the commit marker, so all else must be there before them.
-        for kind in (*(f"labels/{taxonomy}" for taxonomy in taxonomies), "rejects", "embeddings"):
-            extra = self._settings.label_footers.get(kind.removeprefix("labels/"), {}) if kind != "embeddings" else {}
-            self._files[kind].close({**common, **extra})
-        for kind in (*(f"labels/{taxonomy}" for taxonomy in taxonomies), "rejects", "embeddings"):
-            storage.commit_file(
-                self._files[kind].path, storage.join(self._settings.output, kind, f"{self._part}.parquet")
-            )
+        for kind in (*(f"labels/{taxonomy}" for taxonomy in self._settings.label_footers), "rejects", "embeddings"):
+            uri = storage.join(self._settings.output, kind, f"{self._part}.parquet")
+            storage.commit_file(self._files[kind].path, uri)
         self.abandon()
         return self.counts
 
@@ -130,6 +128,40 @@ class UnitWriter:
         for file in self._files.values():
             file.discard()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class LabelsWriter:
+    """The labels part of one taxonomy and one unit whose embeddings are committed; a context manager."""
+
+    def __init__(self, output: str, run_folder: str, taxonomy: str, part: str):
+        """Open the file; nothing appears before `commit`."""
+        self._folder = _local_folder(output, run_folder, part)
+        self._uri = storage.join(output, "labels", taxonomy, f"{part}.parquet")
+        self._file = _PartFile(self._folder, "labels", labels_schema())
+
+    def add(self, labels: pa.RecordBatch) -> None:
+        """Take a batch."""
+        self._file.add(labels)
+
+    def commit(self, footer: Footer) -> None:
+        """Finish the file and let it appear."""
+        self._file.close(footer)
+        storage.commit_file(self._file.path, self._uri)
+
+    def __enter__(self) -> LabelsWriter:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Remove what was not committed."""
+        self._file.discard()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _local_folder(output: str, run_folder: str, part: str) -> str:
+    """Where one rename brings a file to its place; before an upload, below the machine's temporary folder."""
+    parent = storage.normalise(run_folder) if storage.is_local(output) else None
+    return tempfile.mkdtemp(prefix=f"{part}-", dir=parent)
 
 
 class _PartFile:

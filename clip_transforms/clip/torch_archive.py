@@ -1,0 +1,167 @@
+"""Read the archives that torch.save and torch.jit.save write, without torch and without running code from them.
+
+Both are zip files with a pickle, `data.pkl`, that names tensors, and one file per storage with their bytes. The pickle
+is read by an unpickler that knows a dozen harmless names and nothing else. Format: torch's `serialization.py` and
+`jit/_pickle.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from typing import IO, Any
+
+# Storage type → bytes of an element, and the name of its dtype.
+_STORAGES = {
+    "DoubleStorage": (8, "float64"),
+    "FloatStorage": (4, "float32"),
+    "HalfStorage": (2, "float16"),
+    "BFloat16Storage": (2, "bfloat16"),
+    "LongStorage": (8, "int64"),
+    "IntStorage": (4, "int32"),
+    "ShortStorage": (2, "int16"),
+    "CharStorage": (1, "int8"),
+    "ByteStorage": (1, "uint8"),
+    "BoolStorage": (1, "bool"),
+}
+_MAX_PICKLE_BYTES = 64 << 20  # the largest CLIP needs less than one
+
+
+class ArchiveError(ValueError):
+    """An archive that cannot be read, or not without running code from it, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchivedTensor:
+    """A tensor of an archive, not read yet.
+
+    Attributes:
+        member: of the zip file, that holds the storage.
+        dtype: by name.
+        offset: of the first element in the storage, in elements.
+        shape, stride: in elements.
+    """
+
+    member: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Archive:
+    """An open archive: `tensors` by dotted name, and the bytes of their storages."""
+
+    def __init__(self, file: IO[bytes]):
+        """Read the pickle.
+
+        Args:
+            file: seekable.
+        Raises:
+            ArchiveError: if it is no such archive, asks for code, or its tensors lie outside their storages.
+        """
+        try:
+            self._zip = zipfile.ZipFile(file)
+            names = [info.filename for info in self._zip.infolist()]
+            pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise ArchiveError("it has no data.pkl, so torch.save did not write it")
+            self._root = pickles[0].removesuffix("data.pkl")
+            self.is_script = f"{self._root}constants.pkl" in names  # torch.jit.save writes it, torch.save does not
+            info = self._zip.getinfo(pickles[0])
+            if info.file_size > _MAX_PICKLE_BYTES:
+                raise ArchiveError(f"its data.pkl has {info.file_size:,} bytes, which no CLIP needs")
+            content = _Unpickler(self, io.BytesIO(self._zip.read(info))).load()
+        except ArchiveError:
+            raise
+        except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, EOFError, OSError) as error:
+            raise ArchiveError(f"it is damaged: {type(error).__name__}: {error}") from error
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError) as error:
+            raise ArchiveError(f"its pickle is malformed: {type(error).__name__}: {error}") from error
+        self.content = content
+        self.tensors = dict(_tensors(content))
+
+    def storage(self, tensor: ArchivedTensor) -> bytes:
+        """The bytes of a tensor's whole storage."""
+        return self._zip.read(tensor.member)
+
+    def _checked(self, storage: tuple, offset: Any, shape: Any, stride: Any) -> ArchivedTensor:
+        """A tensor that lies inside its storage, whatever the pickle claims."""
+        kind, type_, key, _, count = storage
+        if kind != "storage" or not isinstance(type_, _StorageType) or not str(key).isalnum():
+            raise ArchiveError("a tensor of it has no storage")
+        shape, stride = tuple(shape), tuple(stride)
+        numbers = (offset, count, *shape, *stride)
+        if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(shape) != len(stride):
+            raise ArchiveError("a tensor of it has sizes that are no numbers")
+        member = f"{self._root}data/{key}"
+        info = self._zip.getinfo(member)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ArchiveError(f"{member} is compressed, which torch never does")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if all(shape) else 0
+        if last > count or count * type_.size > info.file_size:
+            raise ArchiveError(
+                f"a tensor of shape {list(shape)} does not fit into its storage of {info.file_size} bytes"
+            )
+        return ArchivedTensor(member, type_.dtype, offset, shape, stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StorageType:
+    size: int
+    dtype: str
+
+
+class _Bag:
+    """What a class of an archive becomes: attributes, and no behaviour."""
+
+    def __init__(self, *_: Any):
+        self.attributes: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.attributes = state
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, archive: Archive, file: IO[bytes]):
+        super().__init__(file, encoding="utf-8")
+        self._archive = archive
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _StorageType(*_STORAGES[name])
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, stride, *_: self._archive._checked(storage, offset, shape, stride)
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *_: tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
+            return list
+        if module == "torch.jit._pickle" and name == "build_tensorlist":
+            return list
+        if module == "torch.jit._pickle" and name == "restore_type_tag":
+            return lambda value, _: value
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Bag
+        raise ArchiveError(f"its pickle asks for {module}.{name}, which is not needed for weights, so nothing was run")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return tuple(pid)
+
+
+def _tensors(content: Any, prefix: str = "", depth: int = 0):
+    """Dotted name → tensor, through dicts and the modules of an archive."""
+    if isinstance(content, ArchivedTensor):
+        yield prefix, content
+        return
+    children = content.attributes if isinstance(content, _Bag) else content
+    if isinstance(children, dict) and depth < 32:
+        for name, child in children.items():
+            if isinstance(name, str):
+                yield from _tensors(child, f"{prefix}.{name}" if prefix else name, depth + 1)

@@ -1,0 +1,165 @@
+"""LabelEmbeddings: new taxonomies over a finished dataset, from its stored embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from clip_transforms import storage
+from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.taxonomy import Taxonomy, check_names
+from clip_transforms.embed_classes import embed_classes
+from clip_transforms.label_part import label_part, labels_footer, stale_labels
+from clip_transforms.parts.reader import check_dataset, part_uri, read_footers
+from clip_transforms.parts.run_folder import RunFolder, new_run_id, remove_run_folder
+from clip_transforms.parts.run_manifest import OutputError, read_dataset, write_json
+from clip_transforms.parts.writer import make_folders
+from clip_transforms.run_plan import check_taxonomies
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelPlan:
+    """What is to be labelled.
+
+    Attributes:
+        output: URI of the dataset.
+        taxonomies: to label with.
+        checkpoint: of the dataset's embeddings.
+        top_labels: length of a label's `top`.
+        parts: of the dataset.
+        stale: part → taxonomies whose labels are to be made.
+    """
+
+    output: str
+    taxonomies: tuple[Taxonomy, ...]
+    checkpoint: Checkpoint
+    top_labels: int
+    parts: tuple[str, ...]
+    stale: Mapping[str, list[str]]
+
+
+def plan_labels(
+    dataset: str,
+    taxonomies: Sequence[Taxonomy],
+    model: ClipSpec | None = None,
+    top_labels: int = 5,
+    overwrite: bool = False,
+) -> LabelPlan:
+    """Find the parts of a dataset whose labels are missing or stale.
+
+    Args:
+        dataset: URI of a folder that `EmbedShards` wrote.
+        taxonomies: to label with.
+        model: the dataset's own checkpoint, where it does not lie any more where the dataset found it.
+        top_labels: length of a label's `top`.
+        overwrite: whether a taxonomy may mean other classes than the labels of its name do now.
+    Raises:
+        ValueError: one of its kinds, with one sentence for the person who asked.
+    """
+    if not taxonomies:
+        raise ValueError("--taxonomy is missing: give at least one .json or .txt file with classes")
+    if top_labels < 1:
+        raise ValueError(f"--top_labels is {top_labels}, but it must be 1 or more")
+    check_names(taxonomies)
+    output = storage.normalise(dataset)
+    made = read_dataset(output)
+    spec = model or ClipSpec(made["model"])
+    checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
+    if checkpoint.sha256 != made["settings"]["model"]:
+        raise OutputError(
+            f"--model {spec.model} has SHA-256 {checkpoint.sha256}, but the embeddings of {output} are of "
+            f"{made['settings']['model']}; give the checkpoint that made them"
+        )
+    digests = {taxonomy.name: taxonomy.digest for taxonomy in taxonomies}
+    check_taxonomies(output, digests, overwrite)
+    parts = check_dataset(output)
+    stale = stale_labels(output, read_footers(output, "embeddings", parts), digests, top_labels)
+    return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, tuple(parts), stale)
+
+
+class LabelEmbeddings(beam.PTransform):
+    """Pipeline → PCollection[(part, rows)]: labels the parts of a dataset whose labels are missing or stale."""
+
+    def __init__(self, dataset: str, taxonomies: Sequence[Taxonomy], **options: Any):
+        """See `plan_labels` for the arguments; the dataset is looked at when the transform is applied."""
+        super().__init__()
+        self._arguments = (dataset, taxonomies, options)
+        self._plan: LabelPlan | None = None
+        self.run_folder: RunFolder | None = None
+
+    @classmethod
+    def of(cls, plan: LabelPlan) -> LabelEmbeddings:
+        """The transform for a plan that was made already."""
+        transform = cls(plan.output, plan.taxonomies)
+        transform._plan = plan
+        return transform
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[tuple[str, int]]:
+        """One element a part; the taxonomies' texts lie in a file beside the output."""
+        dataset, taxonomies, options = self._arguments
+        plan = self._plan or plan_labels(dataset, taxonomies, **options)
+        run = new_run_id()
+        self.run_folder = RunFolder(plan.output, run)
+        make_folders(plan.output, [taxonomy.name for taxonomy in plan.taxonomies])
+        content = {taxonomy.name: taxonomy.to_json() for taxonomy in plan.taxonomies}
+        texts = storage.join(self.run_folder.uri, "taxonomies.json")
+        storage.write_bytes(texts, json.dumps(content).encode())
+        small = dataclasses.replace(plan, taxonomies=(), parts=(), stale={})
+        digests = {taxonomy.name: taxonomy.digest for taxonomy in plan.taxonomies}
+        task = _LabelTask(small, self.run_folder.uri, digests)
+        classes = pipeline | "Taxonomies" >> beam.Create([texts]) | beam.ParDo(_EmbedClasses(small))
+        labelled = (
+            pipeline
+            | "Parts" >> beam.Create(sorted(plan.stale.items()))
+            | beam.Reshuffle()
+            | "Label" >> beam.ParDo(task, beam.pvalue.AsSingleton(classes))
+        )
+        started, folder = time.time(), self.run_folder.uri
+        _ = (
+            labelled
+            | beam.Map(lambda result: (1, result[1]))
+            | beam.CombineGlobally(lambda counts: tuple(map(sum, zip(*counts, strict=True))) or (0, 0))
+            | beam.Map(lambda total: _finish(plan.output, run, folder, digests, started, total))
+        )
+        return labelled
+
+
+class _EmbedClasses(beam.DoFn):
+    """URI of the taxonomies' texts → {taxonomy: URI of its class embeddings}, one element."""
+
+    def __init__(self, plan: LabelPlan):
+        self._plan = plan
+
+    def process(self, texts: str) -> Iterator[dict[str, str]]:
+        contents = json.loads(storage.read_bytes(texts))
+        taxonomies = [Taxonomy.from_json(name, content) for name, content in contents.items()]
+        yield embed_classes(self._plan.output, taxonomies, self._plan.checkpoint, "auto")
+
+
+class _LabelTask(beam.DoFn):
+    """(part, taxonomies) → (URI of its embeddings, rows)."""
+
+    def __init__(self, plan: LabelPlan, folder: str, digests: Mapping[str, str]):
+        self._plan, self._folder = plan, folder
+        self._footers = {name: labels_footer(name, digest, plan.top_labels) for name, digest in digests.items()}
+
+    def process(self, task: tuple[str, list[str]], classes: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+        part, names = task
+        wanted = {name: classes[name] for name in names}
+        rows = label_part(self._plan.output, self._folder, part, wanted, self._footers, self._plan.top_labels)
+        yield part_uri(self._plan.output, "embeddings", part), rows
+
+
+def _finish(
+    output: str, run: str, folder: str, digests: Mapping[str, str], started: float, total: tuple[int, int]
+) -> None:
+    parts, rows = total
+    seconds = round(time.time() - started, 3)
+    content = {"run": run, "taxonomies": dict(digests), "labelled": {"parts": parts, "rows": rows}, "seconds": seconds}
+    write_json(storage.join(output, "runs", f"{run}.json"), content)
+    remove_run_folder(folder)

@@ -1,0 +1,84 @@
+"""The labels of one part, made from its stored embeddings: no image is read and no model loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.embed_classes import read_classifier
+from clip_transforms.engine.label_batches import label_batch
+from clip_transforms.parts.reader import DatasetError, part_uri, read_footer, read_footers
+from clip_transforms.parts.writer import LabelsWriter
+from schemas.provenance import Footer, decode_footer
+
+_ROWS = 1024
+_COLUMNS = ["key", "shard", "row", "image_embedding"]
+
+
+def labels_footer(taxonomy: str, digest: str, top_labels: int) -> Footer:
+    """What a labels part says besides what all parts of its unit say."""
+    return {"taxonomy": taxonomy, "taxonomy_digest": digest, "top_labels": top_labels}
+
+
+def stale_labels(
+    output: str, footers: Mapping[str, Footer], taxonomies: Mapping[str, str], top_labels: int
+) -> dict[str, list[str]]:
+    """Part → taxonomies whose labels are missing, or were made from other embeddings, classes or settings.
+
+    Args:
+        output: URI of the dataset.
+        footers: of the embeddings parts to look at.
+        taxonomies: name → digest.
+        top_labels: as asked for now.
+    """
+    stale: dict[str, list[str]] = {}
+    for name, digest in taxonomies.items():
+        found = read_footers(output, f"labels/{name}", sorted(footers))
+        wanted = labels_footer(name, digest, top_labels)
+        for part, footer in footers.items():
+            labels = found.get(part, {})
+            expected = {**wanted, "digest": footer["digest"], "fingerprint": footer["fingerprint"]}
+            if any(labels.get(key) != value for key, value in expected.items()):
+                stale.setdefault(part, []).append(name)
+    return stale
+
+
+def label_part(
+    output: str, folder: str, part: str, classes: Mapping[str, str], footers: Mapping[str, Footer], top_labels: int
+) -> int:
+    """Make the labels of one part and commit them; the number of rows.
+
+    Args:
+        output: URI of the dataset.
+        folder: URI of the run's temporary folder.
+        part: its name.
+        classes: taxonomy → URI of its class embeddings.
+        footers: taxonomy → what its labels parts say besides.
+        top_labels: length of `top`.
+    Raises:
+        DatasetError: if the embeddings are gone.
+    """
+    uri = part_uri(output, "embeddings", part)
+    footer = read_footer(uri)
+    if footer is None:
+        raise DatasetError(f"{uri} is gone or not whole; run the same embed command again")
+    rows = 0
+    for taxonomy, classes_uri in classes.items():
+        classifier = read_classifier(classes_uri)
+        with storage.open_input(uri) as file, LabelsWriter(output, folder, taxonomy, part) as labels:
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            digest = (decode_footer(parquet.metadata.metadata) or {}).get("digest")
+            rows = parquet.metadata.num_rows
+            for batch in parquet.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False):
+                labels.add(label_batch(batch, classifier, top_labels))
+            common = {key: value for key, value in footer.items() if key not in ("format", "rejects_bytes")}
+            labels.commit({**common, **footers[taxonomy], "digest": digest})
+    return rows
+
+
+def changed_taxonomies(output: str, taxonomies: Mapping[str, str]) -> Sequence[str]:
+    """Names under which the dataset knows classes of another digest."""
+    found = {name: read_footer(storage.join(output, "taxonomies", f"{name}.parquet")) for name in taxonomies}
+    return [name for name, footer in found.items() if footer and footer.get("taxonomy_digest") != taxonomies[name]]
