@@ -95,10 +95,18 @@ def _warn_of_twins(taxonomy: Taxonomy, classifier: np.ndarray) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def read_classifier(uri: str) -> Classifier:
-    """Read class embeddings back, once per process."""
+def read_classifier(uri: str, taxonomy_digest: str) -> Classifier:
+    """Read class embeddings back, once per process.
+
+    Raises:
+        RuntimeError: if the file is of other classes, because another run replaced it meanwhile.
+    """
     with storage.open_input(uri) as file:
         table = pq.ParquetFile(file).read(use_threads=False)
+    footer = decode_footer(table.schema.metadata)
+    if footer["taxonomy_digest"] != taxonomy_digest:
+        raise RuntimeError(f"{uri} was replaced by another run while this one was running; start this one again")
     weights = np.stack(table.column("class_embedding").to_numpy())
-    scale = float(np.exp(np.float32(decode_footer(table.schema.metadata)["logit_scale"])))
-    return Classifier(tuple(table.column("class").to_pylist()), weights, scale)
+    return Classifier(
+        tuple(table.column("class").to_pylist()), weights, float(np.exp(np.float32(footer["logit_scale"])))
+    )

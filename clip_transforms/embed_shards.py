@@ -188,7 +188,7 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     from clip_transforms.engine.embed_batches import embed_batch, shard_reject
 
     settings = _part_settings(job, embedder)
-    classifiers = {name: read_classifier(uri) for name, uri in classes.items()}
+    classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
     seconds: Counter = Counter()
     cores = os.cpu_count() or 1
     start = time.perf_counter()

@@ -66,7 +66,7 @@ def label_part(
         raise DatasetError(f"{uri} is gone or not whole; run the same embed command again")
     rows = 0
     for taxonomy, classes_uri in classes.items():
-        classifier = read_classifier(classes_uri)
+        classifier = read_classifier(classes_uri, footers[taxonomy]["taxonomy_digest"])
         with storage.open_input(uri) as file, LabelsWriter(output, folder, taxonomy, part) as labels:
             parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             digest = (decode_footer(parquet.metadata.metadata) or {}).get("digest")

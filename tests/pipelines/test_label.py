@@ -1,0 +1,174 @@
+"""Labels apart from embeddings: from what is stored, without opening an image or loading the vision tower."""
+
+import json
+import os
+import subprocess
+import sys
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from conftest import ROOT, files_of, make_tar, rows_of
+
+from clip_transforms import LabelEmbeddings, Taxonomy
+from pipelines import label
+
+
+@pytest.fixture
+def dataset(embed, tmp_path, taxonomy_file):
+    for name in ("a", "b"):
+        make_tar(tmp_path / f"{name}.tar", 4)
+    assert embed(tmp_path / "*.tar", output=tmp_path / "out", flags=["--taxonomy", taxonomy_file]) == 0
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def again(embed, dataset, tmp_path):
+    """The command once more, with other taxonomies; no image may be opened."""
+
+    def run(*taxonomies, flags=()):
+        flags = [part for taxonomy in taxonomies for part in ("--taxonomy", taxonomy)] + list(flags)
+        return embed(tmp_path / "*.tar", output=dataset, flags=flags)
+
+    return run
+
+
+def write(path, *classes):
+    path.write_text("\n".join(classes))
+    return str(path)
+
+
+def modified(dataset):
+    return {path: os.stat(path).st_mtime_ns for path in dataset.rglob("*.parquet")}
+
+
+def test_a_taxonomy_added_later_equals_one_from_the_beginning(again, dataset, tmp_path, taxonomy_file, embed, capsys):
+    new = write(tmp_path / "colors.txt", "red", "blue")
+    before = modified(dataset)
+    assert again(taxonomy_file, new) == 0
+    assert "0 units committed, 2 skipped, 2 of them labelled" in capsys.readouterr().out
+    after = modified(dataset)
+    assert all(after[path] == time for path, time in before.items()), "embeddings and other labels stay as they are"
+    fresh = tmp_path / "fresh"
+    embed(tmp_path / "*.tar", output=fresh, flags=["--taxonomy", new])
+    for ours, theirs in zip(rows_of(dataset, "labels/colors"), rows_of(fresh, "labels/colors"), strict=True):
+        assert (ours["key"], ours["shard"], ours["row"], ours["label"]) == (
+            theirs["key"],
+            theirs["shard"],
+            theirs["row"],
+            theirs["label"],
+        )
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+    assert (dataset / "_SUCCESS").exists()
+
+
+def test_neither_an_image_nor_the_vision_tower_is_touched(dataset, tmp_path, tiny_checkpoint):
+    new = write(tmp_path / "colors.txt", "red", "blue")
+    code = (
+        "import sys\n"
+        "from clip_transforms.clip import checkpoints\n"
+        "original = checkpoints.load_checkpoint\n"
+        "def watched(*args, **kwargs):\n"
+        "    assert kwargs == {'vision': False}, kwargs\n"
+        "    return original(*args, **kwargs)\n"
+        "checkpoints.load_checkpoint = watched\n"
+        "sys.addaudithook(lambda event, args: sys.exit('opened ' + str(args[0])) if event == 'open' "
+        "and str(args[0]).endswith('.tar') else None)\n"
+        "from pipelines import embed\n"
+        "print('code', embed.main(sys.argv[1:]))\n"
+    )
+    argv = ["--input", tmp_path / "*.tar", "--output", dataset, "--model", tiny_checkpoint, "--taxonomy", new]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "code 0", done.stderr
+    assert "2 of them labelled" in done.stdout
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "another unit's", "another top"])
+def test_labels_that_are_lost_or_stale_are_made_again(damage, again, dataset, taxonomy_file):
+    before = files_of(dataset)
+    first, second = sorted((dataset / "labels" / "animals").glob("*.parquet"))
+    flags = ["--top_labels", 2] if damage == "another top" else []
+    if damage == "delete":
+        first.unlink()
+    elif damage == "truncate":
+        first.write_bytes(first.read_bytes()[:100])
+    elif damage == "another unit's":
+        first.write_bytes(second.read_bytes())
+    assert again(taxonomy_file, flags=flags) == 0
+    if damage == "another top":
+        assert all(len(row["top"]) == 2 for row in rows_of(dataset, "labels/animals"))
+    else:
+        rows = rows_of(dataset, "labels/animals")
+        assert [row["row"] for row in rows] == [0, 1, 2, 3] * 2 and len({row["shard"] for row in rows}) == 2
+        assert files_of(dataset).keys() == before.keys()
+
+
+def test_class_embeddings_are_made_once(again, dataset, tmp_path, taxonomy_file):
+    stored = dataset / "taxonomies" / "animals.parquet"
+    before = os.stat(stored).st_mtime_ns
+    next((dataset / "labels" / "animals").glob("*.parquet")).unlink()
+    assert again(taxonomy_file) == 0
+    assert os.stat(stored).st_mtime_ns == before
+
+
+def test_other_classes_under_the_same_name_are_refused_without_overwrite(again, dataset, tmp_path, taxonomy_file):
+    content = json.loads(open(taxonomy_file).read())
+    content["classes"].append("cow")
+    open(taxonomy_file, "w").write(json.dumps(content))
+    before = files_of(dataset)
+    with pytest.raises(ValueError, match="--taxonomy animals has other classes.*--overwrite"):
+        again(taxonomy_file)
+    assert files_of(dataset) == before
+    embeddings = {name: data for name, data in before.items() if not name.startswith("labels")}
+    assert again(taxonomy_file, flags=["--overwrite"]) == 0
+    assert all(len(row["top"]) == 4 for row in rows_of(dataset, "labels/animals"))
+    after = files_of(dataset)
+    assert all(after[name] == data for name, data in embeddings.items())
+
+
+def test_the_label_command_does_it_alone(dataset, tmp_path, capsys):
+    new = write(tmp_path / "colors.txt", "red", "blue", "green")
+    assert label.main(["--input", str(dataset), "--taxonomy", new]) == 0
+    assert "2 parts labelled, 0 skipped" in capsys.readouterr().out
+    assert len(rows_of(dataset, "labels/colors")) == 8
+    assert not (dataset / "_temporary").exists() and (dataset / "_SUCCESS").exists()
+    assert label.main(["--input", str(dataset), "--taxonomy", new]) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_the_label_command_takes_a_checkpoint_that_was_moved_but_no_other(dataset, tmp_path, tiny_checkpoint):
+    new = write(tmp_path / "colors.txt", "red", "blue")
+    made = dataset / "_dataset.json"
+    made.write_text(made.read_text().replace(tiny_checkpoint, "/nowhere/tiny.safetensors"))
+    with pytest.raises(ValueError, match="/nowhere/tiny.safetensors"):
+        label.main(["--input", str(dataset), "--taxonomy", new])
+    with pytest.raises(ValueError, match="give the checkpoint that made them"):
+        label.main(["--input", str(dataset), "--taxonomy", new, "--model", "demo"])
+    assert label.main(["--input", str(dataset), "--taxonomy", new, "--model", tiny_checkpoint]) == 0
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        ([], "--input is missing"),
+        (["--input", "{out}"], "--taxonomy is missing"),
+        (["--input", "{tmp}/nothing", "--taxonomy", "{new}"], "is no dataset of this program"),
+        (["--input", "{out}", "--taxonomy", "{new}", "--top_labels", "0"], "--top_labels is 0"),
+        (["--input", "{out}", "--taxonomy", "{new}", "--overwrit"], "did you mean --overwrite"),
+    ],
+    ids=["no input", "no taxonomy", "no dataset", "no labels", "misspelt"],
+)
+def test_a_wrong_label_command_is_one_sentence(argv, sentence, dataset, tmp_path):
+    places = {"out": dataset, "tmp": tmp_path, "new": write(tmp_path / "colors.txt", "red", "blue")}
+    with pytest.raises(ValueError, match=sentence):
+        label.main([part.format(**places) for part in argv])
+
+
+def test_the_transform_yields_parts_and_rows(dataset, tmp_path):
+    new = Taxonomy.load(write(tmp_path / "colors.txt", "red", "blue"))
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        labelled = pipeline | LabelEmbeddings(str(dataset), [new])
+        _ = labelled | beam.Map(lambda result: open(tmp_path / "seen", "a").write(f"{result[1]}\n"))
+    assert (tmp_path / "seen").read_text() == "4\n4\n"

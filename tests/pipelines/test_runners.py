@@ -1,0 +1,251 @@
+"""The same dataset on every runner that this machine can start; nothing large crosses a stage; workers end in time."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, rows_of, write_tar
+
+from clip_transforms import ClipSpec, EmbedShards, Taxonomy
+
+# Beam's servers listen on every interface; a test's server must listen on loopback alone.
+LOOPBACK = """
+import grpc, runpy, sys
+start = grpc.server
+def server(*args, **kwargs):
+    made = start(*args, **kwargs)
+    add = made.add_insecure_port
+    made.add_insecure_port = lambda address: add(address.replace("[::]", "127.0.0.1"))
+    return made
+grpc.server = server
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(module, *argv, port):
+    """A server of Beam's as a process of its own, ended by its own handle, with all that it started."""
+    env = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOPBACK, module, *argv],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        else:
+            raise TimeoutError(f"{module} did not start")
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def portable():
+    """The flags of PortableRunner against a job service and an external worker pool."""
+    jobs, pool = free_port(), free_port()
+    with (
+        server("apache_beam.runners.portability.local_job_service_main", f"--job_port={jobs}", port=jobs),
+        server("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool}", port=pool),
+    ):
+        yield [
+            "--runner=PortableRunner",
+            f"--job_endpoint=localhost:{jobs}",
+            "--environment_type=EXTERNAL",
+            f"--environment_config=localhost:{pool}",
+        ]
+
+
+TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inputs")
+    for i in range(5):
+        make_tar(path / f"{i}.tar", 9, first=9 * i)
+    write_tar(path / "odd.tar", pair("a", 0, jpg=b"broken") + pair("b", 1, caption=b"\xff") + pair("c", 2)[1:])
+    make_parquet(path / "p.parquet", 30, first=50)
+    make_folder(path / "photos", 8, first=90)
+    return [path / "*.tar", path / "p.parquet", path / "photos"]
+
+
+@pytest.fixture(scope="module")
+def argv(inputs, tiny_checkpoint, tmp_path_factory):
+    taxonomy = tmp_path_factory.mktemp("taxonomy") / "colors.txt"
+    taxonomy.write_text("red\nblue\n")
+    flags = ["--model", tiny_checkpoint, "--taxonomy", taxonomy, "--max_reject_fraction", 0.5]
+    return [*map(str, ["--input", *inputs, *flags])]
+
+
+@pytest.fixture(scope="module")
+def reference(argv, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference") / "out"
+    done = command("pipelines.embed", *argv, "--output", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_same(ours, theirs):
+    """Same rows, strings, rejects and counts; embeddings within 1e-5."""
+    for kind in ("embeddings", "labels/colors", "rejects"):
+        a, b = rows_of(ours, kind), rows_of(theirs, kind)
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            for name in left:
+                if name in ("image_embedding", "caption_embedding") and left[name] is not None:
+                    np.testing.assert_allclose(left[name], right[name], atol=1e-5)
+                elif isinstance(left[name], float):
+                    assert left[name] == pytest.approx(right[name], abs=1e-3)
+                elif name != "top":
+                    assert left[name] == right[name]
+    a, b = (json.loads((out / "run.json").read_text()) for out in (ours, theirs))
+    assert a["input"] == b["input"] and a["dataset"] == b["dataset"]
+    assert (ours / "_SUCCESS").exists() and not (ours / "_temporary").exists()
+
+
+@pytest.mark.timeout(200)
+def test_two_processes_give_the_same_dataset(argv, reference, tmp_path):
+    done = command("pipelines.embed", *argv, "--output", tmp_path / "out", *TWO_PROCESSES, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "out", reference)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["speed"]["processes"] == 2 and "ceiling" not in run["speed"]
+
+
+@pytest.mark.timeout(200)
+def test_the_portable_runner_with_external_workers_gives_the_same_dataset(argv, reference, tmp_path):
+    with portable() as flags:
+        done = command("pipelines.embed", *argv, "--output", tmp_path / "out", *flags, timeout=150)
+        assert done.returncode == 0, done.stderr
+        assert_same(tmp_path / "out", reference)
+        (tmp_path / "new.txt").write_text("cat\ndog\n")
+        labelled = command(
+            "pipelines.label", "--input", tmp_path / "out", "--taxonomy", tmp_path / "new.txt", *flags, timeout=100
+        )
+        assert labelled.returncode == 0, labelled.stderr
+        assert len(rows_of(tmp_path / "out", "labels/new")) == len(rows_of(reference))
+
+
+@pytest.mark.timeout(200)
+def test_a_detached_job_finishes_without_its_launcher(argv, reference, tmp_path):
+    with portable() as flags:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.embed", *argv, "--output", str(tmp_path / "out"), *flags],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: list((tmp_path / "out").glob("embeddings/*.parquet")), 100)
+        launcher.kill()
+        launcher.wait()
+        assert not (tmp_path / "out" / "run.json").exists()
+        wait_for(lambda: (tmp_path / "out" / "_SUCCESS").exists(), 100)
+    wait_for(lambda: not (tmp_path / "out" / "_temporary").exists(), 10)
+    assert_same(tmp_path / "out", reference)
+
+
+def wait_for(condition, seconds):
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing after {seconds} s")
+
+
+def test_nothing_larger_than_four_kilobytes_crosses_a_stage(inputs, tiny_checkpoint, tmp_path):
+    for i in range(150):
+        write_tar(tmp_path / f"{i:05d}.tar", pair("a", i))
+    runner = FnApiRunner()
+    pipeline = beam.Pipeline(runner=runner)
+    classes = tuple(f"class number {i}" for i in range(300))
+    _ = pipeline | EmbedShards(
+        [str(tmp_path / "*.tar")],
+        str(tmp_path / "out"),
+        ClipSpec(tiny_checkpoint),
+        [Taxonomy.from_json("many", {"classes": list(classes)})],
+    )
+    result = pipeline.run()
+    sizes = {}
+    for info in result.monitoring_infos():
+        if info.urn == "beam:metric:sampled_byte_size:v1":
+            from apache_beam.metrics.monitoring_infos import extract_distribution
+
+            _, _, _, largest = extract_distribution(info)
+            sizes[info.labels["PCOLLECTION"]] = largest
+    assert len(sizes) > 5, "no size metrics, so that this test would say nothing"
+    assert max(sizes.values()) < 4096, sizes
+
+
+def children(pid):
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
+def test_workers_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
+    for i in range(40):
+        make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.embed", *argv, *TWO_PROCESSES],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: len(list((tmp_path / "out").glob("embeddings/*.parquet"))) >= 2, 100)
+    workers = children(launcher.pid)
+    assert len(workers) >= 2
+    launcher.send_signal(number)
+    launcher.wait(timeout=10)
+    wait_for(lambda: not any(map(alive, workers)), 10)
+    if number != signal.SIGKILL:
+        assert launcher.returncode == 1
+        assert "the same command goes on from there" in launcher.stderr.read()
+    launcher.stderr.close()
+    assert command("pipelines.embed", *argv, timeout=100).returncode == 0
+    assert len(rows_of(tmp_path / "out")) == 2400 and not (tmp_path / "out" / "_temporary").exists()
+    assert len(files_of(tmp_path / "out")) == 80
+
+
+def test_workers_of_options_are_the_number_of_tasks():
+    from clip_transforms.embed_shards import workers_of
+
+    assert workers_of(PipelineOptions([])) == 1
+    assert workers_of(PipelineOptions(["--direct_num_workers=3"])) == 3
+    assert workers_of(PipelineOptions(["--max_num_workers=20", "--num_workers=5"])) == 20
