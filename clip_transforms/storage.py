@@ -75,6 +75,23 @@ def join(base: str, *names: str) -> str:
     return posixpath.join(base, *names)
 
 
+def check_writable(uri: str) -> None:
+    """Refuse a local folder that cannot be written to, or not be made, without writing anything.
+
+    Raises:
+        StorageError: naming it.
+    """
+    if not is_local(uri):
+        return  # an object store says so at the first upload
+    place = Path(normalise(uri))
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"--output {uri} cannot be written to: {place} is read-only or no folder; choose another place"
+        )
+
+
 def open_input(uri: str) -> IO[bytes]:
     """Open a file for reading."""
     fs, path = filesystem(uri)
@@ -157,9 +174,16 @@ def sha256(uri: str) -> str:
 
 
 def make_folder(uri: str) -> None:
-    """Make a folder and those above it, where the file system has folders."""
+    """Make a folder and those above it, where the file system has folders.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
     fs, path = filesystem(uri)
-    fs.makedirs(path, exist_ok=True)
+    try:
+        fs.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be made: {error.strerror or error}; choose another place") from error
 
 
 def remove(uri: str) -> None:

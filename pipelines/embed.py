@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from pipelines.closing_lines import closing_lines
 from pipelines.launch import launch, prepare
-from pipelines.options import DONE, FAILED, INCOMPLETE, embed_parser, embed_settings, parse, run_command
+from pipelines.options import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    check_device,
+    embed_parser,
+    embed_settings,
+    parse,
+    run_command,
+    warnings_of,
+)
 from pipelines.progress import progress_bar
 
 
@@ -24,22 +32,18 @@ def main(argv: Sequence[str]) -> int:
     """
     options, beam_options = parse(embed_parser(), argv)
     settings = embed_settings(options)
+    in_process = prepare(beam_options)
+    check_device(settings.model.device, beam_options)
     plan = plan_run(settings)
-    for line in plan.detection:
+    for line in [*plan.detection, *warnings_of(plan, beam_options)]:
         print(line)
     if settings.model.model == DEMO:
         print("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
     if options.dry_run:
         print_plan(plan)
         return DONE
-    return run(plan, beam_options, ["python", "-m", "pipelines.embed", *argv])
-
-
-def run(plan: RunPlan, beam_options: PipelineOptions, command: Sequence[str]) -> int:
-    """Run a plan to its end and print the closing lines; the exit code."""
-    in_process = prepare(beam_options)
     with progress_bar(plan, in_process):
-        succeeded = launch(EmbedShards.of(plan, command), beam_options)
+        succeeded = launch(EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv]), beam_options)
     if not succeeded:
         return FAILED
     result = read_run(plan.settings.output)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import importlib.metadata
 import io
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.run_plan import Settings
+from clip_transforms.embed_shards import is_direct, workers_of
+from clip_transforms.run_plan import RunPlan, Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
@@ -119,6 +122,46 @@ def _beam_parser() -> argparse.ArgumentParser:
         if "_add_argparse_args" in cls.__dict__:
             cls._add_argparse_args(parser)
     return parser
+
+
+def check_device(device: str, options: PipelineOptions) -> None:
+    """Refuse `--device cuda` where the work is done on this machine and it has no CUDA; torch is not imported for it.
+
+    Raises:
+        UsageError: naming what is missing.
+    """
+    if device != "cuda" or not is_direct(options):
+        return
+    if not has_nvidia():
+        raise UsageError("--device is cuda, but this machine shows no NVIDIA device; use --device auto or --device cpu")
+    if torch_is_cpu_only():
+        raise UsageError(
+            f"--device is cuda, but torch {importlib.metadata.version('torch')} is built without it; install a CUDA "
+            "build of torch, or use --device cpu"
+        )
+
+
+def has_nvidia() -> bool:
+    """Whether the kernel of this machine shows an NVIDIA device (under WSL, a graphics card)."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def torch_is_cpu_only() -> bool:
+    """Whether the installed torch is a build without CUDA, by its version."""
+    return importlib.metadata.version("torch").endswith("+cpu")
+
+
+def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:
+    """One line for each usual mistake that is no error."""
+    lines, workers, device = [], workers_of(options), plan.settings.model.device
+    if plan.pending == 1 and workers > 1:
+        lines.append(
+            f"warning: one unit for {workers} workers, so one of them does it all; a tar is one unit, so cut it into "
+            "several, and write Parquet in row groups of at most 10,000 rows"
+        )
+    if device == "auto" and is_direct(options) and has_nvidia() and torch_is_cpu_only():
+        lines.append("warning: this machine has an NVIDIA device, but torch is built without CUDA, so the CPU is used")
+    return lines
 
 
 def embed_settings(options: argparse.Namespace) -> Settings:

@@ -142,16 +142,10 @@ def embed(tiny_checkpoint):
     return run
 
 
-def command(module, *argv, timeout=100, **kwargs):
+def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):
     """Run a command as a user does; the finished process, with its output."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, argv)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        **kwargs,
-    )
+    argv = [sys.executable, "-m", module, *map(str, argv)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, cwd=cwd, **kwargs)
 
 
 def rows_of(output, kind="embeddings"):

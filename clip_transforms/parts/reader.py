@@ -62,7 +62,7 @@ def check_dataset(output: str, taxonomies: Sequence[str] = ()) -> list[str]:
     """
     names = sorted(part_names(output, "embeddings"))
     if not names:
-        raise DatasetError(f"{output} holds no embeddings; `python -m pipelines.embed --output {output} …` makes them")
+        raise DatasetError(f"{output} holds no embeddings; python -m pipelines.embed makes them")
     footers = read_footers(output, "embeddings", names)
     if damaged := [name for name in names if name not in footers]:
         raise DatasetError(

@@ -22,9 +22,16 @@ def read_dataset_fields(output: str) -> Fields | None:
     """
     uri = storage.join(output, "_dataset.json")
     if storage.exists(uri):
-        return json.loads(storage.read_bytes(uri))["settings"]
+        storage.check_writable(output)
+        try:
+            return json.loads(storage.read_bytes(uri))["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise OutputError(
+                f"{uri} is damaged; if the parts beside it are yours, remove them and start anew"
+            ) from None
     if storage.exists(output) and not storage.is_folder(output):
         raise OutputError(f"--output {output} is a file, but it must be a folder, new or of an earlier run")
+    storage.check_writable(output)
     others = [name for name in storage.names_in(output) if name not in ("_temporary",)]
     if others:
         raise OutputError(

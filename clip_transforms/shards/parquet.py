@@ -36,7 +36,7 @@ def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
     """
     if options.image_column:
         if options.image_column not in schema.names:
-            raise ColumnError(_missing("image_column", options.image_column, schema))
+            raise _missing("image_column", options.image_column, schema)
         if not _holds_bytes(schema.field(options.image_column).type):
             raise ColumnError(
                 f"--image_column {options.image_column} is {schema.field(options.image_column).type}, but it must be "
@@ -58,7 +58,7 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     if asked and asked not in schema.names and (match := _INDEXED.fullmatch(asked)):
         asked, index = match[1], int(match[2])
     if asked and asked not in schema.names:
-        raise ColumnError(_missing("caption_column", asked, schema))
+        raise _missing("caption_column", asked, schema)
     name = asked or next((n for n in CAPTION_COLUMNS if n in schema.names), None)
     if name is None:
         return None
@@ -83,7 +83,7 @@ def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
         ColumnError: if `--key_column` names a column that is not there.
     """
     if options.key_column and options.key_column not in schema.names:
-        raise ColumnError(_missing("key_column", options.key_column, schema))
+        raise _missing("key_column", options.key_column, schema)
     return options.key_column or next((name for name in KEY_COLUMNS if name in schema.names), None)
 
 
@@ -97,11 +97,11 @@ def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
     key_column(schema, options)
     for column in options.columns:
         if column.field not in schema.names:
-            raise ColumnError(_missing("columns", column.field, schema))
+            raise _missing("columns", column.field, schema)
 
 
-def _missing(flag: str, name: str, schema: pa.Schema) -> str:
-    return f"--{flag} {name} is no column of the Parquet file; it has {', '.join(schema.names)}"
+def _missing(flag: str, name: str, schema: pa.Schema) -> ColumnError:
+    return ColumnError(f"--{flag} {name} is no column of the Parquet file; it has {', '.join(schema.names)}")
 
 
 def _holds_bytes(type_: pa.DataType) -> bool:

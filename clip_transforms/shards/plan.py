@@ -72,7 +72,7 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
         for folder in folders:
             found += _take(plan, folder, storage.list_below(folder), folder, options, taken)
         if not found:
-            raise PlanError(_nothing_to_read(pattern, files, folders, options.input_format))
+            raise _nothing_to_read(pattern, files, folders, options.input_format)
     plan.units = list({(unit.shard, unit.start): unit for unit in plan.units}.values())
     _check_flags(plan, options)
     return plan
@@ -265,13 +265,13 @@ def _count(number: int, word: str, plural: str | None = None) -> str:
     return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
-def _nothing_to_read(pattern: str, files: list[FileInfo], folders: list[str], input_format: str) -> str:
+def _nothing_to_read(pattern: str, files: list[FileInfo], folders: list[str], input_format: str) -> PlanError:
     if folders and not files and not any(storage.list_below(folder) for folder in folders):
-        return f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files"
-    what = (
-        "pictures, .tar or .parquet files" if input_format == "auto" else f"anything for --input_format {input_format}"
-    )
-    return f"--input {pattern} holds no {what}; pictures may be {', '.join(IMAGE_EXTENSIONS)}"
+        return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
+    if input_format != "auto":
+        return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; leave that flag away")
+    pictures = ", ".join(IMAGE_EXTENSIONS)
+    return PlanError(f"--input {pattern} holds no pictures ({pictures}), .tar or .parquet files; check the path")
 
 
 def _check_flags(plan: Plan, options: ReaderOptions) -> None:

@@ -1,0 +1,265 @@
+"""Every wrong setting is one sentence and exit 2, before anything is written, started, or torch imported."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, command, make_parquet, make_tar
+
+from schemas.rejects import REASONS
+
+GOOD = ["--input", "a.tar", "--output", "out", "--model", "tiny.safetensors"]
+DONE = ["--input", "a.tar", "--output", "done", "--model", "tiny.safetensors"]
+MODEL = ["--input", "a.tar", "--output", "out", "--model"]
+INPUT = ["--output", "out", "--model", "tiny.safetensors", "--input"]
+# id → (command line, pieces that the sentence must have)
+CASES = {
+    "no match": ([*INPUT, "nothing-*.tar"], ["--input nothing-*.tar matches nothing", "quote"]),
+    "empty folder": ([*INPUT, "empty"], ["--input empty", "empty folder", ".tar"]),
+    "nothing to read": ([*INPUT, "words"], ["holds no pictures", "jpg"]),
+    "no input": (["--output", "out", "--model", "demo"], ["--input is missing"]),
+    "no output": (["--input", "a.tar", "--model", "demo"], ["--output is missing"]),
+    "unknown flag": ([*GOOD, "--btach_size", "3"], ["--btach_size is no flag", "did you mean --batch_size?"]),
+    "abbreviated flag": ([*GOOD, "--batch", "3"], ["--batch is no flag", "did you mean --batch_size?"]),
+    "beam flag misspelt": ([*GOOD, "--direct_num_worker", "2"], ["did you mean --direct_num_workers?"]),
+    "beam flag abbreviated": ([*GOOD, "--direct_num", "2"], ["--direct_num is no flag"]),
+    "positional": ([*GOOD[:2], *GOOD[2:], "--limit", "3", "stray"], ["stray is no flag"]),
+    "no number": ([*GOOD, "--limit", "many"], ["--limit", "'many'"]),
+    "batch size": ([*GOOD, "--batch_size", "0"], ["--batch_size is 0", "1 or more"]),
+    "top labels": ([*GOOD, "--top_labels", "-1"], ["--top_labels is -1", "1 or more"]),
+    "limit": ([*GOOD, "--limit", "-1"], ["--limit is -1", "0"]),
+    "reject fraction": ([*GOOD, "--max_reject_fraction", "5"], ["--max_reject_fraction is 5.0", "[0, 1]"]),
+    "precision": ([*GOOD, "--precision", "fp8"], ["--precision", "'fp8'", "fp32"]),
+    "unknown model": ([*MODEL, "ViT-B/23"], ["--model ViT-B/23", "RN50x64", "did you mean ViT-B/32?"]),
+    "no model": (GOOD[:4], ["--model is missing", "demo", "ViT-B/32"]),
+    "model not in the cache": ([*MODEL, "vit-l-14"], ["not in the cache", "openaipublic", "ViT-L-14.pt"]),
+    "checkpoint missing": ([*MODEL, "gone/x.pt"], ["--model gone/x.pt is neither a file"]),
+    "checkpoint is a folder": ([*MODEL, "empty"], ["--model empty is a folder"]),
+    "checkpoint is text": ([*MODEL, "words/a.xyz"], ["neither a .safetensors file nor"]),
+    "checkpoint of another kind": ([*MODEL, "other.pt"], ["text_projection is missing"]),
+    "checkpoint with code": ([*MODEL, "code.pt"], ["nothing was run"]),
+    "checkpoint without activation": ([*MODEL, "plain.pt"], ["--activation quick_gelu", "--activation gelu", "wrong"]),
+    "another activation": ([*GOOD, "--activation", "gelu"], ["--activation is gelu", "trained with quick_gelu"]),
+    "unknown activation": ([*GOOD, "--activation", "relu"], ["--activation", "'relu'", "quick_gelu"]),
+    "taxonomy missing": ([*GOOD, "--taxonomy", "gone.json"], ["--taxonomy gone.json does not exist"]),
+    "taxonomy folder": ([*GOOD, "--taxonomy", "empty"], ["--taxonomy empty cannot be read"]),
+    "taxonomy empty": ([*GOOD, "--taxonomy", "blank.txt"], ["--taxonomy blank.txt is empty"]),
+    "taxonomy no classes": ([*GOOD, "--taxonomy", "none.json"], ["--taxonomy none has no classes"]),
+    "taxonomy twice a class": ([*GOOD, "--taxonomy", "twice.txt"], ["the class 'cat' 2 times"]),
+    "taxonomy no slot": ([*GOOD, "--taxonomy", "slot.json"], ["'a photo'", "no slot", "{}"]),
+    "taxonomy bad json": ([*GOOD, "--taxonomy", "bad.json"], ["line 2, column 3"]),
+    "taxonomy not utf-8": ([*GOOD, "--taxonomy", "latin.txt"], ["not UTF-8 at byte 1"]),
+    "taxonomy field": ([*GOOD, "--taxonomy", "field.json"], ["'clases'", "classes and templates"]),
+    "two taxonomies of a name": ([*GOOD, "--taxonomy", "a/t.txt", "--taxonomy", "b/t.txt"], ["t is given 2 times"]),
+    "taxonomy name": ([*GOOD, "--taxonomy", "two words.txt"], ["'two words'", "A-Z"]),
+    "column type": ([*GOOD, "--columns", "a:int33"], ["'int33'", "int32"]),
+    "column name of ours": ([*GOOD, "--columns", "Clip_Score=x"], ["like a column of ours", "my_Clip_Score=x"]),
+    "column twice": ([*GOOD, "--columns", "a=x", "A=y"], ["names one column twice"]),
+    "column unnamed": ([*GOOD, "--columns", "=x"], ["has no name"]),
+    "column not there": ([*INPUT, "p.parquet", "--columns", "a=x"], ["--columns x is no column", "caption"]),
+    "several captions": ([*INPUT, "lists.parquet", "--caption_column", "captions"], ["captions[0]"]),
+    "flag for another format": ([*GOOD, "--image_column", "x"], ["--image_column x is for Parquet files"]),
+    "made by another model": (["--input", "a.tar", "--output", "done", "--model", "demo"], ["model is '", "but now"]),
+    "made with other columns": (
+        [*GOOD[:2], "--output", "done", *GOOD[4:], "--columns", "a"],
+        ["columns is '', but now"],
+    ),
+    "made with another dtype": (
+        [*DONE, "--embedding_dtype", "float16"],
+        ["embedding_dtype is 'float32', but now 'float16'", "--overwrite"],
+    ),
+    "output is a file": ([*GOOD[:2], "--output", "a.tar", *GOOD[4:]], ["is a file", "must be a folder"]),
+    "output holds something else": ([*GOOD[:2], "--output", "words", *GOOD[4:]], ["holds something else (a.xyz)"]),
+    "output below a file": ([*GOOD[:2], "--output", "a.tar/out", *GOOD[4:]], ["cannot be written to"]),
+    "output cannot be made": ([*GOOD[:2], "--output", "/proc/out", *GOOD[4:]], ["cannot be"]),
+    "package not installed": ([*INPUT, "s3://bucket/*.tar"], ["needs a package that is not installed", "[aws]"]),
+    "unknown protocol": ([*INPUT, "nope://x/*.tar"], ["nope://x/*.tar cannot be opened"]),
+    "unknown runner": ([*GOOD, "--runner", "NopeRunner"], ["NopeRunner"]),
+    "no cuda": ([*GOOD, "--device", "cuda"], ["--device is cuda", "--device cpu"]),
+    "parquet is none": ([*INPUT, "broken.parquet"], ["not readable as Parquet", "leave it out"]),
+    "list of inputs missing": ([*INPUT, "@gone.txt"], ["--input @gone.txt cannot be read"]),
+}
+ENVIRONMENT = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
+RUN_ALL = """
+import contextlib, io, json, sys
+from pipelines import embed
+found = {}
+for name, argv in json.load(open("cases.json")).items():
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found[name] = ["ran", str(embed.main(argv))]
+    except ValueError as error:
+        found[name] = ["refused", str(error)]
+    except BaseException as error:
+        found[name] = ["crashed", repr(error)]
+print(json.dumps({"found": found, "torch": "torch" in sys.modules}))
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tiny_checkpoint):
+    path = tmp_path_factory.mktemp("wrong")
+    make_tar(path / "a.tar", 2)
+    make_parquet(path / "p.parquet", 2)
+    pq.write_table(pa.table({"image": [b"1"], "captions": [["a", "b"]]}), path / "lists.parquet")
+    for folder in ("empty", "words", "a", "b"):
+        (path / folder).mkdir()
+    (path / "tiny.safetensors").symlink_to(tiny_checkpoint)
+    files = {
+        "words/a.xyz": "hello hello hello",
+        "blank.txt": " \n",
+        "none.json": '{"classes": []}',
+        "twice.txt": "cat\ndog\ncat",
+        "slot.json": '{"classes": ["cat"], "templates": ["a photo"]}',
+        "bad.json": '{"classes":\n  oops}',
+        "field.json": '{"clases": [], "classes": ["a"]}',
+        "a/t.txt": "cat",
+        "b/t.txt": "dog",
+        "two words.txt": "cat",
+        "broken.parquet": "PAR1 no",
+    }
+    for name, text in files.items():
+        (path / name).write_text(text)
+    (path / "latin.txt").write_bytes(b"a\xff")
+    torch.save({"weight": torch.ones(2)}, path / "other.pt")
+    import safetensors.torch
+
+    torch.save(safetensors.torch.load_file(tiny_checkpoint), path / "plain.pt")
+
+    class Bomb:
+        def __reduce__(self):
+            return (print, ("boom",))
+
+    torch.save({"a": Bomb()}, path / "code.pt")
+    done = command(
+        "pipelines.embed", "--input", path / "a.tar", "--output", path / "done", "--model", path / "tiny.safetensors"
+    )
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def outcome(workplace):
+    """All cases in one process, since starting one for each would take minutes."""
+    (workplace / "cases.json").write_text(json.dumps({name: argv for name, (argv, _) in CASES.items()}))
+    before = snapshot(workplace)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+        timeout=100,
+        env={
+            "PYTHONPATH": ROOT,
+            "PATH": "/usr/bin:/bin",
+            "CLIP_CACHE": str(workplace / "cache"),
+            "HOME": "/nonexistent",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]) | {"before": before, "after": snapshot(workplace)}
+
+
+def snapshot(path):
+    return sorted((str(p), p.lstat().st_mtime_ns) for p in path.rglob("*"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_setting_is_one_sentence(name, outcome):
+    if name == "no cuda" and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    verdict, sentence = outcome["found"][name]
+    assert verdict == "refused", sentence
+    for piece in CASES[name][1]:
+        assert piece in sentence
+    assert "\n" not in sentence.strip() and len(sentence) < 600, sentence
+
+
+def test_nothing_was_written_and_torch_not_imported(outcome):
+    assert outcome["before"] == outcome["after"]
+    assert outcome["torch"] is False
+
+
+@pytest.mark.parametrize("flag", [["--runner", "NopeRunner"], ["--btach_size", "3"]], ids=["runner", "flag"])
+def test_the_command_exits_with_2_and_one_line_on_stderr(flag, workplace):
+    done = command("pipelines.embed", *GOOD, *flag, cwd=workplace, env=ENVIRONMENT)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+
+
+def test_what_stands_behind_two_dashes_goes_to_beam_unseen(workplace):
+    argv = [*GOOD[:2], "--output", "done", *GOOD[4:], "--dry_run", "--", "--future_flag=1"]
+    assert command("pipelines.embed", *argv, cwd=workplace, env=ENVIRONMENT).returncode == 0
+
+
+# The troubleshooting page and the code, both ways.
+
+ERRORS = {
+    "UsageError",
+    "PlanError",
+    "CheckpointError",
+    "ArchiveError",
+    "TaxonomyError",
+    "ColumnError",
+    "StorageError",
+    "OutputError",
+    "FingerprintError",
+    "DatasetError",
+}
+# Plain ValueErrors of these files are settings; elsewhere they are for programmers.
+SETTINGS = {"samples.py", "unit.py", "run_plan.py", "label_embeddings.py", "model_spec.py", "architectures.py"}
+
+
+def messages_in_the_code():
+    found = set()
+    for path in [
+        p for place in ("schemas", "clip_transforms", "pipelines") for p in (Path(ROOT) / place).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            if node.func.id in ERRORS or (node.func.id == "ValueError" and path.name in SETTINGS):
+                template = template_of(node.args[-1])
+                if len(re.sub(r"[…:() ]", "", template)) > 3:  # else it only hands another message on
+                    found.add(template)
+    return found
+
+
+def template_of(node):
+    if isinstance(node, ast.JoinedStr):
+        text = "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+    else:
+        text = node.value if isinstance(node, ast.Constant) else ""
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def rows_of_the_page():
+    page = (Path(ROOT) / "docs" / "troubleshooting.md").read_text()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+
+
+def test_the_troubleshooting_page_lists_every_message_and_no_other():
+    page = {row[0].strip("`") for row in rows_of_the_page() if len(row) == 3 and row[0].strip("`") not in reasons()}
+    code = messages_in_the_code()
+    assert code - page == set(), "not on the page"
+    assert page - code == set(), "no longer in the code"
+
+
+def reasons():
+    return {f"{stage}: {reason}" for stage, reason in REASONS}
+
+
+def test_the_troubleshooting_page_lists_every_reject_reason():
+    assert reasons() <= {row[0].strip("`") for row in rows_of_the_page()}
+
+
+def test_every_entry_has_a_cause_and_a_cure():
+    assert all(len(row) == 3 and row[1] and row[2] for row in rows_of_the_page())
