@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import apache_beam as beam
 import fsspec
@@ -257,39 +254,3 @@ def test_any_fsspec_output(embed, tmp_path):
         assert embed(tmp_path / "a.tar", output="memory://dataset/out") == 0
     finally:
         memory.rm("/dataset", recursive=True)
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["tars", "parquet", "folder"])
-def test_killed_at_random_moments_a_dataset_ends_the_same(kind, tmp_path, tiny_checkpoint, taxonomy_file):
-    if kind == "tars":
-        for i in range(12):
-            make_tar(tmp_path / f"in-{i}.tar", 40, first=40 * i)
-        source = tmp_path / "in-*.tar"
-    elif kind == "parquet":
-        source = make_parquet(tmp_path / "in.parquet", 400, row_group_size=40)
-    else:
-        source = make_folder(tmp_path / "in", 400)
-    argv = ["--input", source, "--model", tiny_checkpoint, "--taxonomy", taxonomy_file]
-    undisturbed = command("pipelines.embed", *argv, "--output", tmp_path / "calm")
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    rng = random.Random(kind)
-    for _ in range(5 if kind == "tars" else 2):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.embed", *map(str, argv), "--output", str(tmp_path / "killed")],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(rng.uniform(1.5, 5.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for path in files_of(tmp_path / "killed"):
-            pq.read_metadata(tmp_path / "killed" / path)  # whole, or not there
-    finished = command("pipelines.embed", *argv, "--output", tmp_path / "killed")
-    assert finished.returncode == 0, finished.stderr
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "calm")
-    assert (tmp_path / "killed" / "_SUCCESS").exists() and not (tmp_path / "killed" / "_temporary").exists()
-    assert not [p for p in (tmp_path / "killed").rglob("*") if p.name.startswith(".")]
-    run = json.loads((tmp_path / "killed" / "run.json").read_text())
-    assert run["input"] == json.loads((tmp_path / "calm" / "run.json").read_text())["input"]

@@ -1,0 +1,181 @@
+"""Any moment to die: kills, signals, two runs at once; afterwards the dataset is as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, rows_of
+
+TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
+
+
+def source(kind, path):
+    if kind == "tars":
+        for i in range(12):
+            make_tar(path / f"in-{i}.tar", 40, first=40 * i)
+        return path / "in-*.tar"
+    if kind == "parquet":
+        make_parquet(path / "a.parquet", 240, row_group_size=40)
+        return make_parquet(path / "b.parquet", 240, first=240, row_group_size=40) and path / "*.parquet"
+    for i in range(4):
+        make_folder(path / f"in-{i}", 120, first=120 * i)
+    return path / "in-*"
+
+
+def start(argv, **kwargs):
+    argv = [sys.executable, "-m", "pipelines.embed", *map(str, argv)]
+    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def descendants(pid):
+    """Process ids of all that a process started, itself left out."""
+    done = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
+    pairs = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    found, rest = [], [pid]
+    while rest:
+        parent = rest.pop()
+        new = [child for child, above in pairs if above == parent]
+        found += new
+        rest += new
+    return found
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
+    """Kill a run `kills` times at random moments, start it again each time, and compare with an undisturbed one."""
+    argv = ["--input", source(kind, tmp_path), "--model", checkpoint, "--taxonomy", taxonomy]
+    calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", timeout=200)
+    assert calm.returncode == 0, calm.stderr
+    whole = files_of(tmp_path / "calm")
+    rng, out = random.Random(f"{kind} {kills} {mode}"), tmp_path / "killed"
+    delays = []
+    for _ in range(kills):
+        process = start([*argv, "--output", out, *mode])
+        # From the first import to the last step; when the dataset is whole, what is left is short.
+        delays.append(rng.uniform(0.5, 9 if mode else 6))
+        time.sleep(delays[-1])
+        workers = descendants(process.pid)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        for path, data in files_of(out).items():
+            assert data == whole[path], f"{path} appeared before it was whole, after {delays[-1]:.2f} s"
+        deadline = time.monotonic() + 10
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(alive, workers)), "an orphan lives on"
+        if rng.random() < 0.3 and files_of(out):  # so that there is something left to kill
+            victim = rng.choice(sorted((out / "embeddings").glob("*.parquet")) or [None])
+            if victim:
+                victim.unlink()
+    finished = command("pipelines.embed", *argv, "--output", out, *mode, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert files_of(out) == whole
+    assert (out / "_SUCCESS").exists() and not (out / "_temporary").exists()
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    run, calm_run = (json.loads((folder / "run.json").read_text()) for folder in (out, tmp_path / "calm"))
+    assert run["input"] == calm_run["input"] and run["dataset"] == calm_run["dataset"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind, kills", [("tars", 3), ("parquet", 1), ("folder", 1)])
+def test_five_kills_change_no_byte(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file):
+    kill_and_check(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file)
+
+
+@pytest.mark.slow  # fifty runs of some seconds each
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", [(), TWO_PROCESSES], ids=["in memory", "two processes"])
+@pytest.mark.parametrize("kind, kills", [("tars", 9), ("parquet", 8), ("folder", 8)])
+def test_fifty_kills_change_no_byte(kind, kills, mode, tmp_path, tiny_checkpoint, taxonomy_file):
+    kill_and_check(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file, mode)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on(number, tmp_path, tiny_checkpoint):
+    argv = ["--input", source("tars", tmp_path), "--output", tmp_path / "out", "--model", tiny_checkpoint]
+    process = start(argv)
+    wait_for(lambda: list((tmp_path / "out").glob("embeddings/*.parquet")))
+    process.send_signal(number)
+    began = time.monotonic()
+    assert process.wait(timeout=10) == 1 and time.monotonic() - began < 10
+    said = process.stderr.read()
+    process.stderr.close()
+    assert f"ended by {number.name}" in said and "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "_temporary").exists() and not (tmp_path / "out" / "_SUCCESS").exists()
+    assert command("pipelines.embed", *argv).returncode == 0
+    assert len(rows_of(tmp_path / "out")) == 480
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing after {seconds} s")
+        time.sleep(0.02)
+
+
+def test_two_runs_at_once_of_one_fingerprint_both_succeed(tmp_path, tiny_checkpoint):
+    argv = ["--input", source("tars", tmp_path), "--model", tiny_checkpoint]
+    assert command("pipelines.embed", *argv, "--output", tmp_path / "calm").returncode == 0
+    both = [start([*argv, "--output", tmp_path / "out"]) for _ in range(2)]
+    for process in both:
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 0, said
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "calm")
+    assert (tmp_path / "out" / "_SUCCESS").exists() and not (tmp_path / "out" / "_temporary").exists()
+
+
+def test_of_two_runs_at_once_of_two_fingerprints_the_later_one_stops(tmp_path, tiny_checkpoint):
+    argv = ["--input", source("tars", tmp_path), "--output", tmp_path / "out", "--model", tiny_checkpoint]
+    first = start(argv)
+    wait_for((tmp_path / "out" / "_dataset.json").exists)
+    second = command("pipelines.embed", *argv, "--embedding_dtype", "float16")
+    assert second.returncode == 2 and "embedding_dtype is 'float32', but now 'float16'" in second.stderr
+    assert first.wait(timeout=100) == 0
+    first.stderr.close()
+    assert len(rows_of(tmp_path / "out")) == 480
+
+
+def test_a_run_planned_before_another_began_stops_too(tmp_path, tiny_checkpoint):
+    import dataclasses
+
+    from clip_transforms import ClipSpec
+    from clip_transforms.run_plan import Settings, plan_run
+
+    make_tar(tmp_path / "a.tar", 2)
+    settings = Settings((str(tmp_path / "a.tar"),), str(tmp_path / "out"), ClipSpec(tiny_checkpoint))
+    early, late = plan_run(settings), plan_run(dataclasses.replace(settings, embedding_dtype="float16"))
+    _, folder = early.begin(1, ())
+    with pytest.raises(ValueError, match="embedding_dtype"):
+        late.begin(1, ())
+    folder.close()
+    assert not (tmp_path / "out" / "_temporary").exists()
+
+
+def test_the_parts_of_two_units_swapped_by_hand_are_done_again(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 3), make_tar(tmp_path / "b.tar", 3, first=9), output=out)
+    before = files_of(out)
+    a, b = sorted((out / "embeddings").glob("*.parquet"))
+    os.rename(a, tmp_path / "x")
+    os.rename(b, a)
+    os.rename(tmp_path / "x", b)
+    assert embed(tmp_path / "a.tar", tmp_path / "b.tar", output=out) == 0
+    assert files_of(out) == before
+    for path in (out / "embeddings").glob("*.parquet"):
+        pq.read_table(path)
