@@ -28,6 +28,7 @@ setup(
     extras_require={
         "gcp": ["apache-beam[gcp]", "gcsfs"],
         "aws": ["s3fs"],
+        "demo": ["duckdb"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "duckdb", "polars", "pandas", "datasets", "build"],
     },
 )

@@ -23,7 +23,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, images = Path(folder), list(_images(200))
         print(f"{os.cpu_count()} cores; {SAMPLES:,} and {10 * SAMPLES:,} samples, demo model, one process")
-        for name, write in (("one tar", _tar), ("one Parquet file, one row group", _parquet), ("folder", _folder)):
+        for name, write in (("one tar", write_tar), ("one Parquet file, one row group", _parquet), ("folder", _folder)):
             peaks = []
             for times in (1, 10):
                 source = write(root / f"{name[:9]}-{times}".replace(" ", "-"), images, times * SAMPLES)
@@ -49,7 +49,8 @@ def _images(count: int):
         yield encode_scene(draw_scene(random_scene(rng), rng, side=256))
 
 
-def _tar(path: Path, images: list[bytes], count: int) -> Path:
+def write_tar(path: Path, images: list[bytes], count: int) -> Path:
+    """A tar of `count` samples, with a caption each."""
     path = path.with_suffix(".tar")
     with tarfile.open(path, "w") as tar:
         for i in range(count):

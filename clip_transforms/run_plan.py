@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -292,7 +293,27 @@ def plan_run(settings: Settings) -> RunPlan:
     check_taxonomies(settings.output, digests, settings.overwrite)
     done = {part: footers[part] for part in committed}
     stale = stale_labels(settings.output, done, digests, settings.top_labels)
-    return RunPlan(settings, checkpoint, fields, found.units, committed, stale, others, found.detection, found.lists)
+    lines = [*found.detection, *_doubles(found.units, others)]
+    return RunPlan(settings, checkpoint, fields, found.units, committed, stale, others, lines, found.lists)
+
+
+def _doubles(units: Sequence[Unit], others: Mapping[str, Footer]) -> list[str]:
+    """One warning line where a new shard looks like one that is in the dataset under another URI."""
+    known = {_looks(footer["shard"], footer["stamp"]): footer["shard"] for footer in others.values()}
+    alike = [(u.shard, known[_looks(u.shard, u.stamp)]) for u in units if _looks(u.shard, u.stamp) in known]
+    alike = [(new, old) for new, old in alike if new != old]
+    if not alike:
+        return []
+    new, old = alike[0]
+    return [
+        f"warning: {new} has the name and size of {old}, which is in the dataset already ({len(alike)} such units); if "
+        "it was moved, its rows will be there twice"
+    ]
+
+
+def _looks(shard: str, stamp: str) -> tuple[str, str]:
+    """File name and size, for a shard that is a file; a folder's stamp is a hash of its files' names and times."""
+    return posixpath.basename(shard.partition("#")[0]), stamp.partition("-")[0]
 
 
 def _committed(

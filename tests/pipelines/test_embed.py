@@ -254,3 +254,26 @@ def test_any_fsspec_output(embed, tmp_path):
         assert embed(tmp_path / "a.tar", output="memory://dataset/out") == 0
     finally:
         memory.rm("/dataset", recursive=True)
+
+
+def test_a_shard_that_looks_like_one_under_another_uri_gets_one_warning(embed, tmp_path, capsys):
+    make_tar(tmp_path / "a.tar", 2)
+    embed(tmp_path / "a.tar", output=tmp_path / "out")
+    (tmp_path / "moved").mkdir()
+    os.rename(tmp_path / "a.tar", tmp_path / "moved" / "a.tar")
+    assert embed(tmp_path / "moved" / "a.tar", output=tmp_path / "out") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert f"{tmp_path}/moved/a.tar has the name and size of {tmp_path}/a.tar" in line
+
+
+def test_classes_that_the_model_cannot_tell_apart_are_named(embed, tmp_path, caplog):
+    (tmp_path / "twins.txt").write_text("cat\nCAT\ndog\n")
+    embed(make_tar(tmp_path / "a.tar", 1), output=tmp_path / "out", flags=["--taxonomy", tmp_path / "twins.txt"])
+    assert "'cat' and 'CAT'" in caplog.text and "dog" not in caplog.text
+
+
+@pytest.mark.parametrize("workers, warned", [(1, False), (2, True)])
+def test_one_unit_for_several_workers_is_warned_of(workers, warned, embed, tmp_path, capsys):
+    flags = ["--dry_run", "--direct_running_mode", "multi_processing", "--direct_num_workers", workers]
+    embed(make_tar(tmp_path / "a.tar", 1), output=tmp_path / "out", flags=flags)
+    assert ("warning: one unit for 2 workers" in capsys.readouterr().out) is warned
