@@ -17,10 +17,12 @@ from apache_beam.utils.shared import Shared
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.embed_classes import embed_classes, read_classifier
+from clip_transforms.job import Job, PlannedUnit, read_taxonomies, read_units
 from clip_transforms.label_part import label_part, labels_footer
 from clip_transforms.parts.reader import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
-from clip_transforms.run_plan import Job, PlannedUnit, RunPlan, Settings, plan_run, read_taxonomies, read_units
+from clip_transforms.run_plan import RunPlan, plan_run
+from clip_transforms.run_settings import Settings
 from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
@@ -50,7 +52,7 @@ class EmbedShards(beam.PTransform):
             output: URI of the dataset, new or to be continued.
             model: the checkpoint.
             taxonomies: to label with.
-            **settings: further fields of `run_plan.Settings`.
+            **settings: further fields of `run_settings.Settings`.
         Raises:
             ValueError: if a setting is wrong; applying the transform raises it for what is wrong with the files.
         """

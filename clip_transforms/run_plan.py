@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import posixpath
@@ -15,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
-from clip_transforms.clip.taxonomy import Taxonomy, check_names
+from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.job import PLAN, Job
 from clip_transforms.label_part import changed_taxonomies, stale_labels
 from clip_transforms.parts import reader
 from clip_transforms.parts.counts import add
@@ -24,142 +23,10 @@ from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.run_folder import RunFolder, new_run_id
 from clip_transforms.parts.run_manifest import OutputError, clear_success, read_dataset_fields, write_dataset
 from clip_transforms.parts.writer import make_folders
+from clip_transforms.run_settings import Settings
 from clip_transforms.shards.plan import plan_units
-from clip_transforms.shards.unit import ReaderOptions, Unit
-from schemas.embeddings import EMBEDDING_DTYPES
+from clip_transforms.shards.unit import Unit
 from schemas.provenance import Footer
-
-_TASKS_PER_WORKER = 4
-_MAX_UNITS_PER_TASK = 64
-# What the readers, the preprocessing and the tokenizer do is named here, so that a dataset tells when it changed.
-_PREPROCESSING = "short side bicubic in Pillow, centre crop, RGB, published mean and std"
-_TOKENIZER = "bpe_simple_vocab_16e6, 924691ac288e5440"
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the person who starts a run decides; checked when it is built.
-
-    Attributes:
-        inputs: see `shards.plan.plan_units`.
-        output: URI of the dataset.
-        model: the checkpoint.
-        taxonomies: to label with.
-        reader: what the readers are told.
-        embedding_dtype: `float32` or `float16`.
-        top_labels: length of a label's `top`.
-        batch_size: samples that go through the model together.
-        max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
-        allow_damaged_shards: whether there is one though a shard could not be read to its end.
-        overwrite: whether a dataset made with other settings may be replaced.
-    """
-
-    inputs: tuple[str, ...]
-    output: str
-    model: ClipSpec
-    taxonomies: tuple[Taxonomy, ...] = ()
-    reader: ReaderOptions = dataclasses.field(default_factory=ReaderOptions)
-    embedding_dtype: str = "float32"
-    top_labels: int = 5
-    batch_size: int = 32
-    max_reject_fraction: float = 0.05
-    allow_damaged_shards: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self):
-        """Refuse a wrong setting on the launcher, not on a worker after an hour."""
-        if not self.inputs:
-            raise ValueError("--input is empty; name at least one folder, tar, Parquet file or pattern")
-        if self.embedding_dtype not in EMBEDDING_DTYPES:
-            allowed = " or ".join(EMBEDDING_DTYPES)
-            raise ValueError(f"--embedding_dtype is {self.embedding_dtype!r}, but it must be {allowed}")
-        for flag, value in (("top_labels", self.top_labels), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise ValueError(f"--{flag} is {value}, but it must be 1 or more")
-        if not 0 <= self.max_reject_fraction <= 1:
-            raise ValueError(
-                f"--max_reject_fraction is {self.max_reject_fraction}, but it is a fraction of the samples and must "
-                "lie in [0, 1]"
-            )
-        check_names(self.taxonomies)
-
-    def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """What decides the numbers of the dataset, by name."""
-        reader_fields = {
-            k: v for k, v in dataclasses.asdict(self.reader).items() if k not in ("input_format", "columns")
-        }
-        columns = [f"{c.name}={c.field}:{c.type}" for c in self.reader.columns]
-        return {
-            "model": checkpoint.sha256,
-            "activation": checkpoint.activation,
-            "precision": self.model.precision,
-            "preprocessing": _PREPROCESSING,
-            "tokenizer": _TOKENIZER,
-            "embedding_dtype": self.embedding_dtype,
-            "columns": " ".join(columns),
-            **{name: str(value or "") for name, value in reader_fields.items()},
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What every worker is told: small, and the same for all.
-
-    Attributes:
-        settings: of the run, without the taxonomies' texts, which lie beside the plan.
-        run: its id.
-        folder: URI of `output/_temporary/<run>`, with `plan.parquet`.
-        checkpoint: resolved.
-        fields: of the fingerprint.
-        taxonomies: name → digest.
-        units: of the plan.
-        pending: of these, how many are still to be embedded.
-        unlabelled: how many others lack labels.
-        workers: that the runner's options name.
-        others: counts of the parts that are in the dataset but not in this run's input.
-        other_parts: their number.
-        command: as it was typed.
-        launcher: process id; a worker that it started ends with it.
-        started: seconds since 1970.
-    """
-
-    settings: Settings
-    run: str
-    folder: str
-    checkpoint: Checkpoint
-    fields: Mapping[str, str]
-    taxonomies: Mapping[str, str]
-    units: int
-    pending: int
-    unlabelled: int
-    workers: int
-    others: Mapping[str, int]
-    other_parts: int
-    command: Sequence[str]
-    launcher: int
-    started: float
-
-    @property
-    def output(self) -> str:
-        """URI of the dataset."""
-        return self.settings.output
-
-    @property
-    def plan_uri(self) -> str:
-        """Where the plan lies."""
-        return storage.join(self.folder, "plan.parquet")
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the dataset."""
-        return fingerprint(self.fields)
-
-    def tasks(self) -> list[tuple[int, int]]:
-        """Consecutive units that go to a worker together, as rows of the plan: [start, stop)."""
-        wanted = max(_TASKS_PER_WORKER * self.workers, -(-self.units // _MAX_UNITS_PER_TASK))
-        count = max(1, min(wanted, self.units))
-        edges = [self.units * i // count for i in range(count + 1)]
-        return list(zip(edges[:-1], edges[1:], strict=True))
 
 
 @dataclasses.dataclass
@@ -250,17 +117,7 @@ class RunPlan:
             counts = self.committed.get(row["part"])
             row["counts"] = None if counts is None else json.dumps(counts)
             row["labels"] = self.stale.get(row["part"], [])
-        return pa.Table.from_pylist(rows, schema=_PLAN)
-
-
-_ARROW = {"str": pa.string(), "int": pa.int64()}
-_PLAN = pa.schema(
-    [
-        *((f.name, _ARROW[f.type]) for f in dataclasses.fields(Unit)),
-        ("counts", pa.string()),
-        ("labels", pa.list_(pa.string())),
-    ]
-)
+        return pa.Table.from_pylist(rows, schema=PLAN)
 
 
 def plan_run(settings: Settings) -> RunPlan:
@@ -350,39 +207,3 @@ def _write_table(uri: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
-
-
-@functools.lru_cache(maxsize=2)
-def _read_plan(uri: str) -> pa.Table:
-    with storage.open_input(uri) as file:
-        return pq.ParquetFile(file).read(use_threads=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class PlannedUnit:
-    """A row of the plan.
-
-    Attributes:
-        unit: what to read.
-        counts: of its part, if an earlier run committed it; else None.
-        labels: taxonomies whose labels are to be made from its stored embeddings.
-    """
-
-    unit: Unit
-    counts: Counter | None
-    labels: list[str]
-
-
-def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
-    """The units of a task."""
-    planned = []
-    for row in _read_plan(job.plan_uri).slice(start, stop - start).to_pylist():
-        counts, labels = row.pop("counts"), row.pop("labels")
-        planned.append(PlannedUnit(Unit(**row), None if counts is None else Counter(json.loads(counts)), labels))
-    return planned
-
-
-def read_taxonomies(job: Job) -> list[Taxonomy]:
-    """The taxonomies of the run, with their texts."""
-    contents = json.loads(storage.read_bytes(storage.join(job.folder, "taxonomies.json")))
-    return [Taxonomy.from_json(name, content) for name, content in contents.items()]

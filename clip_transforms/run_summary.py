@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from clip_transforms.job import Job
 from clip_transforms.parts.counts import add, check_balance, reject_fraction
 from clip_transforms.parts.reader import part_names
 from clip_transforms.parts.run_folder import remove_run_folder
 from clip_transforms.parts.run_manifest import finish_run
-from clip_transforms.run_plan import Job
 
 _MANY = 2  # processes are told apart up to here
 

@@ -16,7 +16,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.embed_shards import is_direct, workers_of
-from clip_transforms.run_plan import RunPlan, Settings
+from clip_transforms.run_plan import RunPlan
+from clip_transforms.run_settings import Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column

@@ -215,7 +215,7 @@ ERRORS = {
     "DatasetError",
 }
 # Plain ValueErrors of these files are settings; elsewhere they are for programmers.
-SETTINGS = {"samples.py", "unit.py", "run_plan.py", "label_embeddings.py", "model_spec.py", "architectures.py"}
+SETTINGS = {"samples.py", "unit.py", "run_settings.py", "label_embeddings.py", "model_spec.py", "architectures.py"}
 
 
 def messages_in_the_code():

@@ -1,0 +1,129 @@
+"""Job and plan: what the launcher tells every worker, as a few small values and files beside the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.parts.fingerprint import fingerprint
+from clip_transforms.run_settings import Settings
+from clip_transforms.shards.unit import Unit
+
+_TASKS_PER_WORKER = 4
+_MAX_UNITS_PER_TASK = 64
+
+
+_ARROW = {"str": pa.string(), "int": pa.int64()}
+PLAN = pa.schema(
+    [
+        *((f.name, _ARROW[f.type]) for f in dataclasses.fields(Unit)),
+        ("counts", pa.string()),
+        ("labels", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every worker is told: small, and the same for all.
+
+    Attributes:
+        settings: of the run, without the taxonomies' texts, which lie beside the plan.
+        run: its id.
+        folder: URI of `output/_temporary/<run>`, with `plan.parquet`.
+        checkpoint: resolved.
+        fields: of the fingerprint.
+        taxonomies: name → digest.
+        units: of the plan.
+        pending: of these, how many are still to be embedded.
+        unlabelled: how many others lack labels.
+        workers: that the runner's options name.
+        others: counts of the parts that are in the dataset but not in this run's input.
+        other_parts: their number.
+        command: as it was typed.
+        launcher: process id; a worker that it started ends with it.
+        started: seconds since 1970.
+    """
+
+    settings: Settings
+    run: str
+    folder: str
+    checkpoint: Checkpoint
+    fields: Mapping[str, str]
+    taxonomies: Mapping[str, str]
+    units: int
+    pending: int
+    unlabelled: int
+    workers: int
+    others: Mapping[str, int]
+    other_parts: int
+    command: Sequence[str]
+    launcher: int
+    started: float
+
+    @property
+    def output(self) -> str:
+        """URI of the dataset."""
+        return self.settings.output
+
+    @property
+    def plan_uri(self) -> str:
+        """Where the plan lies."""
+        return storage.join(self.folder, "plan.parquet")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the dataset."""
+        return fingerprint(self.fields)
+
+    def tasks(self) -> list[tuple[int, int]]:
+        """Consecutive units that go to a worker together, as rows of the plan: [start, stop)."""
+        wanted = max(_TASKS_PER_WORKER * self.workers, -(-self.units // _MAX_UNITS_PER_TASK))
+        count = max(1, min(wanted, self.units))
+        edges = [self.units * i // count for i in range(count + 1)]
+        return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_plan(uri: str) -> pa.Table:
+    with storage.open_input(uri) as file:
+        return pq.ParquetFile(file).read(use_threads=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedUnit:
+    """A row of the plan.
+
+    Attributes:
+        unit: what to read.
+        counts: of its part, if an earlier run committed it; else None.
+        labels: taxonomies whose labels are to be made from its stored embeddings.
+    """
+
+    unit: Unit
+    counts: Counter | None
+    labels: list[str]
+
+
+def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
+    """The units of a task."""
+    planned = []
+    for row in _read_plan(job.plan_uri).slice(start, stop - start).to_pylist():
+        counts, labels = row.pop("counts"), row.pop("labels")
+        planned.append(PlannedUnit(Unit(**row), None if counts is None else Counter(json.loads(counts)), labels))
+    return planned
+
+
+def read_taxonomies(job: Job) -> list[Taxonomy]:
+    """The taxonomies of the run, with their texts."""
+    contents = json.loads(storage.read_bytes(storage.join(job.folder, "taxonomies.json")))
+    return [Taxonomy.from_json(name, content) for name, content in contents.items()]

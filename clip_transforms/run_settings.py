@@ -1,0 +1,79 @@
+"""Settings: what the person who starts a run decides, and what of it decides the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.taxonomy import Taxonomy, check_names
+from clip_transforms.shards.unit import ReaderOptions
+from schemas.embeddings import EMBEDDING_DTYPES
+
+# What the readers, the preprocessing and the tokenizer do is named here, so that a dataset tells when it changed.
+_PREPROCESSING = "short side bicubic in Pillow, centre crop, RGB, published mean and std"
+_TOKENIZER = "bpe_simple_vocab_16e6, 924691ac288e5440"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the person who starts a run decides; checked when it is built.
+
+    Attributes:
+        inputs: see `shards.plan.plan_units`.
+        output: URI of the dataset.
+        model: the checkpoint.
+        taxonomies: to label with.
+        reader: what the readers are told.
+        embedding_dtype: `float32` or `float16`.
+        top_labels: length of a label's `top`.
+        batch_size: samples that go through the model together.
+        max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
+        allow_damaged_shards: whether there is one though a shard could not be read to its end.
+        overwrite: whether a dataset made with other settings may be replaced.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    model: ClipSpec
+    taxonomies: tuple[Taxonomy, ...] = ()
+    reader: ReaderOptions = dataclasses.field(default_factory=ReaderOptions)
+    embedding_dtype: str = "float32"
+    top_labels: int = 5
+    batch_size: int = 32
+    max_reject_fraction: float = 0.05
+    allow_damaged_shards: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self):
+        """Refuse a wrong setting on the launcher, not on a worker after an hour."""
+        if not self.inputs:
+            raise ValueError("--input is empty; name at least one folder, tar, Parquet file or pattern")
+        if self.embedding_dtype not in EMBEDDING_DTYPES:
+            allowed = " or ".join(EMBEDDING_DTYPES)
+            raise ValueError(f"--embedding_dtype is {self.embedding_dtype!r}, but it must be {allowed}")
+        for flag, value in (("top_labels", self.top_labels), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise ValueError(f"--{flag} is {value}, but it must be 1 or more")
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise ValueError(
+                f"--max_reject_fraction is {self.max_reject_fraction}, but it is a fraction of the samples and must "
+                "lie in [0, 1]"
+            )
+        check_names(self.taxonomies)
+
+    def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """What decides the numbers of the dataset, by name."""
+        reader_fields = {
+            k: v for k, v in dataclasses.asdict(self.reader).items() if k not in ("input_format", "columns")
+        }
+        columns = [f"{c.name}={c.field}:{c.type}" for c in self.reader.columns]
+        return {
+            "model": checkpoint.sha256,
+            "activation": checkpoint.activation,
+            "precision": self.model.precision,
+            "preprocessing": _PREPROCESSING,
+            "tokenizer": _TOKENIZER,
+            "embedding_dtype": self.embedding_dtype,
+            "columns": " ".join(columns),
+            **{name: str(value or "") for name, value in reader_fields.items()},
+        }
