@@ -20,6 +20,8 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.resume
+	$(BIN)/python -m benchmarks.label
 
 clean:
 	rm -rf $(VENV) demo

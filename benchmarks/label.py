@@ -114,6 +114,7 @@ def _write_part(folder: str, part: int) -> None:
         arrays = [columns.get(field.name, pa.nulls(n, field.type)) for field in schema]
         writer.write(pa.RecordBatch.from_arrays(arrays, schema=schema), {}, empty, {"image": 0, "caption": n})
     writer.commit(ROWS, {})
+    writer.__exit__()
 
 
 def writer_rejects() -> pa.RecordBatch:

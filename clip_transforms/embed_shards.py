@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
+import operator
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -187,54 +191,58 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
         BalanceError: if samples were lost.
     """
     from clip_transforms.engine.decode import DecodeAhead
-    from clip_transforms.engine.embed_batches import embed_batch, shard_reject
+    from clip_transforms.engine.embed_batches import embed_batch
 
     settings = _part_settings(job, embedder)
     classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
     seconds: Counter = Counter()
     cores = os.cpu_count() or 1
     start = time.perf_counter()
-    writer: UnitWriter | None = None
-    batches = DecodeAhead(_read(units, job), embedder.model.image_side, embedder.ceiling, cores, seconds)
-    try:
-        for item in batches:
-            unit = units[item.unit]
-            writer = writer or UnitWriter(settings, unit.part, {"shard": unit.shard, "stamp": unit.stamp})
-            if not isinstance(item, _UnitEnd):
-                embedded = embed_batch(
-                    item,
-                    unit.shard,
-                    embedder,
-                    settings.embeddings_schema,
-                    classifiers,
-                    job.settings.top_labels,
-                    seconds,
-                )
-                with _timed(seconds, "write"):
-                    writer.write(embedded.rows, embedded.labels, embedded.rejects, embedded.absent)
-                PROGRESS["samples"] += item.samples.num_rows
-                PROGRESS["bytes"] += item.num_bytes
-                continue
-            with _timed(seconds, "write"):
-                if item.error:
-                    writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
-                counts = writer.commit(item.samples, item.notes)
-            writer = None
+    stream = DecodeAhead(_read(units, job), embedder.model.image_side, embedder.ceiling, cores, seconds)
+    with contextlib.closing(iter(stream)) as items:  # closed at once, also when something fails
+        for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
+            unit = units[place]
+            embed = functools.partial(
+                embed_batch,
+                shard=unit.shard,
+                embedder=embedder,
+                schema=settings.embeddings_schema,
+                classifiers=classifiers,
+                top_labels=job.settings.top_labels,
+                seconds=seconds,
+            )
+            with UnitWriter(settings, unit.part, {"shard": unit.shard, "stamp": unit.stamp}) as writer:
+                counts = _write_unit(of_unit, unit, writer, embed, seconds)
             PROGRESS["units"] += 1
-            if item.unit == len(units) - 1:
-                seconds.update({"task": time.perf_counter() - start})
-                seconds["decode / cores"] = seconds["decode"] / cores
+            last = place == len(units) - 1
+            if last:
+                seconds |= {"task": time.perf_counter() - start, "decode / cores": seconds["decode"] / cores}
             yield PartResult(
                 path=part_uri(job.output, "embeddings", unit.part),
                 counts=dict(counts),
-                seconds=dict(seconds) if item.unit == len(units) - 1 else {},
+                seconds=dict(seconds) if last else {},
                 obtained=f"{job.settings.model.precision} on {embedder.model.device.type}",
                 process=f"{os.uname().nodename}-{os.getpid()}",
                 ceiling=embedder.ceiling.rate,
             )
-    finally:
-        if writer:
-            writer.abandon()
+
+
+def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, embed: Callable, seconds: Counter) -> Counter:
+    """Embed and write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
+    from clip_transforms.engine.embed_batches import shard_reject
+
+    for item in items:
+        if isinstance(item, _UnitEnd):
+            with _timed(seconds, "write"):
+                if item.error:
+                    writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
+                return writer.commit(item.samples, item.notes)
+        embedded = embed(item)
+        with _timed(seconds, "write"):
+            writer.write(embedded.rows, embedded.labels, embedded.rejects, embedded.absent)
+        PROGRESS["samples"] += item.samples.num_rows
+        PROGRESS["bytes"] += item.samples.nbytes
+    raise AssertionError(f"the stream of {unit.shard} has no end mark")
 
 
 def _read(units: Sequence[Unit], job: Job) -> Iterator[Any]:
@@ -250,17 +258,12 @@ def _read(units: Sequence[Unit], job: Job) -> Iterator[Any]:
         yield _UnitEnd(place, samples, notes, error)
 
 
-class _timed:  # noqa: N801 (reads as a statement)
-    """Adds the seconds of a block to a counter."""
-
-    def __init__(self, seconds: Counter, stage: str):
-        self._seconds, self._stage = seconds, stage
-
-    def __enter__(self):
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self._seconds[self._stage] += time.perf_counter() - self._start
+@contextlib.contextmanager
+def _timed(seconds: Counter, stage: str) -> Iterator[None]:
+    """Add the seconds of a block to a stage's."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - start
 
 
 def _part_settings(job: Job, embedder: Any) -> PartSettings:

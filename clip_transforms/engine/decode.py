@@ -36,7 +36,6 @@ class DecodedBatch:
         tokens: of the captions.
         caption_rows: the places of these in `samples`.
         rejects: (row in the batch, reason, message, bytes) of the images that could not be decoded.
-        num_bytes: that it holds in memory.
     """
 
     unit: int
@@ -48,7 +47,6 @@ class DecodedBatch:
     tokens: Tokens
     caption_rows: list[int]
     rejects: list[tuple[int, str, str, int]]
-    num_bytes: int
 
 
 @dataclasses.dataclass
@@ -175,9 +173,8 @@ class DecodeAhead:
         self.seconds["decode"] += seconds
         self.seconds["wait for decode"] += time.perf_counter() - start
         pixels = waiting.pixels if len(kept) == len(waiting.images) else waiting.pixels[kept]
-        caption_rows, num_bytes = waiting.caption_rows, waiting.num_bytes
         return DecodedBatch(
-            waiting.unit, waiting.samples, pixels, rows, sizes, sha256, tokens, caption_rows, rejects, num_bytes
+            waiting.unit, waiting.samples, pixels, rows, sizes, sha256, tokens, waiting.caption_rows, rejects
         )
 
     def _acquire(self, num_bytes: int) -> bool:

@@ -44,7 +44,7 @@ class PartSettings:
 
 
 class UnitWriter:
-    """The parts of one unit. Nothing appears under a final name before `commit`; `abandon` leaves nothing behind."""
+    """The parts of one unit. A context manager: nothing appears under a final name before `commit`."""
 
     def __init__(self, settings: PartSettings, part: str, facts: Footer):
         """Open the files.
@@ -120,10 +120,13 @@ class UnitWriter:
         for kind in (*(f"labels/{taxonomy}" for taxonomy in self._settings.label_footers), "rejects", "embeddings"):
             uri = storage.join(self._settings.output, kind, f"{self._part}.parquet")
             storage.commit_file(self._files[kind].path, uri)
-        self.abandon()
         return self.counts
 
-    def abandon(self) -> None:
+    def __enter__(self) -> UnitWriter:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
         """Remove what was not committed."""
         for file in self._files.values():
             file.discard()

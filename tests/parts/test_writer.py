@@ -71,7 +71,8 @@ def write(settings, *batches, reasons=(), part="p", absent_captions=None):
 
 def test_a_committed_unit_is_three_files_with_one_digest_and_its_counts(settings, tmp_path):
     writer, samples = write(settings, rows(0, 3), rows(3, 2), reasons=["truncated", "empty"])
-    counts = writer.commit(samples, {"something odd": 2})
+    with writer:
+        counts = writer.commit(samples, {"something odd": 2})
     footers = [read_footer(str(tmp_path / kind / "p.parquet")) for kind in ("embeddings", "rejects", "labels/t")]
     assert len({footer["digest"] for footer in footers}) == 1
     assert footers[0]["counts"] == dict(counts)
@@ -84,7 +85,7 @@ def test_a_committed_unit_is_three_files_with_one_digest_and_its_counts(settings
 def test_nothing_appears_before_the_commit_and_nothing_stays_after_abandoning(settings, tmp_path):
     writer, _ = write(settings, rows(0, 3))
     assert not list(tmp_path.glob("embeddings/*")) and os.listdir(tmp_path / "_temporary" / "run")
-    writer.abandon()
+    writer.__exit__()
     assert not list(tmp_path.glob("*/*.parquet")) and os.listdir(tmp_path / "_temporary" / "run") == []
 
 
@@ -93,7 +94,7 @@ def test_a_part_that_does_not_balance_is_not_committed(settings, tmp_path, lost)
     writer, samples = write(settings, rows(0, 3))
     with pytest.raises(BalanceError, match="was not committed"):
         writer.commit(samples + lost, {})
-    writer.abandon()
+    writer.__exit__()
     assert not list(tmp_path.glob("*/*.parquet"))
 
 
