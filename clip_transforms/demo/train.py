@@ -1,6 +1,6 @@
 """Train the demo's small CLIP on captioned scenes, from a seed: `python -m clip_transforms.demo.train`.
 
-About half an hour on two cores. The loss is CLIP's: symmetric cross-entropy over the cosines of a batch (Radford et al.
+Half an hour to an hour on two cores. The loss is CLIP's: symmetric cross-entropy over the cosines of a batch (Radford et al.
 2021, figure 3). The architecture code is the one that reads every other checkpoint; only the sizes are small.
 """
 
