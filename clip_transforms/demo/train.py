@@ -1,7 +1,7 @@
 """Train the demo's small CLIP on captioned scenes, from a seed: `python -m clip_transforms.demo.train`.
 
-Half an hour to an hour on two cores. The loss is CLIP's: symmetric cross-entropy over the cosines of a batch (Radford et al.
-2021, figure 3). The architecture code is the one that reads every other checkpoint; only the sizes are small.
+Half an hour to an hour on two cores. The loss is CLIP's: symmetric cross-entropy over the cosines of a batch (Radford
+et al. 2021, figure 3). The architecture code is the one that reads every other checkpoint; only the sizes are small.
 """
 
 from __future__ import annotations
