@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import io
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -207,6 +208,8 @@ def embed_settings(options: argparse.Namespace) -> Settings:
 
 def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """Run a command and exit with its code; what is wrong with the command line is one sentence and exit 2."""
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.basicConfig(format="%(levelname)s: %(message)s", force=True)  # Beam has configured it at import
     try:
         code = main(sys.argv[1:])
     except ValueError as error:
