@@ -36,6 +36,7 @@ from schemas.provenance import Footer
 
 # What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
 PROGRESS: Counter = Counter()
+_BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _DIRECT_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 
 
@@ -198,7 +199,9 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     seconds: Counter = Counter()
     cores = os.cpu_count() or 1
     start = time.perf_counter()
-    stream = DecodeAhead(_read(units, job), embedder.model.image_side, embedder.ceiling, cores, seconds)
+    stream = DecodeAhead(
+        _read(units, job, batch_size_of(job, embedder)), embedder.model.image_side, embedder.ceiling, cores, seconds
+    )
     with contextlib.closing(iter(stream)) as items:  # closed at once, also when something fails
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
             unit = units[place]
@@ -245,12 +248,17 @@ def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, embed: Cal
     raise AssertionError(f"the stream of {unit.shard} has no end mark")
 
 
-def _read(units: Sequence[Unit], job: Job) -> Iterator[Any]:
+def batch_size_of(job: Job, embedder: Any) -> int:
+    """As asked for, or by the device that this worker got."""
+    return job.settings.batch_size or _BATCH_SIZES[embedder.model.device.type]
+
+
+def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
     """Batches of one unit after the other, each behind its place, and a mark at the end of each."""
     for place, unit in enumerate(units):
         samples, notes, error = 0, Counter(), None
         try:
-            for batch in read_unit(unit, job.settings.reader, job.settings.batch_size, notes, job.folder):
+            for batch in read_unit(unit, job.settings.reader, batch_size, notes, job.folder):
                 samples += batch.num_rows
                 yield place, batch
         except ShardError as damage:
@@ -278,7 +286,7 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
         "tokenizer": job.fields["tokenizer"],
         "precision": job.settings.model.precision,
         "device": embedder.model.device.type,
-        "batch_size": job.settings.batch_size,
+        "batch_size": batch_size_of(job, embedder),
         "versions": versions(),
     }
     footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}

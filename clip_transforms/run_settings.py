@@ -26,7 +26,7 @@ class Settings:
         reader: what the readers are told.
         embedding_dtype: `float32` or `float16`.
         top_labels: length of a label's `top`.
-        batch_size: samples that go through the model together.
+        batch_size: samples that go through the model together; 0 for 32 on a CPU and 256 on a GPU.
         max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
         allow_damaged_shards: whether there is one though a shard could not be read to its end.
         overwrite: whether a dataset made with other settings may be replaced.
@@ -39,7 +39,7 @@ class Settings:
     reader: ReaderOptions = dataclasses.field(default_factory=ReaderOptions)
     embedding_dtype: str = "float32"
     top_labels: int = 5
-    batch_size: int = 32
+    batch_size: int = 0
     max_reject_fraction: float = 0.05
     allow_damaged_shards: bool = False
     overwrite: bool = False
@@ -51,9 +51,10 @@ class Settings:
         if self.embedding_dtype not in EMBEDDING_DTYPES:
             allowed = " or ".join(EMBEDDING_DTYPES)
             raise ValueError(f"--embedding_dtype is {self.embedding_dtype!r}, but it must be {allowed}")
-        for flag, value in (("top_labels", self.top_labels), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise ValueError(f"--{flag} is {value}, but it must be 1 or more")
+        if self.top_labels < 1:
+            raise ValueError(f"--top_labels is {self.top_labels}, but it must be 1 or more")
+        if self.batch_size < 0:
+            raise ValueError(f"--batch_size is {self.batch_size}, but it must be 1 or more, or 0 to choose by device")
         if not 0 <= self.max_reject_fraction <= 1:
             raise ValueError(
                 f"--max_reject_fraction is {self.max_reject_fraction}, but it is a fraction of the samples and must "

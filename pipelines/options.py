@@ -59,7 +59,7 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--columns", nargs="+", default=[], metavar="NAME[=FIELD][:TYPE]", help="to keep of the source's own")
     add("--embedding_dtype", choices=list(EMBEDDING_DTYPES), default="float32", help="of the stored embeddings")
     add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top")
-    add("--batch_size", type=int, default=32, metavar="N", help="samples that go through the model together")
+    add("--batch_size", type=int, default=0, metavar="N", help="samples at a time; 0: 32 on a CPU, 256 on a GPU")
     add("--max_reject_fraction", type=float, default=0.05, metavar="F", help="of images and captions apart, 0 to 1")
     add("--allow_damaged_shards", action="store_true", help="succeed though a shard cannot be read to its end")
     add("--overwrite", action="store_true", help="replace a dataset that was made with other settings")

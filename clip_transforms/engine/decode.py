@@ -19,7 +19,7 @@ from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, decode
 from clip_transforms.clip.tokenizer import CONTEXT_LENGTH, Tokens, default_tokenizer
 from clip_transforms.engine.ceiling import Ceiling
 
-MAX_AHEAD_BYTES = 256 << 20  # encoded images and pixels that wait for the model
+MAX_AHEAD_BYTES = 64 << 20  # encoded images and pixels that wait for the model
 
 
 @dataclasses.dataclass
@@ -144,7 +144,7 @@ class DecodeAhead:
         pixels = np.empty((len(images), 3, self._side, self._side), np.uint8)
         tokens = pool.submit(self._timed, default_tokenizer().tokenize, [text for _, text in captions], CONTEXT_LENGTH)
         futures = [
-            (row, pool.submit(self._timed, _decode_into, pixels, place, data.as_py(), self._side))
+            (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._side))
             for place, (row, data) in enumerate(images)
         ]
         return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], num_bytes)
@@ -163,7 +163,7 @@ class DecodeAhead:
             (sha256[row], result), seconds = future.result()
             self.seconds["decode"] += seconds
             if isinstance(result, ImageError):
-                num_bytes = len(waiting.samples.column("image")[row].as_py())
+                num_bytes = waiting.samples.column("image")[row].as_buffer().size
                 rejects.append((row, result.reason, str(result), num_bytes))
             else:
                 kept.append(place)
@@ -199,12 +199,15 @@ class DecodeAhead:
 _END = object()
 
 
-def _decode_into(pixels: np.ndarray, place: int, data: bytes, side: int) -> tuple[str, tuple[int, int] | ImageError]:
+def _decode_into(
+    pixels: np.ndarray, place: int, image: pa.BinaryScalar, side: int
+) -> tuple[str, tuple[int, int] | ImageError]:
     """Decode one image into its place; its SHA-256, and its stored size or why it cannot be used."""
+    data = image.as_py()  # copied here, not when it was submitted: what waits in the queue is there once
     digest = hashlib.sha256(data).hexdigest()
     try:
-        image = decode(data, side, MAX_IMAGE_PIXELS)
+        decoded = decode(data, side, MAX_IMAGE_PIXELS)
     except ImageError as error:
         return digest, error
-    pixels[place] = image.pixels
-    return digest, (image.width, image.height)
+    pixels[place] = decoded.pixels
+    return digest, (decoded.width, decoded.height)

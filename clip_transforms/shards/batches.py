@@ -13,7 +13,7 @@ from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import samples_schema
 
 # A batch is closed early at so many bytes of images, so that a few huge files do not make a huge batch.
-_MAX_BATCH_BYTES = 64 << 20
+_MAX_BATCH_BYTES = 16 << 20
 
 
 def batch_samples(

@@ -32,7 +32,7 @@ CASES = {
     "beam flag abbreviated": ([*GOOD, "--direct_num", "2"], ["--direct_num is no flag"]),
     "positional": ([*GOOD[:2], *GOOD[2:], "--limit", "3", "stray"], ["stray is no flag"]),
     "no number": ([*GOOD, "--limit", "many"], ["--limit", "'many'"]),
-    "batch size": ([*GOOD, "--batch_size", "0"], ["--batch_size is 0", "1 or more"]),
+    "batch size": ([*GOOD, "--batch_size", "-2"], ["--batch_size is -2", "1 or more"]),
     "top labels": ([*GOOD, "--top_labels", "-1"], ["--top_labels is -1", "1 or more"]),
     "limit": ([*GOOD, "--limit", "-1"], ["--limit is -1", "0"]),
     "reject fraction": ([*GOOD, "--max_reject_fraction", "5"], ["--max_reject_fraction is 5.0", "[0, 1]"]),

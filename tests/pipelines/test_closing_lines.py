@@ -1,0 +1,143 @@
+"""The last printed lines, and the figures in them."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections import Counter
+
+import pytest
+from conftest import ROOT, make_tar
+
+from clip_transforms.run_summary import PartResult, RunSummary, speed
+from pipelines.closing_lines import closing_lines
+
+RUN = {
+    "units": {"input": 4, "committed": 4, "skipped": 0, "labelled": 0},
+    "taxonomies": {"animals": "d"},
+    "problems": [],
+    "input": {
+        "samples": 10_000,
+        "image.embedded": 9_988,
+        "image.rejected": 12,
+        "image.rejected.decode: truncated": 10,
+        "image.rejected.decode: too many pixels": 2,
+        "caption.embedded": 9_997,
+        "caption.rejected": 3,
+        "caption.rejected.read: not UTF-8": 3,
+        "caption.truncated": 41,
+        "note.keys that come back after others": 5,
+    },
+    "speed": {
+        "samples": 10_000,
+        "samples_per_second": 112.0,
+        "ceiling": 123.0,
+        "fraction_of_ceiling": 0.91,
+        "bound": 0.94,
+        "bottleneck": "the model",
+        "processes": 1,
+        "seconds": {},
+    },
+}
+
+
+def test_the_lines_of_a_run():
+    assert closing_lines(RUN, "out/") == [
+        "4 units committed, 0 skipped, in out/ (embeddings, labels/animals, rejects)",
+        "images    10,000 = 9,988 embedded + 12 rejected (10 decode: truncated, 2 decode: too many pixels) + 0 absent",
+        "captions  10,000 = 9,997 embedded + 3 rejected (3 read: not UTF-8) + 0 absent; 41 cut at 77 tokens",
+        "note: 5 keys that come back after others",
+        "112 pairs/s, 91% of this process's ceiling (123), where 94% is the most that decoding leaves; "
+        "the model is the bottleneck",
+    ]
+
+
+def test_several_processes_have_no_ceiling_but_shares():
+    several = {
+        "samples": 100,
+        "samples_per_second": 2050.4,
+        "bottleneck": "decoding",
+        "processes": 2,
+        "seconds": {"read": 1.0, "decode": 6.0, "forward": 2.0, "write": 1.0, "task": 9.0},
+    }
+    last = closing_lines(RUN | {"speed": several}, "out")[-1]
+    shares = "read 10%, decode 60%, forward 20%, write 10%"
+    assert last == f"2,050 pairs/s with several processes ({shares}); decoding is the bottleneck"
+
+
+def test_a_run_with_nothing_to_do_says_so_and_an_incomplete_one_says_why():
+    idle = RUN | {"units": {"input": 4, "committed": 0, "skipped": 4, "labelled": 0}, "speed": {"samples": 0}}
+    assert closing_lines(idle, "out")[-1] == "nothing was left to do"
+    lines = closing_lines(RUN | {"problems": ["1 shards could not be read"]}, "out")
+    assert "not complete: 1 shards could not be read" in lines
+
+
+class _Job:
+    started = 0.0
+
+
+@pytest.mark.parametrize(
+    "slow, name",
+    [
+        ("forward", "the model"),
+        ("wait for read", "reading"),
+        ("wait for decode", "decoding"),
+        ("write", "writing"),
+    ],
+)
+def test_the_bottleneck_is_the_stage_with_the_largest_wait_behind_it(slow, name):
+    seconds = {"task": 10.0, "forward": 2.0, "wait for read": 1.0, "wait for decode": 1.0, "write": 1.0} | {slow: 5.0}
+    assert speed(_Job, summary(seconds))["bottleneck"] == name
+
+
+def summary(seconds, ceiling=None):
+    result = PartResult("p", {"samples": 100}, seconds, "fp32 on cpu", process="a", ceiling=ceiling)
+    return RunSummary.of(result)
+
+
+def test_ceiling_and_bound_by_hand():
+    # 100 samples in 10 s; alone the model would take 4 s; decoding takes 2 s of each core.
+    found = speed(_Job, summary({"task": 10.0, "forward": 6.0, "decode": 4.0, "decode / cores": 2.0}, ceiling=25.0))
+    assert (found["samples_per_second"], found["fraction_of_ceiling"]) == (10.0, 0.4)
+    assert found["bound"] == round(4 / (4 + 2), 4)
+
+
+def test_summaries_add_up_in_any_order_and_stay_small():
+    results = [
+        PartResult(
+            f"p{i}", {"samples": i, "image.embedded": i}, {"forward": 1.0}, "fp32 on cpu", process=f"host-{i % 5}"
+        )
+        for i in range(50)
+    ]
+    ours = RunSummary.sum(map(RunSummary.of, results))
+    other = RunSummary.sum(map(RunSummary.of, reversed(results)))
+    assert ours == other and ours.units == 50 and ours.counts == Counter({"samples": 1225, "image.embedded": 1225})
+    assert len(ours.processes) == 2
+
+
+def test_the_bar_shows_samples_on_a_terminal_and_is_quiet_elsewhere(tmp_path, tiny_checkpoint):
+    for i in range(6):
+        make_tar(tmp_path / f"{i}.tar", 100, first=100 * i)
+    argv = [sys.executable, "-m", "pipelines.embed", "--input", str(tmp_path / "*.tar"), "--model", tiny_checkpoint]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # a bar needs room
+    process = subprocess.Popen(
+        [*argv, "--output", str(tmp_path / "a")], stderr=theirs, stdout=subprocess.DEVNULL, cwd=ROOT
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert b"embedding" in shown and b"600 samples" in shown and b"100%" in shown
+    quiet = subprocess.run(
+        [*argv, "--output", str(tmp_path / "b")], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert quiet.stderr == ""
