@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,9 +24,17 @@ CLASSES = pa.schema(
 )
 
 
-def embed_classes(output: str, taxonomies: Sequence[Taxonomy], checkpoint: Checkpoint, device: str) -> dict[str, str]:
+def embed_classes(
+    output: str, taxonomies: Sequence[Taxonomy], checkpoint: Checkpoint, device: str, scratch: str
+) -> dict[str, str]:
     """Embed the classes of taxonomies, with the text tower alone, in fp32, unless an earlier run did.
 
+    Args:
+        output: URI of the dataset.
+        taxonomies: whose classes are wanted.
+        checkpoint: of the text tower.
+        device: to embed on.
+        scratch: URI of the run's temporary folder.
     Returns:
         Taxonomy → URI of its class embeddings.
     """
@@ -39,7 +45,7 @@ def embed_classes(output: str, taxonomies: Sequence[Taxonomy], checkpoint: Check
 
         model = load_checkpoint(checkpoint, device, vision=False)
         for taxonomy in missing:
-            _write(uris[taxonomy.name], taxonomy, checkpoint, model)
+            _write(uris[taxonomy.name], taxonomy, checkpoint, model, scratch)
     return uris
 
 
@@ -52,7 +58,7 @@ def _maker(taxonomy: Taxonomy, checkpoint: Checkpoint) -> list[str]:
     return [taxonomy.digest, checkpoint.sha256, checkpoint.activation]
 
 
-def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model) -> None:
+def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model, scratch: str) -> None:
     from clip_transforms.clip.zero_shot import zero_shot_classifier
 
     classifier = zero_shot_classifier(model, taxonomy).numpy()
@@ -69,14 +75,11 @@ def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model) -> None:
             "logit_scale": float(model.logit_scale),
         }
     )
-    folder = os.path.dirname(storage.normalise(uri)) if storage.is_local(uri) else None
-    handle, local = tempfile.mkstemp(prefix=".", suffix=".parquet", dir=folder)
-    os.close(handle)
-    with pq.ParquetWriter(local, CLASSES, compression="zstd") as writer:
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, CLASSES, compression="zstd") as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=CLASSES))
         writer.add_key_value_metadata(footer)
-    os.chmod(local, 0o644)
-    storage.commit_file(local, uri)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes(), scratch)
 
 
 def _warn_of_twins(taxonomy: Taxonomy, classifier: np.ndarray) -> None:

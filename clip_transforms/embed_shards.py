@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.utils.shared import Shared
 
 from clip_transforms.clip.model_spec import ClipSpec
@@ -30,14 +29,13 @@ from clip_transforms.run_settings import Settings
 from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
-from clip_transforms.worker_process import end_with
+from clip_transforms.worker_process import end_with, is_direct, workers_of
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 
 # What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
 PROGRESS: Counter = Counter()
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
-_DIRECT_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 
 
 class EmbedShards(beam.PTransform):
@@ -96,19 +94,6 @@ class EmbedShards(beam.PTransform):
         return results
 
 
-def workers_of(options: PipelineOptions) -> int:
-    """How many workers the runner's options name."""
-    known = options.get_all_options()
-    names = ("direct_num_workers", "max_num_workers", "num_workers", "parallelism")
-    return max([1, *(int(known.get(name) or 1) for name in names)])
-
-
-def is_direct(options: PipelineOptions) -> bool:
-    """Whether the runner works in this process or in children of it, and so ends with it."""
-    runner = options.view_as(StandardOptions).runner or "DirectRunner"
-    return runner.rpartition(".")[2] in _DIRECT_RUNNERS
-
-
 class _EmbedClasses(beam.DoFn):
     """Plan URI → {taxonomy: URI of its class embeddings}, one element."""
 
@@ -118,7 +103,7 @@ class _EmbedClasses(beam.DoFn):
     def process(self, _: str) -> Iterator[dict[str, str]]:
         job = self._job
         taxonomies = read_taxonomies(job) if job.pending or job.unlabelled else []
-        yield embed_classes(job.output, taxonomies, job.checkpoint, job.settings.model.device)
+        yield embed_classes(job.output, taxonomies, job.checkpoint, job.settings.model.device, job.folder)
 
 
 class _EmbedTask(beam.DoFn):
@@ -159,7 +144,12 @@ def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartRes
     PROGRESS["units"] += 1
     counts = dict(planned.counts)
     return PartResult(
-        part_uri(job.output, "embeddings", part), counts, {}, "", skipped=True, labelled=bool(planned.labels)
+        part_uri(job.output, "embeddings", part),
+        counts,
+        {},
+        planned.obtained,
+        skipped=True,
+        labelled=bool(planned.labels),
     )
 
 
@@ -291,4 +281,4 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
     }
     footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}
     schema = embeddings_schema(job.settings.embedding_dtype, job.settings.reader.columns)
-    return PartSettings(job.output, job.folder, schema, footer, label_footers(job))
+    return PartSettings(job.output, job.folder, schema, footer, label_footers(job), job.other_taxonomies)

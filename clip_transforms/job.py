@@ -28,6 +28,7 @@ PLAN = pa.schema(
         *((f.name, _ARROW[f.type]) for f in dataclasses.fields(Unit)),
         ("counts", pa.string()),
         ("labels", pa.list_(pa.string())),
+        ("obtained", pa.string()),
     ]
 )
 
@@ -43,6 +44,7 @@ class Job:
         checkpoint: resolved.
         fields: of the fingerprint.
         taxonomies: name → digest.
+        other_taxonomies: names of those that earlier runs labelled with and this one does not.
         units: of the plan.
         pending: of these, how many are still to be embedded.
         unlabelled: how many others lack labels.
@@ -60,6 +62,7 @@ class Job:
     checkpoint: Checkpoint
     fields: Mapping[str, str]
     taxonomies: Mapping[str, str]
+    other_taxonomies: Sequence[str]
     units: int
     pending: int
     unlabelled: int
@@ -107,19 +110,22 @@ class PlannedUnit:
         unit: what to read.
         counts: of its part, if an earlier run committed it; else None.
         labels: taxonomies whose labels are to be made from its stored embeddings.
+        obtained: precision and device of its part, if it is committed.
     """
 
     unit: Unit
     counts: Counter | None
     labels: list[str]
+    obtained: str
 
 
 def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
     """The units of a task."""
     planned = []
     for row in _read_plan(job.plan_uri).slice(start, stop - start).to_pylist():
-        counts, labels = row.pop("counts"), row.pop("labels")
-        planned.append(PlannedUnit(Unit(**row), None if counts is None else Counter(json.loads(counts)), labels))
+        counts, labels, obtained = (row.pop(name) for name in ("counts", "labels", "obtained"))
+        counts = None if counts is None else Counter(json.loads(counts))
+        planned.append(PlannedUnit(Unit(**row), counts, labels, obtained))
     return planned
 
 

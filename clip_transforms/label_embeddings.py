@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,9 +18,16 @@ from clip_transforms.embed_classes import embed_classes
 from clip_transforms.label_part import label_part, labels_footer, stale_labels
 from clip_transforms.parts.reader import check_dataset, part_uri, read_footers
 from clip_transforms.parts.run_folder import RunFolder, new_run_id, remove_run_folder
-from clip_transforms.parts.run_manifest import OutputError, read_dataset, write_json
+from clip_transforms.parts.run_manifest import (
+    OutputError,
+    check_taxonomies,
+    clear_success,
+    existing_dataset,
+    write_dataset,
+    write_json,
+)
 from clip_transforms.parts.writer import make_folders
-from clip_transforms.run_plan import check_taxonomies
+from clip_transforms.worker_process import end_with, is_direct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,7 @@ class LabelPlan:
         taxonomies: to label with.
         checkpoint: of the dataset's embeddings.
         top_labels: length of a label's `top`.
+        overwrite: whether a taxonomy may mean other classes than it did.
         parts: of the dataset.
         stale: part → taxonomies whose labels are to be made.
     """
@@ -39,6 +48,7 @@ class LabelPlan:
     taxonomies: tuple[Taxonomy, ...]
     checkpoint: Checkpoint
     top_labels: int
+    overwrite: bool
     parts: tuple[str, ...]
     stale: Mapping[str, list[str]]
 
@@ -67,7 +77,7 @@ def plan_labels(
         raise ValueError(f"--top_labels is {top_labels}, but it must be 1 or more")
     check_names(taxonomies)
     output = storage.normalise(dataset)
-    made = read_dataset(output)
+    made = existing_dataset(output)
     spec = model or ClipSpec(made["model"])
     checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
     if checkpoint.sha256 != made["settings"]["model"]:
@@ -76,10 +86,11 @@ def plan_labels(
             f"{made['settings']['model']}; give the checkpoint that made them"
         )
     digests = {taxonomy.name: taxonomy.digest for taxonomy in taxonomies}
-    check_taxonomies(output, digests, overwrite)
+    if not overwrite:
+        check_taxonomies(output, made, digests)
     parts = check_dataset(output)
     stale = stale_labels(output, read_footers(output, "embeddings", parts), digests, top_labels)
-    return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, tuple(parts), stale)
+    return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(parts), stale)
 
 
 class LabelEmbeddings(beam.PTransform):
@@ -99,20 +110,36 @@ class LabelEmbeddings(beam.PTransform):
         transform._plan = plan
         return transform
 
+    def _begin(self, plan: LabelPlan) -> bool:
+        """Let the dataset know its taxonomies; whether it was complete before its labels change."""
+        with self.run_folder.alone():
+            made = existing_dataset(plan.output)
+            digests = {taxonomy.name: taxonomy.digest for taxonomy in plan.taxonomies}
+            if not plan.overwrite:
+                check_taxonomies(plan.output, made, digests)
+            known = {**made["taxonomies"], **digests}
+            write_dataset(plan.output, made["settings"], made["model"], known, self.run_folder.uri)
+        complete = storage.exists(storage.join(plan.output, "_SUCCESS"))
+        clear_success(plan.output)
+        return complete
+
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[tuple[str, int]]:
         """One element a part; the taxonomies' texts lie in a file beside the output."""
         dataset, taxonomies, options = self._arguments
         plan = self._plan or plan_labels(dataset, taxonomies, **options)
         run = new_run_id()
-        self.run_folder = RunFolder(plan.output, run)
+        self.run_folder = RunFolder(plan.output, run, detached=not is_direct(pipeline.pipeline.options))
+        complete = self._begin(plan)
         make_folders(plan.output, [taxonomy.name for taxonomy in plan.taxonomies])
         content = {taxonomy.name: taxonomy.to_json() for taxonomy in plan.taxonomies}
         texts = storage.join(self.run_folder.uri, "taxonomies.json")
-        storage.write_bytes(texts, json.dumps(content).encode())
+        storage.write_bytes(texts, json.dumps(content).encode(), self.run_folder.uri)
         small = dataclasses.replace(plan, taxonomies=(), parts=(), stale={})
         digests = {taxonomy.name: taxonomy.digest for taxonomy in plan.taxonomies}
         task = _LabelTask(small, self.run_folder.uri, digests)
-        classes = pipeline | "Taxonomies" >> beam.Create([texts]) | beam.ParDo(_EmbedClasses(small))
+        classes = (
+            pipeline | "Taxonomies" >> beam.Create([texts]) | beam.ParDo(_EmbedClasses(small, self.run_folder.uri))
+        )
         labelled = (
             pipeline
             | "Parts" >> beam.Create(sorted(plan.stale.items()))
@@ -124,7 +151,7 @@ class LabelEmbeddings(beam.PTransform):
             labelled
             | beam.Map(lambda result: (1, result[1]))
             | beam.CombineGlobally(lambda counts: tuple(map(sum, zip(*counts, strict=True))) or (0, 0))
-            | beam.Map(lambda total: _finish(plan.output, run, folder, digests, started, total))
+            | beam.Map(lambda total: _finish(plan.output, run, folder, digests, started, complete, total))
         )
         return labelled
 
@@ -132,21 +159,24 @@ class LabelEmbeddings(beam.PTransform):
 class _EmbedClasses(beam.DoFn):
     """URI of the taxonomies' texts → {taxonomy: URI of its class embeddings}, one element."""
 
-    def __init__(self, plan: LabelPlan):
-        self._plan = plan
+    def __init__(self, plan: LabelPlan, folder: str):
+        self._plan, self._folder = plan, folder
 
     def process(self, texts: str) -> Iterator[dict[str, str]]:
         contents = json.loads(storage.read_bytes(texts))
         taxonomies = [Taxonomy.from_json(name, content) for name, content in contents.items()]
-        yield embed_classes(self._plan.output, taxonomies, self._plan.checkpoint, "auto")
+        yield embed_classes(self._plan.output, taxonomies, self._plan.checkpoint, "auto", self._folder)
 
 
 class _LabelTask(beam.DoFn):
     """(part, taxonomies) → (URI of its embeddings, rows)."""
 
     def __init__(self, plan: LabelPlan, folder: str, digests: Mapping[str, str]):
-        self._plan, self._folder = plan, folder
+        self._plan, self._folder, self._launcher = plan, folder, os.getpid()
         self._footers = {name: labels_footer(name, digest, plan.top_labels) for name, digest in digests.items()}
+
+    def setup(self):
+        end_with(self._launcher)
 
     def process(self, task: tuple[str, list[str]], classes: Mapping[str, str]) -> Iterator[tuple[str, int]]:
         part, names = task
@@ -156,10 +186,18 @@ class _LabelTask(beam.DoFn):
 
 
 def _finish(
-    output: str, run: str, folder: str, digests: Mapping[str, str], started: float, total: tuple[int, int]
+    output: str,
+    run: str,
+    folder: str,
+    digests: Mapping[str, str],
+    started: float,
+    complete: bool,
+    total: tuple[int, int],
 ) -> None:
     parts, rows = total
     seconds = round(time.time() - started, 3)
     content = {"run": run, "taxonomies": dict(digests), "labelled": {"parts": parts, "rows": rows}, "seconds": seconds}
-    write_json(storage.join(output, "runs", f"{run}.json"), content)
+    write_json(storage.join(output, "runs", f"{run}.json"), content, folder)
+    if complete:
+        storage.write_bytes(storage.join(output, "_SUCCESS"), b"", folder)
     remove_run_folder(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pyarrow.parquet as pq
 
@@ -73,12 +73,6 @@ def label_part(
             rows = parquet.metadata.num_rows
             for batch in parquet.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False):
                 labels.add(label_batch(batch, classifier, top_labels))
-            common = {key: value for key, value in footer.items() if key not in ("format", "rejects_bytes")}
+            common = {key: value for key, value in footer.items() if key != "format"}
             labels.commit({**common, **footers[taxonomy], "digest": digest})
     return rows
-
-
-def changed_taxonomies(output: str, taxonomies: Mapping[str, str]) -> Sequence[str]:
-    """Names under which the dataset knows classes of another digest."""
-    found = {name: read_footer(storage.join(output, "taxonomies", f"{name}.parquet")) for name in taxonomies}
-    return [name for name, footer in found.items() if footer and footer.get("taxonomy_digest") != taxonomies[name]]

@@ -9,6 +9,7 @@ import posixpath
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +17,12 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.job import PLAN, Job
-from clip_transforms.label_part import changed_taxonomies, stale_labels
+from clip_transforms.label_part import stale_labels
 from clip_transforms.parts import reader
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.run_folder import RunFolder, new_run_id
-from clip_transforms.parts.run_manifest import OutputError, clear_success, read_dataset_fields, write_dataset
+from clip_transforms.parts.run_manifest import OutputError, check_taxonomies, clear_success, read_dataset, write_dataset
 from clip_transforms.parts.writer import make_folders
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards.plan import plan_units
@@ -38,7 +39,10 @@ class RunPlan:
         units: of this run's input.
         committed: part → counts, of units that an earlier run committed.
         stale: part → taxonomies, of committed units whose labels are to be made.
+        obtained: part → precision and device, of committed units.
         others: part → footer, of parts that are not in this run's input.
+        obsolete: parts of shards that are in this run's input and are cut otherwise now; they go at the end.
+        replaces: whether the output holds a dataset of other settings.
         detection: lines that say what was taken from the input and what was not.
         lists: name → list of files, for folder units.
     """
@@ -49,7 +53,10 @@ class RunPlan:
     units: list[Unit]
     committed: dict[str, Counter]
     stale: dict[str, list[str]]
+    obtained: dict[str, str]
     others: dict[str, Footer]
+    obsolete: list[str]
+    replaces: bool
     detection: list[str]
     lists: dict[str, pa.Table]
 
@@ -79,18 +86,22 @@ class RunPlan:
 
     def _write(self, folder: RunFolder, run: str, workers: int, command: Sequence[str]) -> Job:
         settings = self.settings
-        old = read_dataset_fields(settings.output)
-        if old is not None and not settings.overwrite:
-            check_same(settings.output, old, self.fields)  # again: another run may have begun since this was planned
-        if old != self.fields:
-            write_dataset(settings.output, self.fields, settings.model.location)
+        made = read_dataset(settings.output)
+        digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
+        if made is not None and not settings.overwrite:  # again: another run may have begun since this was planned
+            check_same(settings.output, made["settings"], self.fields)
+            check_taxonomies(settings.output, made, digests)
+        taxonomies = {**(made["taxonomies"] if made else {}), **digests}
+        if made is None or made["settings"] != self.fields or made["taxonomies"] != taxonomies:
+            write_dataset(settings.output, self.fields, settings.model.location, taxonomies, folder.uri)
         make_folders(settings.output, [taxonomy.name for taxonomy in settings.taxonomies])
-        if self.pending or self.stale:
+        if self.pending or self.stale or self.obsolete:
             clear_success(settings.output)
         for name, table in self.lists.items():
-            _write_table(storage.join(folder.uri, name), table)
+            _write_table(folder.uri, name, table)
         taxonomies = {taxonomy.name: taxonomy.to_json() for taxonomy in settings.taxonomies}
-        storage.write_bytes(storage.join(folder.uri, "taxonomies.json"), json.dumps(taxonomies).encode())
+        storage.write_bytes(storage.join(folder.uri, "taxonomies.json"), json.dumps(taxonomies).encode(), folder.uri)
+        storage.write_bytes(storage.join(folder.uri, "obsolete.json"), json.dumps(self.obsolete).encode(), folder.uri)
         job = Job(
             settings=dataclasses.replace(settings, taxonomies=()),
             run=run,
@@ -98,6 +109,7 @@ class RunPlan:
             checkpoint=self.checkpoint,
             fields=self.fields,
             taxonomies={taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies},
+            other_taxonomies=sorted(reader.taxonomy_names(settings.output) - {t.name for t in settings.taxonomies}),
             units=len(self.units),
             pending=self.pending,
             unlabelled=len(self.stale),
@@ -108,7 +120,7 @@ class RunPlan:
             launcher=os.getpid(),
             started=time.time(),
         )
-        _write_table(job.plan_uri, self._table())
+        _write_table(folder.uri, "plan.parquet", self._table())
         return job
 
     def _table(self) -> pa.Table:
@@ -117,6 +129,7 @@ class RunPlan:
             counts = self.committed.get(row["part"])
             row["counts"] = None if counts is None else json.dumps(counts)
             row["labels"] = self.stale.get(row["part"], [])
+            row["obtained"] = self.obtained.get(row["part"], "")
         return pa.Table.from_pylist(rows, schema=PLAN)
 
 
@@ -131,40 +144,70 @@ def plan_run(settings: Settings) -> RunPlan:
     settings = dataclasses.replace(settings, output=storage.normalise(settings.output))
     checkpoint = settings.model.resolve()
     fields = settings.fingerprint_fields(checkpoint)
-    old = read_dataset_fields(settings.output)
-    if old is not None and not settings.overwrite:
-        check_same(settings.output, old, fields)
+    made = read_dataset(settings.output)
+    storage.check_writable(settings.output)
+    digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
+    if made is not None and not settings.overwrite:
+        check_same(settings.output, made["settings"], fields)
+        check_taxonomies(settings.output, made, digests)
     found = plan_units(settings.inputs, settings.reader)
-    names = sorted(reader.part_names(settings.output, "embeddings")) if old is not None else []
+    names = sorted(reader.part_names(settings.output, "embeddings")) if made is not None else []
     footers = reader.read_footers(settings.output, "embeddings", names)
     committed = _committed(settings, found.units, footers, fingerprint(fields))
     parts = {unit.part for unit in found.units}
     others = {part: footer for part, footer in footers.items() if part not in parts}
+    sources = {unit.shard.partition("#")[0] for unit in found.units}
+    obsolete = sorted(part for part, footer in others.items() if footer["shard"].partition("#")[0] in sources)
+    others = {part: footer for part, footer in others.items() if part not in obsolete}
     foreign = sorted(part for part, footer in others.items() if footer["fingerprint"] != fingerprint(fields))
     if foreign:
         raise OutputError(
             f"--overwrite would leave {len(foreign)} parts of other settings that are not in --input, {foreign[0]} "
             "among them; give all of the dataset's inputs, or another --output"
         )
-    digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
-    check_taxonomies(settings.output, digests, settings.overwrite)
+    if settings.overwrite:
+        _refuse_half_a_taxonomy(settings, made, digests, others)
     done = {part: footers[part] for part in committed}
     stale = stale_labels(settings.output, done, digests, settings.top_labels)
+    obtained = {part: "{precision} on {device}".format(**footer["provenance"]) for part, footer in done.items()}
+    replaces = made is not None and made["settings"] != fields
     lines = [*found.detection, *_doubles(found.units, others)]
-    return RunPlan(settings, checkpoint, fields, found.units, committed, stale, others, lines, found.lists)
+    damaged = [name for name in names if name not in footers and name not in parts]
+    if damaged:
+        lines.append(
+            f"warning: {reader.part_uri(settings.output, 'embeddings', damaged[0])} is not whole, and not of this "
+            f"run's input ({len(damaged)} such); run the command that made it again, or remove it"
+        )
+    return RunPlan(
+        settings,
+        checkpoint,
+        fields,
+        found.units,
+        committed,
+        stale,
+        obtained,
+        others,
+        obsolete,
+        replaces,
+        lines,
+        found.lists,
+    )
 
 
 def _doubles(units: Sequence[Unit], others: Mapping[str, Footer]) -> list[str]:
     """One warning line where a new shard looks like one that is in the dataset under another URI."""
     known = {_looks(footer["shard"], footer["stamp"]): footer["shard"] for footer in others.values()}
-    alike = [(u.shard, known[_looks(u.shard, u.stamp)]) for u in units if _looks(u.shard, u.stamp) in known]
-    alike = [(new, old) for new, old in alike if new != old]
+    alike = []
+    for unit in units:
+        first = known.setdefault(_looks(unit.shard, unit.stamp), unit.shard)
+        if first != unit.shard:
+            alike.append((unit.shard, first))
     if not alike:
         return []
     new, old = alike[0]
     return [
-        f"warning: {new} has the name and size of {old}, which is in the dataset already ({len(alike)} such units); if "
-        "it was moved, its rows will be there twice"
+        f"warning: {new} has the name and size of {old} ({len(alike)} such units); if it is the same, its rows will be "
+        "in the dataset twice"
     ]
 
 
@@ -177,33 +220,34 @@ def _committed(
     settings: Settings, units: Sequence[Unit], footers: Mapping[str, Footer], expected: str
 ) -> dict[str, Counter]:
     """Part → counts of the units that need not be done again."""
-    rejects = reader.part_sizes(settings.output, "rejects") if footers else {}
+    # Compared by digest, not by being there: a rejects part may have been replaced by hand, or belong to another unit.
+    rejects = reader.read_footers(settings.output, "rejects", [u.part for u in units if u.part in footers])
     return {
         unit.part: Counter(footer["counts"])
         for unit in units
         if (footer := footers.get(unit.part))
         and footer["fingerprint"] == expected
         and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
-        and rejects.get(unit.part) == footer["rejects_bytes"]
+        and rejects.get(unit.part, {}).get("digest") == footer["digest"]
         and not footer["counts"].get("shards.rejected")
     }
 
 
-def check_taxonomies(output: str, digests: Mapping[str, str], overwrite: bool) -> None:
-    """Refuse classes under a name that means others in the dataset.
+def _refuse_half_a_taxonomy(
+    settings: Settings, made: Mapping[str, Any] | None, digests: Mapping[str, str], others: Mapping[str, Footer]
+) -> None:
+    """Two sets of classes under one name must not lie side by side."""
+    known = made["taxonomies"] if made else {}
+    for name in [name for name, digest in digests.items() if known.get(name, digest) != digest]:
+        left = set(others) & reader.part_names(settings.output, f"labels/{name}")
+        if left:
+            raise OutputError(
+                f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "
+                f"python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of them anew"
+            )
 
-    Raises:
-        OutputError: naming the taxonomy, unless `overwrite`.
-    """
-    changed = [] if overwrite else changed_taxonomies(output, digests)
-    if changed:
-        raise OutputError(
-            f"--taxonomy {changed[0]} has other classes, prompts or templates than the one of that name in {output}; "
-            "rename the file, or give --overwrite to label everything anew"
-        )
 
-
-def _write_table(uri: str, table: pa.Table) -> None:
+def _write_table(folder: str, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    storage.write_bytes(storage.join(folder, name), sink.getvalue().to_pybytes(), folder)

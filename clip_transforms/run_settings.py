@@ -46,7 +46,7 @@ class Settings:
 
     def __post_init__(self):
         """Refuse a wrong setting on the launcher, not on a worker after an hour."""
-        if not self.inputs:
+        if not all(self.inputs) or not self.inputs:
             raise ValueError("--input is empty; name at least one folder, tar, Parquet file or pattern")
         if self.embedding_dtype not in EMBEDDING_DTYPES:
             allowed = " or ".join(EMBEDDING_DTYPES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import socket
 import time
@@ -11,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from clip_transforms import storage
 from clip_transforms.job import Job
-from clip_transforms.parts.counts import add, check_balance, reject_fraction
-from clip_transforms.parts.reader import part_names
+from clip_transforms.parts.counts import add, check_balance, reject_fractions
+from clip_transforms.parts.reader import part_names, part_uri, taxonomy_names
 from clip_transforms.parts.run_folder import remove_run_folder
 from clip_transforms.parts.run_manifest import finish_run
 
@@ -115,18 +117,28 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
         BalanceError: if the sums do not add up.
     """
     check_balance(summary.counts, "the run")
-    parts = len(part_names(job.output, "embeddings"))
+    for part in json.loads(storage.read_bytes(storage.join(job.folder, "obsolete.json"))):
+        for kind in ("embeddings", "rejects", *(f"labels/{t}" for t in taxonomy_names(job.output))):
+            storage.remove(part_uri(job.output, kind, part))
+    names = part_names(job.output, "embeddings")
+    parts = len(names)
+    unlabelled = {t: len(names - part_names(job.output, f"labels/{t}")) for t in taxonomy_names(job.output)}
     expected = job.units + job.other_parts
     damaged = summary.counts.get("shards.rejected", 0)
-    fraction = reject_fraction(summary.counts)
     problems = []
     if summary.units != job.units or parts < expected:
         problems.append(f"{expected} parts were expected in embeddings/, but {parts} are there")
     if damaged and not job.settings.allow_damaged_shards:
-        problems.append(f"{damaged} shards could not be read to their end (--allow_damaged_shards accepts them)")
-    if fraction > job.settings.max_reject_fraction:
-        limit = job.settings.max_reject_fraction
-        problems.append(f"{fraction:.1%} of a modality were rejected, more than --max_reject_fraction {limit:g}")
+        problems.append(
+            f"{_count(damaged, 'shard')} could not be read to the end (see rejects/); mend and run again, or accept "
+            "with --allow_damaged_shards"
+        )
+    for modality, fraction in reject_fractions(summary.counts).items():
+        if fraction > job.settings.max_reject_fraction:
+            problems.append(
+                f"{fraction:.1%} of the {modality}s were rejected (see rejects/), more than --max_reject_fraction "
+                f"{job.settings.max_reject_fraction:g}; mend them and run again, or accept them with a larger fraction"
+            )
     content = {
         "run": job.run,
         "command": list(job.command),
@@ -147,10 +159,11 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
         },
         "input": dict(sorted(summary.counts.items())),
         "dataset": {"parts": parts, **dict(sorted(add([summary.counts, job.others]).items()))},
+        "unlabelled": {name: count for name, count in unlabelled.items() if count},
         "parts_by_device": dict(summary.obtained),
         "speed": speed(job, summary),
     }
-    finish_run(job.output, job.run, content, success=not problems)
+    finish_run(job.output, job.run, content, success=not problems, scratch=job.folder)
     remove_run_folder(job.folder)
     return content
 
@@ -192,6 +205,10 @@ def versions() -> dict[str, str]:
     """Of Python and the packages that matter here."""
     packages = ("clip-transforms", "apache-beam", "torch", "pyarrow", "pillow", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word if number == 1 else word + 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -7,7 +7,9 @@ import hashlib
 import os
 import posixpath
 import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +37,9 @@ class FileInfo:
     stamp: str
 
 
+_LOCAL = LocalFileSystem()
+
+
 class StorageError(ValueError):
     """A URI that cannot be used, in one sentence for the person who wrote it."""
 
@@ -45,16 +50,18 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         StorageError: if its protocol is unknown or its package is not installed.
     """
+    if "://" not in uri:  # fsspec would take :: in a name for a chain of file systems
+        return _LOCAL, os.path.abspath(uri)
     try:
         fs, path = url_to_fs(uri)
         return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
     except ImportError as error:
         protocol = uri.split("://")[0]
-        extra = {"gs": "[gcp]", "gcs": "[gcp]", "s3": "[aws]", "s3a": "[aws]"}.get(protocol)
-        cure = f"pip install 'clip-transforms{extra}'" if extra else str(error)
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}.get(protocol)
+        cure = f"pip install {package}" if package else str(error)
         raise StorageError(f"{uri} needs a package that is not installed: {cure}") from error
-    except ValueError as error:
-        raise StorageError(f"{uri} cannot be opened: {error}") from error
+    except Exception as error:  # each file system has its own way to say that a URI is not for it
+        raise StorageError(f"{uri} cannot be opened: {error or type(error).__name__}") from error
 
 
 def is_local(uri: str) -> bool:
@@ -117,19 +124,39 @@ def is_folder(uri: str) -> bool:
 
 
 def list_below(uri: str) -> list[FileInfo]:
-    """Every file below a folder, at any depth, from one listing, sorted by URI; none if there is no such folder."""
+    """Every file below a folder, at any depth, sorted by URI; none if there is no such folder.
+
+    Locally, links are followed: a link to a file is a file, one to a folder is a folder, once.
+    """
     fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return sorted(_walk(path, set()), key=lambda info: info.uri)
     fs.invalidate_cache(path)
-    if not fs.exists(path):
-        return []
-    return _infos(fs, fs.find(path, detail=True))
+    return _infos(fs, fs.find(path, detail=True)) if fs.exists(path) else []
+
+
+def _walk(path: str, above: set[tuple[int, int]]) -> Iterator[FileInfo]:
+    try:
+        entries = list(os.scandir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nothing; listed, so that it is found missing and said so, not passed over
+            yield FileInfo(entry.path, 0, "broken link")
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield FileInfo(entry.path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+        elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in above:
+            yield from _walk(entry.path, above | {(status.st_dev, status.st_ino)})
 
 
 def list_matching(pattern: str) -> tuple[list[FileInfo], list[str]]:
     """The files, and the URIs of the folders, that a path or a glob names, sorted; none if nothing matches."""
     fs, path = filesystem(pattern)
     fs.invalidate_cache()
-    if has_glob(pattern):
+    if is_glob(pattern):
         found = fs.glob(path, detail=True)
     else:
         found = {path: fs.info(path)} if fs.exists(path) else {}
@@ -141,23 +168,24 @@ def list_matching(pattern: str) -> tuple[list[FileInfo], list[str]]:
     return _infos(fs, found), sorted(folders)
 
 
-def has_glob(uri: str) -> bool:
-    """Whether a path has one of the characters of a glob."""
-    return any(character in uri for character in "*?[")
+def is_glob(pattern: str) -> bool:
+    """Whether a path is a glob: it has one of its characters, and no file is called so."""
+    return any(character in pattern for character in "*?[") and not exists(pattern)
 
 
 def _infos(fs: fsspec.AbstractFileSystem, found: dict[str, dict]) -> list[FileInfo]:
     local = isinstance(fs, LocalFileSystem)
     infos = []
     for path, info in found.items():
-        if info["type"] != "file":
-            continue
         if local:
-            uri, stamp = path, f"{info['size']}-{os.stat(path).st_mtime_ns}"
-        else:
+            if not os.path.isfile(path):
+                continue
+            status = os.stat(path)  # of what a link points to
+            infos.append(FileInfo(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}"))
+        elif info["type"] == "file":
             token = next((str(info[key]) for key in (*_ETAG_KEYS, *_TIME_KEYS) if info.get(key)), "")
-            uri, stamp = fs.unstrip_protocol(path), f"{info['size']}-{token.strip(chr(34))}"
-        infos.append(FileInfo(uri, info["size"], stamp))
+            stamp = f"{info['size']}-{token.strip(chr(34))}"
+            infos.append(FileInfo(fs.unstrip_protocol(path), info["size"], stamp))
     return sorted(infos, key=lambda info: info.uri)
 
 
@@ -212,12 +240,15 @@ def commit_file(local: str, uri: str) -> None:
         os.unlink(local)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Replace a small file whole."""
-    folder = posixpath.dirname(filesystem(uri)[1]) if is_local(uri) else None
-    if folder:
-        os.makedirs(folder, exist_ok=True)
-    handle, local = tempfile.mkstemp(prefix=".", dir=folder)
+def write_bytes(uri: str, data: bytes, scratch: str) -> None:
+    """Replace a small file whole.
+
+    Args:
+        uri: of the file.
+        data: all of it.
+        scratch: URI of a folder on the same file system, where a half-written file may lie when the process dies.
+    """
+    handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
     os.chmod(local, 0o644)
@@ -233,13 +264,14 @@ def _fsync_folder(path: str) -> None:
 
 
 def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
-    """Name → bytes of the files in a folder, from one listing; folders too, of no size. Empty if there is no folder."""
+    """Name → bytes of what lies in a folder, from one listing; folders and broken links too. Empty if there is none."""
     fs, path = filesystem(uri)
     fs.invalidate_cache(path)
     try:
         if isinstance(fs, LocalFileSystem):
             with os.scandir(path) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(suffix)}
+                # Of a link its own size: what it points to may be gone, and the link is there all the same.
+                return {e.name: e.stat(follow_symlinks=False).st_size for e in entries if e.name.endswith(suffix)}
         entries = fs.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -1,4 +1,4 @@
-"""What a worker process owes its launcher: to end with it, so that no orphan writes into the next run."""
+"""Workers and their launcher: how many there are, whether they end with it, so that no orphan lives on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ import os
 import threading
 import time
 
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+_DIRECT_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 _SECONDS = 0.5
+
+
+def workers_of(options: PipelineOptions) -> int:
+    """How many workers the runner's options name."""
+    known = options.get_all_options()
+    names = ("direct_num_workers", "max_num_workers", "num_workers", "parallelism")
+    return max([1, *(int(known.get(name) or 1) for name in names)])
+
+
+def is_direct(options: PipelineOptions) -> bool:
+    """Whether the runner works in this process or in children of it, and so ends with it."""
+    runner = options.view_as(StandardOptions).runner or "DirectRunner"
+    return runner.rpartition(".")[2] in _DIRECT_RUNNERS
 
 
 @functools.lru_cache(maxsize=1)

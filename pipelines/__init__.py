@@ -1,9 +1,26 @@
 """The commands: `python -m pipelines.<name>`. Flags, wiring, exit codes and the last printed lines."""
 
 import logging
+import os
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"]:  # this package is a command that is being started, which takes a second or two
+
+    def _end(number, _):
+        os.write(2, f"\nended by {signal.Signals(number).name}; nothing was started\n".encode())
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
 
 # Without Google's client Beam warns at import of a library that nobody asked for; a user takes it for a fault.
 logging.disable(logging.WARNING)
-import apache_beam  # noqa: E402, F401
+try:
+    import apache_beam  # noqa: F401
+except ModuleNotFoundError:
+    raise SystemExit(
+        "apache_beam is not installed here: `make demo` makes .venv; then `source .venv/bin/activate`"
+    ) from None
 
 logging.disable(logging.NOTSET)

@@ -17,10 +17,20 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [f"note: {count:,} {key[5:]}" for key, count in counts.items() if key.startswith("note.")]
+    lines += [f"warning: --columns {key[7:]} was found in no sample" for key in counts if _is_void(key, counts)]
+    for taxonomy, parts in run.get("unlabelled", {}).items():
+        lines.append(
+            f"warning: labels/{taxonomy} lacks {_count(parts, 'part')}, whose embeddings are new; "
+            f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
+        )
     lines += [f"not complete: {problem}" for problem in run["problems"]]
-    if not units["committed"] and not units["labelled"]:
+    if not units["committed"] and not units["labelled"] and not run["problems"]:
         lines.append("nothing was left to do")
     return [*lines, _speed_line(speed)] if speed["samples"] else lines
+
+
+def _is_void(key: str, counts: Mapping[str, int]) -> bool:
+    return key.startswith("column.") and counts[key] == 0 and counts.get("rows", 0) > 0
 
 
 def _modality_line(modality: str, counts: Mapping[str, int]) -> str:

@@ -54,16 +54,19 @@ def main(argv: Sequence[str]) -> int:
 
 def print_plan(plan: RunPlan) -> None:
     """What would be done."""
-    bytes_ = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed)
+    megabytes = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed) / 1e6
     print(
-        f"{len(plan.units):,} units: {plan.pending:,} to embed ({bytes_ / 1e6:,.1f} MB), {len(plan.committed):,} done"
+        f"{len(plan.units):,} units, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
+        f"{len(plan.committed):,} done, {len(plan.stale):,} of these to label"
     )
     for unit in plan.units[:10]:
-        state = "done" if unit.part in plan.committed else "to embed"
+        state = "to embed" if unit.part not in plan.committed else "to label" if unit.part in plan.stale else "done"
         print(f"  {state:8} {unit.part}  from {unit.shard}")
     if len(plan.units) > 10:
         print(f"  … and {len(plan.units) - 10:,} more")
     taxonomies = ", ".join(taxonomy.name for taxonomy in plan.settings.taxonomies) or "none"
+    if plan.replaces:
+        print(f"--overwrite: the dataset in {plan.settings.output} was made with other settings and would be replaced")
     print(f"output {plan.settings.output}; taxonomies: {taxonomies}; nothing was written (--dry_run)")
 
 

@@ -7,10 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from clip_transforms.worker_process import is_direct
+from pipelines.options import UsageError
 
 GO_ON = "what is committed stays; the same command goes on from there"
 
@@ -30,23 +34,40 @@ def launch(transform: Any, options: PipelineOptions) -> bool:
         transform: with a `run_folder`, which is removed at the end.
         options: with a runner, see `prepare`.
     Raises:
-        ValueError: if another run began on the same output, so that this one wrote nothing.
+        ValueError: if Beam refuses the options, or another run began on the same output; nothing was started then.
     """
-    pipeline = beam.Pipeline(options=options)
     try:
-        _ = pipeline | transform
-        with _end_at_signals(lambda: transform.run_folder.close()):
+        pipeline = beam.Pipeline(options=options)
+    except Exception as error:  # a runner that is none raises what it likes
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"Beam refuses these options: {first}; see its own documentation, or leave --runner away"
+        ) from None
+    detached = not is_direct(options)
+    try:
+        with end_at_signals(lambda: _end(transform, detached)):
+            _ = pipeline | transform
             pipeline.run().wait_until_finish()
         return True
-    except ValueError:
-        if transform.run_folder is None:
-            raise  # nothing was started yet
-        return _failed(sys.exc_info()[1])
     except Exception as error:  # whatever ended the run: its reason in one line, with the runner's own log above it
+        if isinstance(error, (ValueError, OSError)) and transform.run_folder is None:
+            raise  # nothing was started yet
         return _failed(error)
     finally:
         if transform.run_folder is not None:
             transform.run_folder.close()
+
+
+def _end(transform: Any, detached: bool) -> str:
+    """Clean up after a run that a signal ends; how to go on."""
+    if detached:
+        return "the job goes on without this command, and writes run.json at its end"
+    for child in _children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    if transform.run_folder is not None:
+        transform.run_folder.close()
+    return GO_ON
 
 
 def _failed(error: BaseException) -> bool:
@@ -57,17 +78,30 @@ def _failed(error: BaseException) -> bool:
     return False
 
 
+def _children() -> list[int]:
+    """The processes that this one started, where the kernel tells."""
+    try:
+        threads = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    except OSError:
+        return []
+    return [int(pid) for pids in threads for pid in pids]
+
+
 @contextlib.contextmanager
-def _end_at_signals(clean_up: Callable[[], None]) -> Iterator[None]:
-    """On Ctrl-C and SIGTERM say how to go on, clean up, and end at once.
+def end_at_signals(clean_up: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C and SIGTERM clean up, say how to go on, and end at once.
 
     Threads of the runner, the readers and the decoders may be in the middle of anything; nothing that is not whole has
     a final name, so none of them is waited for.
+
+    Args:
+        clean_up: gives the sentence that says how to go on.
     """
 
     def end(number: int, _: Any) -> None:
-        print(f"\nended by {signal.Signals(number).name}; {GO_ON}", file=sys.stderr, flush=True)
-        clean_up()
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
+        print(f"\nended by {signal.Signals(number).name}; {clean_up()}", file=sys.stderr, flush=True)
         os._exit(1)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -16,10 +16,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.embed_shards import is_direct, workers_of
 from clip_transforms.run_plan import RunPlan
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
+from clip_transforms.worker_process import is_direct, workers_of
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
@@ -49,22 +49,53 @@ def embed_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--input", nargs="+", default=[], metavar="URI", help="folders, tars, Parquet files, globs, {0..9}, @file")
-    add("--output", default="", metavar="URI", help="folder of the dataset, new or of an earlier run")
-    add("--model", default="", help="a published name such as ViT-B/32, a checkpoint file, or demo")
-    add("--activation", choices=ACTIVATIONS, help="where the checkpoint does not say it")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the towers")
-    add("--device", choices=DEVICES, default="auto", help="auto: CUDA where a worker has it")
+    add(
+        "--input",
+        action="extend",  # given twice, both count
+        nargs="+",
+        default=[],
+        metavar="URI",
+        help="(required) folders, tars, Parquet files, globs, {0..9}, @file",
+    )
+    add("--output", default="", metavar="URI", help="(required) folder of the dataset, new or of an earlier run")
+    add("--model", default="", help="(required) a published name such as ViT-B/32, a checkpoint file, or demo")
+    add("--activation", choices=ACTIVATIONS, help="what the checkpoint was trained with, if it does not say so")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the towers (%(default)s)")
+    add("--device", choices=DEVICES, default="auto", help="auto (default): CUDA where a worker has it")
     add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
-    add("--columns", nargs="+", default=[], metavar="NAME[=FIELD][:TYPE]", help="to keep of the source's own")
-    add("--embedding_dtype", choices=list(EMBEDDING_DTYPES), default="float32", help="of the stored embeddings")
-    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top")
+    add(
+        "--columns",
+        action="extend",  # given twice, both count
+        nargs="+",
+        default=[],
+        metavar="NAME[=FIELD][:TYPE]",
+        help="fields of the input to keep as columns of their own",
+    )
+    add(
+        "--embedding_dtype",
+        choices=list(EMBEDDING_DTYPES),
+        default="float32",
+        help="of the stored embeddings (%(default)s)",
+    )
+    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top (%(default)s)")
     add("--batch_size", type=int, default=0, metavar="N", help="samples at a time; 0: 32 on a CPU, 256 on a GPU")
-    add("--max_reject_fraction", type=float, default=0.05, metavar="F", help="of images and captions apart, 0 to 1")
+    add(
+        "--max_reject_fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="the most rejects, of images and captions apart, 0 to 1 (%(default)s)",
+    )
     add("--allow_damaged_shards", action="store_true", help="succeed though a shard cannot be read to its end")
-    add("--overwrite", action="store_true", help="replace a dataset that was made with other settings")
-    add("--limit", type=int, default=0, metavar="N", help="the first N samples of each unit; 0 for all")
-    add("--input_format", choices=INPUT_FORMATS, default="auto", help="take only this from the input")
+    add("--overwrite", action="store_true", help="replace what was made with other settings or other classes")
+    add(
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="only the first N samples of each unit; 0, the default, for all",
+    )
+    add("--input_format", choices=INPUT_FORMATS, default="auto", help="take only this from the input (%(default)s)")
     add("--image_extension", metavar="EXT", help="of the image, where a tar has several images under a key")
     add("--image_column", metavar="NAME", help="of Parquet, where it is not called like an image")
     add("--caption_column", metavar="NAME", help="of Parquet; NAME[0] of a list")
@@ -82,10 +113,10 @@ def label_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--input", default="", metavar="URI", help="folder of a dataset that pipelines.embed wrote")
+    add("--input", default="", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
     add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
     add("--model", default="", help="the dataset's own checkpoint, where it was moved since")
-    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top")
+    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top (%(default)s)")
     add("--overwrite", action="store_true", help="replace labels of the same name and other classes")
     return parser
 
@@ -214,5 +245,12 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
         code = main(sys.argv[1:])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = WRONG
+    except OSError as error:  # before anything was started; a run says itself what ended it
+        where = error.filename or "a file or folder of the command line"
+        print(
+            f"error: {where} cannot be used: {error.strerror or error}; check the path and who may read it",
+            file=sys.stderr,
+        )
         code = WRONG
     sys.exit(code)

@@ -21,7 +21,6 @@ class Footer(TypedDict, total=False):
         counts: what became of the samples, see `clip_transforms.parts.counts`.
         provenance: checkpoint hash, architecture, activation, precision and device got, batch size, versions.
         shard: URI, of the unit.
-        rejects_bytes: size of the unit's rejects part; in the embeddings part alone.
         taxonomy, taxonomy_digest, top_labels: in labels parts.
         maker, logit_scale: in the file of a taxonomy's class embeddings, what it was made from, and the log parameter.
     """
@@ -33,7 +32,6 @@ class Footer(TypedDict, total=False):
     counts: dict[str, int]
     provenance: dict[str, str | int]
     shard: str
-    rejects_bytes: int
     maker: list[str]
     logit_scale: float
     taxonomy: str

@@ -90,8 +90,8 @@ class ClipSpec:
             path = Path(os.environ.get("CLIP_CACHE") or Path.home() / ".cache" / "clip") / PUBLISHED[name].file
             if not path.is_file():
                 raise CheckpointError(
-                    f"--model {self.model} is not in the cache: download {PUBLISHED[name].url} to {path}, or give "
-                    f"--model the path of a checkpoint, or --model {DEMO} to try things out"
+                    f"--model {self.model} is not in the cache; get it with: mkdir -p {path.parent} && curl -L -o "
+                    f"{path} {PUBLISHED[name].url} (or give a checkpoint's path, or --model {DEMO} to try things out)"
                 )
             return str(path)
         if not storage.exists(self.model):
@@ -151,13 +151,23 @@ def read_header(uri: str) -> tuple[str | None, Architecture | None]:
                 header = None
                 shapes = {name: tensor.shape for name, tensor in Archive(file).tensors.items()}
             elif header := safetensors_header(start, file):
-                shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+                tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+                shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+                end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+                size = 8 + int.from_bytes(start, "little") + end
+                if (found := file.seek(0, 2)) != size:
+                    raise CheckpointError(f"{uri} has {found:,} bytes, but its header says {size:,}; download it again")
             else:
                 raise CheckpointError(f"{uri} is neither a .safetensors file nor one that torch.save wrote")
         architecture = architecture_of(shapes)
+    except CheckpointError:
+        raise
     except (ArchiveError, ValueError) as error:
-        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{uri}: {error}") from error
-    activation = (header or {}).get("__metadata__", {}).get("activation")
+        raise CheckpointError(f"{uri}: {error}") from error
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{uri} has a malformed header ({error!r}); download it again") from error
+    metadata = (header or {}).get("__metadata__")
+    activation = metadata.get("activation") if isinstance(metadata, dict) else None
     if activation is not None and activation not in ACTIVATIONS:
         raise CheckpointError(f"{uri} names the activation {activation!r}, but known are {' and '.join(ACTIVATIONS)}")
     return activation, architecture
@@ -175,6 +185,6 @@ def safetensors_header(start: bytes, file) -> Mapping | None:
         return None
     try:
         header = json.loads(file.read(length))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return header if isinstance(header, dict) else None

@@ -59,6 +59,10 @@ class Taxonomy:
         for name, count in Counter(c.name for c in self.classes).items():
             if count > 1:
                 raise TaxonomyError(f"--taxonomy {self.name} has the class {name!r} {count} times; keep one")
+            if _broken(name):
+                raise TaxonomyError(
+                    f"--taxonomy {self.name}: the class {name!r} holds half a surrogate pair; mend the JSON"
+                )
             if not name.strip():
                 raise TaxonomyError(f"--taxonomy {self.name} has a class without a name; give it one")
         for template in self.templates:
@@ -112,10 +116,16 @@ class Taxonomy:
             return cls(name, tuple(TaxonomyClass(line.strip()) for line in text.splitlines() if line.strip()))
         try:
             content = json.loads(text)
+        except RecursionError:
+            raise TaxonomyError(
+                f"--taxonomy {uri} is nested too deeply to be a taxonomy; write a list of classes"
+            ) from None
         except json.JSONDecodeError as error:
             raise TaxonomyError(
                 f"--taxonomy {uri} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
             ) from None
+        except ValueError as error:  # a number of thousands of digits
+            raise TaxonomyError(f"--taxonomy {uri} is not JSON: {error}") from None
         return cls.from_json(name, content)
 
     @classmethod
@@ -144,6 +154,10 @@ def check_names(taxonomies: Iterable[Taxonomy]) -> None:
     for name, count in Counter(t.name for t in taxonomies).items():
         if count > 1:
             raise TaxonomyError(f"--taxonomy {name} is given {count} times; the files' stems must differ")
+
+
+def _broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _fill(template: str, word: str) -> str:

@@ -1,7 +1,8 @@
 """What became of the samples, as one flat counter of a part, a run or a dataset; counters add up.
 
-Keys: `samples`; `<modality>.embedded`, `.rejected`, `.absent`; `<modality>.rejected.<stage>: <reason>`;
-`caption.truncated`; `shards.rejected`; `note.<text>` for what is worth telling; `rows` of the embeddings.
+Keys: `samples`; `rows` of the embeddings; `<modality>.embedded`, `.rejected`, `.absent`;
+`<modality>.rejected.<stage>: <reason>`; `caption.truncated`; `shards.rejected`; `column.<name>`, values of a user's
+column that are not null; `note.<text>` for what is worth telling.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ def check_balance(counts: Mapping[str, int], where: str) -> None:
             )
 
 
-def reject_fraction(counts: Mapping[str, int]) -> float:
-    """The larger share of rejects, of images and captions apart, among what was offered."""
-    worst = 0.0
+def reject_fractions(counts: Mapping[str, int]) -> dict[str, float]:
+    """Modality → share of rejects, 0 to 1, among what was offered."""
+    fractions = {}
     for modality in MODALITIES:
         rejected = counts.get(f"{modality}.rejected", 0)
         offered = rejected + counts.get(f"{modality}.embedded", 0)
-        worst = max(worst, rejected / offered if offered else 0.0)
-    return worst
+        fractions[modality] = rejected / offered if offered else 0.0
+    return fractions
 
 
 def add(counters) -> Counter:

@@ -15,6 +15,7 @@ from schemas.embeddings import EMBEDDINGS
 from schemas.provenance import Footer, decode_footer
 
 _THREADS = 16
+_KEYS = {"fingerprint", "maker"}  # a part has the one, a file of class embeddings the other
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -24,13 +25,12 @@ class DatasetError(ValueError):
 
 def part_names(output: str, kind: str) -> set[str]:
     """The names of the parts in `output/<kind>`, without extension, from one listing."""
-    return set(part_sizes(output, kind))
+    return {name.removesuffix(".parquet") for name in storage.names_in(storage.join(output, kind), ".parquet")}
 
 
-def part_sizes(output: str, kind: str) -> dict[str, int]:
-    """Part → bytes of the parts in `output/<kind>`, from one listing."""
-    sizes = storage.sizes_in(storage.join(output, kind), ".parquet")
-    return {name.removesuffix(".parquet"): size for name, size in sizes.items()}
+def taxonomy_names(output: str) -> set[str]:
+    """The taxonomies that have a folder of labels."""
+    return set(storage.names_in(storage.join(output, "labels")))
 
 
 def part_uri(output: str, kind: str, part: str) -> str:
@@ -42,7 +42,8 @@ def read_footer(uri: str) -> Footer | None:
     """What a part says of itself; None if it is missing, not whole, or not one of ours."""
     try:
         with storage.open_input(uri) as file:
-            return decode_footer(pq.read_metadata(file).metadata)
+            footer = decode_footer(pq.read_metadata(file).metadata)
+            return footer if isinstance(footer, dict) and _KEYS & footer.keys() else None
     except (OSError, pa.ArrowException, json.JSONDecodeError):
         return None
 
@@ -80,6 +81,11 @@ def check_dataset(output: str, taxonomies: Sequence[str] = ()) -> list[str]:
                 f"{output} has no labels/{taxonomy} for {len(missing)} of {len(names)} parts, {missing[0]} among them; "
                 f"make them with --taxonomy"
             )
+        labels = read_footers(output, f"labels/{taxonomy}", names)
+        if len({footer.get("taxonomy_digest") for footer in labels.values()}) > 1:
+            raise DatasetError(
+                f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
+            )
     if not storage.exists(storage.join(output, "_SUCCESS")):
         _LOGGER.warning("%s has no _SUCCESS: its last run was not complete, so samples may be missing", output)
     return names
@@ -116,8 +122,9 @@ def read_part(
         if unknown := [name for name in columns if name not in joined.schema.names]:
             raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(joined.schema.names)}")
         joined = joined.select(list(columns))
+    d = int(tables[0].schema.metadata[b"embed_dim"])
     for batch in joined.replace_schema_metadata(None).to_batches():
-        yield fixed_size(batch)
+        yield fixed_size(batch, d)
 
 
 def _open_part(output: str, kind: str, part: str) -> pa.Table:
@@ -125,16 +132,15 @@ def _open_part(output: str, kind: str, part: str) -> pa.Table:
         # Not pq.read_table: its thread pool now and then aborts the process at exit when it read a Python file.
         table = pq.ParquetFile(file).read(use_threads=False)
     footer = decode_footer(table.schema.metadata) or {}
-    return table.replace_schema_metadata({"digest": footer.get("digest", "")})
+    d = footer.get("provenance", {}).get("embed_dim", 0)
+    return table.replace_schema_metadata({"digest": footer.get("digest", ""), "embed_dim": str(d)})
 
 
-def fixed_size(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows with embeddings as FixedSizeList, which knows d and reads as a matrix."""
+def fixed_size(batch: pa.RecordBatch, d: int) -> pa.RecordBatch:
+    """The same rows with embeddings as FixedSizeList of d, which reads as a matrix."""
     for name in EMBEDDINGS:
         if name in batch.schema.names:
             place = batch.schema.names.index(name)
             lists = batch.column(place)
-            lengths = lists.value_lengths().drop_null()
-            d = lengths[0].as_py() if len(lengths) else 1
             batch = batch.set_column(place, name, lists.cast(pa.list_(lists.type.value_type, d)))
     return batch

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from clip_transforms import storage
 
 _WEEK = 7 * 24 * 3600
-_LOCK = "lock"
+_LOCK, _DETACHED = "lock", "detached"
 
 
 def new_run_id() -> str:
@@ -24,8 +24,8 @@ def new_run_id() -> str:
 class RunFolder:
     """The temporary folder of a run, made at once and removed at the end; a context manager.
 
-    A run that this process carries holds a lock in it, and dies with the lock. A detached run, or one on an object
-    store, has none; its folder is taken for dead after a week.
+    A run that this process carries holds a lock in it, and dies with the lock. A detached run is marked as such; its
+    folder, or one on an object store, is taken for dead after a week.
     """
 
     def __init__(self, output: str, run: str, detached: bool = False):
@@ -44,8 +44,11 @@ class RunFolder:
             storage.make_folder(output)
         with self.alone():
             storage.make_folder(self.uri)
-            if self._local and not detached:
-                self._lock = _try_lock(os.path.join(storage.normalise(self.uri), _LOCK), os.O_CREAT)
+            if self._local:
+                mark = os.path.join(storage.normalise(self.uri), _DETACHED if detached else _LOCK)
+                handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
+                os.close(handle) if detached else None
+                self._lock = None if detached else _try_lock(mark)
             self._remove_dead()
 
     @contextlib.contextmanager
@@ -67,13 +70,11 @@ class RunFolder:
             uri = storage.join(self._parent, name)
             if uri == self.uri:
                 continue
-            path = os.path.join(storage.normalise(uri), _LOCK) if self._local else ""
-            if self._local and os.path.exists(path):
-                lock = _try_lock(path)
-                if lock is not None:
-                    storage.remove(uri)
-                    os.close(lock)
-            elif name < oldest:
+            if self._local and not storage.exists(storage.join(uri, _DETACHED)):
+                dead = not _is_locked(os.path.join(storage.normalise(uri), _LOCK))
+            else:
+                dead = name < oldest
+            if dead:
                 storage.remove(uri)
 
     def close(self) -> None:
@@ -103,10 +104,10 @@ def remove_run_folder(uri: str) -> None:
         storage.remove(parent)
 
 
-def _try_lock(path: str, flags: int = 0) -> int | None:
-    """Hold a lock file; None if a living process holds it, or it is gone."""
+def _try_lock(path: str) -> int | None:
+    """Hold a lock file; None if another process holds it, or it is gone."""
     try:
-        handle = os.open(path, os.O_RDWR | flags, 0o644)
+        handle = os.open(path, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -115,3 +116,11 @@ def _try_lock(path: str, flags: int = 0) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def _is_locked(path: str) -> bool:
+    """Whether a living process holds a lock file."""
+    handle = _try_lock(path)
+    if handle is not None:
+        os.close(handle)
+    return handle is None and os.path.exists(path)

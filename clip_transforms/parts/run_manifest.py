@@ -14,25 +14,24 @@ class OutputError(ValueError):
     """An output that cannot be written to, in one sentence."""
 
 
-def read_dataset_fields(output: str) -> Fields | None:
-    """The fingerprint's fields of the dataset in `output`; None if there is no dataset.
+def read_dataset(output: str) -> dict[str, Any] | None:
+    """`_dataset.json`: `fingerprint`, `settings`, `model`, `taxonomies`; None if `output` is new or empty.
 
     Raises:
-        OutputError: if `output` is a file, or holds something else.
+        OutputError: if `output` is a file, holds something else, or the file is damaged.
     """
     uri = storage.join(output, "_dataset.json")
     if storage.exists(uri):
-        storage.check_writable(output)
         try:
-            return json.loads(storage.read_bytes(uri))["settings"]
-        except (ValueError, KeyError, TypeError):
-            raise OutputError(
-                f"{uri} is damaged; if the parts beside it are yours, remove them and start anew"
-            ) from None
+            content = json.loads(storage.read_bytes(uri))
+            if all(isinstance(content[name], dict) and content[name] for name in ("settings",)):
+                return {"taxonomies": {}, **content}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise OutputError(f"{uri} is damaged; if the parts beside it are yours, remove them and start anew")
     if storage.exists(output) and not storage.is_folder(output):
         raise OutputError(f"--output {output} is a file, but it must be a folder, new or of an earlier run")
-    storage.check_writable(output)
-    others = [name for name in storage.names_in(output) if name not in ("_temporary",)]
+    others = [name for name in storage.names_in(output) if name != "_temporary"]
     if others:
         raise OutputError(
             f"--output {output} holds something else ({sorted(others)[0]}); give an empty or a new folder"
@@ -40,33 +39,53 @@ def read_dataset_fields(output: str) -> Fields | None:
     return None
 
 
-def write_dataset(output: str, fields: Fields, model: str) -> None:
-    """Begin a dataset, or let it continue under another fingerprint.
+def existing_dataset(dataset: str) -> dict[str, Any]:
+    """`read_dataset` of what must be there.
+
+    Raises:
+        OutputError: if there is no dataset.
+    """
+    if not storage.exists(storage.join(dataset, "_dataset.json")):
+        raise OutputError(f"{dataset} is no dataset of this program: it has no _dataset.json; check the path")
+    return read_dataset(dataset)
+
+
+def write_dataset(output: str, fields: Fields, model: str, taxonomies: Mapping[str, str], scratch: str) -> None:
+    """Begin a dataset, or let it continue under another fingerprint or with more taxonomies.
 
     Args:
         output: URI of the dataset.
         fields: of the fingerprint.
         model: where the checkpoint was found, for later commands; it decides nothing.
+        taxonomies: name → digest, of all that the dataset was labelled with.
+        scratch: URI of the run's temporary folder.
     """
-    content = {"fingerprint": fingerprint(fields), "settings": dict(fields), "model": model}
-    write_json(storage.join(output, "_dataset.json"), content)
+    content = {
+        "fingerprint": fingerprint(fields),
+        "settings": dict(fields),
+        "model": model,
+        "taxonomies": dict(sorted(taxonomies.items())),
+    }
+    write_json(storage.join(output, "_dataset.json"), content, scratch)
 
 
-def read_dataset(output: str) -> dict[str, Any]:
-    """`_dataset.json`: `fingerprint`, `settings` and `model`, as `write_dataset` wrote them.
+def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mapping[str, str]) -> None:
+    """Refuse classes under a name that means others in the dataset.
 
     Raises:
-        OutputError: if there is no dataset.
+        OutputError: naming the taxonomy.
     """
-    try:
-        return json.loads(storage.read_bytes(storage.join(output, "_dataset.json")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise OutputError(f"{output} is no dataset of this program: it has no _dataset.json; check the path") from None
+    for name, digest in digests.items():
+        if made and made["taxonomies"].get(name, digest) != digest:
+            raise OutputError(
+                f"--taxonomy {name} has other classes, prompts or templates than the one of that name in {output}; "
+                "rename the file, or give --overwrite to label everything anew"
+            )
 
 
-def write_json(uri: str, content: Mapping[str, Any]) -> None:
-    """Replace a small JSON file whole."""
-    storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+def write_json(uri: str, content: Mapping[str, Any], scratch: str) -> None:
+    """Replace a small JSON file whole, by way of the run's temporary folder."""
+    storage.write_bytes(uri, json.dumps(content, indent=1).encode() + b"\n", scratch)
 
 
 def read_run(output: str) -> dict[str, Any]:
@@ -74,12 +93,14 @@ def read_run(output: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(storage.join(output, "run.json")))
 
 
-def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool) -> None:
-    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` if it was complete."""
-    write_json(storage.join(output, "runs", f"{run}.json"), content)
-    write_json(storage.join(output, "run.json"), content)
+def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool, scratch: str) -> None:
+    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` only if it was complete."""
+    write_json(storage.join(output, "runs", f"{run}.json"), content, scratch)
+    write_json(storage.join(output, "run.json"), content, scratch)
     if success:
-        storage.write_bytes(storage.join(output, "_SUCCESS"), b"")
+        storage.write_bytes(storage.join(output, "_SUCCESS"), b"", scratch)
+    else:
+        clear_success(output)
 
 
 def clear_success(output: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import check_balance
-from schemas.embeddings import EMBEDDINGS
+from schemas.embeddings import EMBEDDINGS, reserved_names
 from schemas.labels import labels_schema
 from schemas.provenance import Footer, encode_footer
 from schemas.rejects import rejects_schema
@@ -34,6 +34,7 @@ class PartSettings:
         embeddings_schema: of the embeddings.
         footer: of every part.
         label_footers: taxonomy → what its labels parts say besides.
+        other_taxonomies: that earlier runs labelled with; their labels of a unit go when its embeddings are replaced.
     """
 
     output: str
@@ -41,6 +42,7 @@ class PartSettings:
     embeddings_schema: pa.Schema
     footer: Footer
     label_footers: Mapping[str, Footer] = dataclasses.field(default_factory=dict)
+    other_taxonomies: Sequence[str] = ()
 
 
 class UnitWriter:
@@ -61,6 +63,7 @@ class UnitWriter:
         self._files = {kind: _PartFile(self._folder, kind, schema) for kind, schema in schemas.items()}
         self._digest = _Digest(settings.embeddings_schema, rejects_schema())
         self.counts: Counter = Counter()
+        self._user_columns = [n for n in settings.embeddings_schema.names if n not in reserved_names()]
 
     def write(
         self,
@@ -96,6 +99,8 @@ class UnitWriter:
             self.counts[f"{modality}.embedded"] += len(embeddings) - embeddings.null_count
             self.counts[f"{modality}.absent"] += absent[modality]
         self.counts["caption.truncated"] += rows.column("caption_truncated").true_count
+        for name in self._user_columns:
+            self.counts[f"column.{name}"] += len(rows) - rows.column(name).null_count
 
     def commit(self, samples: int, notes: Mapping[str, int]) -> Counter:
         """Check the balance, close the files and move them to their final names; the counts of the part.
@@ -114,8 +119,10 @@ class UnitWriter:
         for taxonomy, footer in self._settings.label_footers.items():
             self._files[f"labels/{taxonomy}"].close({**common, **footer})
         self._files["rejects"].close(common)
-        # The size tells the planner of a later run, from a listing, that the rejects part is the one that was written.
-        self._files["embeddings"].close({**common, "rejects_bytes": os.path.getsize(self._files["rejects"].path)})
+        self._files["embeddings"].close(common)
+        for taxonomy in self._settings.other_taxonomies:
+            # Made from embeddings that are about to be replaced: left there, they would join to other samples' rows.
+            storage.remove(storage.join(self._settings.output, "labels", taxonomy, f"{self._part}.parquet"))
         # The order matters: the embeddings are the commit marker, so all else must be there before them.
         for kind in (*(f"labels/{taxonomy}" for taxonomy in self._settings.label_footers), "rejects", "embeddings"):
             uri = storage.join(self._settings.output, kind, f"{self._part}.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -73,14 +74,32 @@ def cast(values: Sequence[Any], type_: pa.DataType, notes: Counter) -> pa.Array:
 def _cast_one(value: Any, type_: pa.DataType, notes: Counter) -> Any:
     if value is None:
         return None
-    if pa.types.is_string(type_):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
-        scalar = pa.scalar(value.strip() if isinstance(value, str) else value)
-        return scalar.cast(type_).as_py()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError):
+        value = value.decode() if isinstance(value, bytes) else value
+        if pa.types.is_string(type_):
+            text = value if isinstance(value, str) else dumps(value)
+            text.encode()
+            return text
+        return pa.scalar(value.strip() if isinstance(value, str) else value).cast(type_).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError, UnicodeError):
         notes["values that could not be cast"] += 1
         return None
+
+
+def dumps(value: Any) -> str:
+    """JSON, in which what JSON does not know (NaN, infinity) is null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_reject(reason: str, message: str, num_bytes: int | None) -> dict[str, Any]:
@@ -107,7 +126,18 @@ def caption_fields(value: Any) -> dict[str, Any]:
     if not isinstance(value, str):
         message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text"
         return {"caption_reject": read_reject("not text", message, None)}
+    if not _is_utf8(value):
+        return {"caption_reject": read_reject("not UTF-8", f"half a surrogate pair in {value[:80]!r}", None)}
     return {"caption": value} if value.strip() else {}
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written at all: JSON may hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode_metadata(data: bytes, notes: Counter) -> tuple[str | None, dict[str, Any]]:

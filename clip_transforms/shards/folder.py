@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,8 @@ from clip_transforms.shards.batches import batch_samples, decode_caption, decode
 from clip_transforms.shards.unit import ReaderOptions, Unit
 
 # A folder's list of files, beside the plan: one row an image, null where there is no caption or metadata.
-FILES = pa.schema([(name, pa.string()) for name in ("key", "image", "caption", "metadata")])
+# Paths are bytes: a file's name need not be UTF-8.
+FILES = pa.schema([("key", pa.string()), ("image", pa.binary()), ("caption", pa.binary()), ("metadata", pa.binary())])
 
 
 def read_folder(
@@ -36,8 +38,9 @@ def read_folder(
     yield from batch_samples(samples, options, batch_size, notes)
 
 
-def _sample(row: int, paths: dict[str, str | None], options: ReaderOptions, notes: Counter) -> dict[str, Any]:
-    sample: dict[str, Any] = {"key": paths["key"], "row": row}
+def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Counter) -> dict[str, Any]:
+    sample: dict[str, Any] = {"key": files["key"], "row": row}
+    paths = {name: files[name] and os.fsdecode(files[name]) for name in ("image", "caption", "metadata")}
     try:
         sample["image"] = storage.read_bytes(paths["image"])
     except OSError as error:

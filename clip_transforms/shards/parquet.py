@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import caption_fields, cast
+from clip_transforms.shards.batches import caption_fields, cast, dumps, read_reject
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
 from schemas.samples import READ_REJECT, samples_schema
 
@@ -59,11 +59,14 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
         asked, index = match[1], int(match[2])
     if asked and asked not in schema.names:
         raise _missing("caption_column", asked, schema)
-    name = asked or next((n for n in CAPTION_COLUMNS if n in schema.names), None)
-    if name is None:
+    # What is only called like a caption, and is a number or a struct, is passed over; what was asked for must serve.
+    names = (
+        [asked] if asked else [n for n in CAPTION_COLUMNS if n in schema.names and not _is_other(schema.field(n).type)]
+    )
+    if not names:
         return None
-    type_ = schema.field(name).type
-    listed = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    name, type_ = names[0], schema.field(names[0]).type
+    listed = _is_list(type_)
     if listed and index is None:
         raise ColumnError(f"the column {name} lists several captions a row; choose one: --caption_column '{name}[0]'")
     if not listed and index is not None:
@@ -71,9 +74,23 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
             f"--caption_column {options.caption_column}: {name} is {type_}, no list; leave [{index}] away"
         )
     text = type_.value_type if listed or pa.types.is_dictionary(type_) else type_
-    if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_string_view(text)):
+    if not (_is_text(text) or pa.types.is_null(text)):
         raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
     return name, index
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
+
+def _is_other(type_: pa.DataType) -> bool:
+    """Neither text nor a list nor nothing at all."""
+    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
+    return not (_is_text(plain) or _is_list(plain) or pa.types.is_null(plain))
 
 
 def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
@@ -84,7 +101,11 @@ def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
     """
     if options.key_column and options.key_column not in schema.names:
         raise _missing("key_column", options.key_column, schema)
-    return options.key_column or next((name for name in KEY_COLUMNS if name in schema.names), None)
+    if options.key_column and pa.types.is_nested(schema.field(options.key_column).type):
+        type_ = schema.field(options.key_column).type
+        raise ColumnError(f"--key_column {options.key_column} is {type_}, but it must be text, bytes or a number")
+    usual = (n for n in KEY_COLUMNS if n in schema.names and not pa.types.is_nested(schema.field(n).type))
+    return options.key_column or next(usual, None)
 
 
 def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
@@ -93,6 +114,9 @@ def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
     Raises:
         ColumnError: naming the column.
     """
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise ColumnError(f"the Parquet file has two columns called {twice[0]}; write it again with one of each name")
     caption_column(schema, options)
     key_column(schema, options)
     for column in options.columns:
@@ -109,6 +133,13 @@ def _holds_bytes(type_: pa.DataType) -> bool:
         place = type_.get_field_index("bytes")
         return place >= 0 and _holds_bytes(type_.field(place).type)
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+
+
+def _has_bytes(type_: pa.DataType) -> bool:
+    """Whether there are bytes anywhere in it."""
+    if _holds_bytes(type_) or pa.types.is_fixed_size_binary(type_):
+        return True
+    return pa.types.is_nested(type_) and any(_has_bytes(type_.field(i).type) for i in range(type_.num_fields))
 
 
 def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
@@ -138,10 +169,10 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
     rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
     keys = rows.cast(pa.string())
     if key_name:
-        keys = batch.column(key_name).cast(pa.string()).fill_null("").to_pylist()
-        keys = pa.array([key or str(row) for key, row in zip(keys, rows.to_pylist(), strict=True)])
+        found = (_key_text(value) for value in values_of(batch.column(key_name), Counter()))
+        keys = pa.array([key or str(row) for key, row in zip(found, rows.to_pylist(), strict=True)])
     offered = _offered(batch, image)
-    captions = _captions(batch, caption_name, offered)
+    captions, caption_rejects = _captions(batch, caption_name, offered)
     used = {image_name, key_name, caption_name and caption_name[0], *(column.field for column in options.columns)}
     values: dict[str, Any] = {
         "key": keys,
@@ -149,8 +180,8 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
         "image": image,
         "caption": captions,
         "image_reject": pa.nulls(batch.num_rows, READ_REJECT),
-        "caption_reject": pa.nulls(batch.num_rows, READ_REJECT),
-        "metadata": _metadata(batch, used),
+        "caption_reject": caption_rejects,
+        "metadata": _metadata(batch, used, notes),
     }
     for column in options.columns:
         values[column.name] = _cast(batch.column(column.field), column.arrow_type, notes)
@@ -176,27 +207,65 @@ def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
     ]
 
 
-def _captions(batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool]) -> pa.Array:
+def _key_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _captions(
+    batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool]
+) -> tuple[pa.Array, pa.Array]:
+    """Captions, null where absent, and what is rejected of them."""
     if column is None:
-        return pa.nulls(batch.num_rows, pa.string())
+        return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, READ_REJECT)
     name, index = column
-    values = batch.column(name).to_pylist()
-    if index is not None:
-        values = [value[index] if value is not None and len(value) > index else None for value in values]
-    texts = (caption_fields(value).get("caption") for value in values)
-    return pa.array([text if offers else None for text, offers in zip(texts, offered, strict=True)], pa.string())
+    fields = []
+    for scalar, offers in zip(batch.column(name), offered, strict=True):
+        try:
+            value = scalar.as_py() if offers else None
+        except UnicodeDecodeError as error:  # Arrow does not look at what it reads
+            message = f"not UTF-8 at byte {error.start}: {error.object[error.start : error.start + 8]!r}"
+            fields.append({"caption_reject": read_reject("not UTF-8", message, len(error.object))})
+            continue
+        if index is not None:
+            value = value[index] if value is not None and len(value) > index else None
+        fields.append(caption_fields(value))
+    captions = pa.array([field.get("caption") for field in fields], pa.string())
+    return captions, pa.array([field.get("caption_reject") for field in fields], READ_REJECT)
 
 
-def _metadata(batch: pa.RecordBatch, used: set[str | None]) -> pa.Array:
-    names = [f.name for f in batch.schema if f.name not in used and not _holds_bytes(f.type)]
+def _metadata(batch: pa.RecordBatch, used: set[str | None], notes: Counter) -> pa.Array:
+    names = [f.name for f in batch.schema if f.name not in used and not _has_bytes(f.type)]
     if not names:
         return pa.nulls(batch.num_rows, pa.string())
-    rows = batch.select(names).to_pylist()
-    return pa.array([json.dumps(row, ensure_ascii=False, default=str) for row in rows], pa.string())
+    columns = [values_of(batch.column(name), notes) for name in names]
+    return pa.array([dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)], pa.string())
+
+
+def values_of(array: pa.Array, notes: Counter) -> list[Any]:
+    """Python values of a column; those that Python cannot hold, or that are no UTF-8, are None and counted."""
+    if pa.types.is_temporal(array.type):
+        with contextlib.suppress(pa.ArrowException):  # Arrow's own text: Python knows no year beyond 9999
+            array = array.cast(pa.string())
+    try:
+        return array.to_pylist()
+    except (UnicodeDecodeError, OverflowError, ValueError, KeyError, pa.ArrowException):
+        return [_value_of(scalar, notes) for scalar in array]
+
+
+def _value_of(scalar: pa.Scalar, notes: Counter) -> Any:
+    try:
+        return scalar.as_py()
+    except (UnicodeDecodeError, OverflowError, ValueError, KeyError, pa.ArrowException):
+        notes["values that could not be cast"] += 1
+        return None
 
 
 def _cast(array: pa.Array, type_: pa.DataType, notes: Counter) -> pa.Array:
     try:
-        return array.cast(type_)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return cast(array.to_pylist(), type_, notes)
+        found = array.cast(type_)
+        found.validate(full=True)  # a text that is no UTF-8 would be written through
+        return found
+    except (pa.ArrowException, UnicodeDecodeError):
+        return cast(values_of(array, notes), type_, notes)

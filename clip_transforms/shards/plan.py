@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -62,18 +63,30 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
     """
     plan = Plan()
     taken: set[str] = set()  # one shard named twice is read once
+    named: dict[str, list[FileInfo]] = defaultdict(list)  # folder → pictures that inputs name one by one
     for pattern in _expand(inputs):
         files, folders = storage.list_matching(pattern)
         if not files and not folders:
             raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
+        if not storage.is_glob(pattern) and files and _kind(files[0].uri) == "image":
+            named[posixpath.dirname(files[0].uri)].extend(files)
+            continue
         found = 0
         if files:
             found += _take(plan, pattern, files, _root_of(pattern, files), options, taken)
         for folder in folders:
-            found += _take(plan, folder, storage.list_below(folder), folder, options, taken)
+            found += _take(plan, folder, storage.list_below(folder), storage.normalise(folder), options, taken)
         if not found:
             raise _nothing_to_read(pattern, files, folders, options.input_format)
-    plan.units = list({(unit.shard, unit.start): unit for unit in plan.units}.values())
+    for folder, files in named.items():
+        # As when a shell expanded a glob: one source, not a unit for every picture.
+        name = hashlib.sha256(
+            "\n".join(sorted(file.uri for file in files)).encode(errors="surrogateescape")
+        ).hexdigest()
+        if not _take(plan, f"{folder}/({len(files)} named pictures, {name[:8]})", files, folder, options, taken):
+            raise _nothing_to_read(files[0].uri, files, [], options.input_format)
+    if len({unit.part for unit in plan.units}) < len(plan.units):
+        raise RuntimeError("two units of the input would have the same part; please report this with the command")
     _check_flags(plan, options)
     return plan
 
@@ -83,15 +96,26 @@ def _expand(inputs: Iterable[str]) -> list[str]:
     for text in inputs:
         if text.startswith("@"):
             try:
-                lines = storage.read_bytes(text[1:]).decode().splitlines()
+                lines = [line.strip() for line in storage.read_bytes(text[1:]).decode().splitlines() if line.strip()]
             except (OSError, UnicodeDecodeError) as error:
                 raise PlanError(
                     f"--input {text} cannot be read: {error}; it must be a text file, an input a line"
                 ) from None
-            patterns.extend(_expand(line.strip() for line in lines if line.strip()))
+            if not lines or any(line.startswith("@") for line in lines):
+                raise PlanError(
+                    f"--input {text} must hold inputs, one a line, and no further @file; write at least one"
+                )
+            patterns.extend(_expand(lines))
         else:
-            patterns.extend(braceexpand.braceexpand(text, escape=False) if "{" in text else [text])
+            patterns.extend([text] if "{" not in text or storage.exists(text) else _braces(text))
     return list(dict.fromkeys(patterns))
+
+
+def _braces(text: str) -> list[str]:
+    try:
+        return list(braceexpand.braceexpand(text, escape=False))
+    except ValueError as error:
+        raise PlanError(f"--input {text} is no brace pattern: {error}; write {{00000..00999}} or {{a,b}}") from None
 
 
 def _root_of(pattern: str, files: list[FileInfo]) -> str:
@@ -99,13 +123,13 @@ def _root_of(pattern: str, files: list[FileInfo]) -> str:
     fixed = storage.normalise(
         pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))] + "x"
     )
-    return posixpath.dirname(fixed) if storage.has_glob(pattern) else posixpath.dirname(files[0].uri)
+    return posixpath.dirname(fixed) if storage.is_glob(pattern) else posixpath.dirname(files[0].uri)
 
 
 def _take(plan: Plan, name: str, files: list[FileInfo], root: str, options: ReaderOptions, taken: set[str]) -> int:
     """Add what one input holds to the plan; the count of shards and pictures found."""
     wanted = options.input_format
-    root = storage.normalise(root)
+    files, outputs = _without_datasets(files)
     visible = [file for file in files if not _hidden(file.uri, root)]
     kinds: dict[str, list[FileInfo]] = defaultdict(list)
     for file in visible:
@@ -122,13 +146,25 @@ def _take(plan: Plan, name: str, files: list[FileInfo], root: str, options: Read
         if file.uri not in taken:
             plan.units.extend(_cut_parquet(file, metadata))
     if images:
+        whole = storage.normalise(name) == root
         # A glob such as *.jpg names the pictures alone; their captions lie beside them.
-        beside = storage.list_below(root) if storage.has_glob(name) or name != root else visible
-        _cut_folder(plan, root, images, beside, taken)
+        beside = visible if whole else storage.list_below(root)
+        _cut_folder(plan, root, root if whole else storage.normalise(name), images, beside, taken)
+    for file in (*tars, *(file for file, _ in parquets)):
+        if _text(file.uri) != file.uri:
+            raise PlanError(f"{_text(file.uri)}: the name of this shard is not UTF-8; rename it")
     taken.update(file.uri for file in (*tars, *(file for file, _ in parquets), *images))
     line = _detection(name, kinds, len(tars), len(parquets), images, len(sidecars))
-    plan.detection.append(line)
+    plan.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
     return len(tars) + len(parquets) + len(images)
+
+
+def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], int]:
+    """The files that lie in no output of this program, and how many such outputs there are: an output may lie below
+    its own input.
+    """
+    outputs = tuple(f"{posixpath.dirname(f.uri)}/" for f in files if posixpath.basename(f.uri) == "_dataset.json")
+    return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, len(outputs)
 
 
 def _hidden(uri: str, root: str) -> bool:
@@ -138,7 +174,7 @@ def _hidden(uri: str, root: str) -> bool:
 
 def _kind(uri: str) -> str:
     lower = posixpath.basename(uri).lower()
-    extension = lower.rpartition(".")[2]
+    extension = lower.rpartition(".")[2] if "." in lower else ""
     if lower.endswith(_TAR_SUFFIXES):
         return "tar"
     if extension in IMAGE_EXTENSIONS:
@@ -154,7 +190,8 @@ def _split_parquet(
     files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions
 ) -> tuple[list[tuple[FileInfo, pq.FileMetaData]], list[FileInfo]]:
     """Parquet files with image bytes, with their footers; and those that only describe what lies beside them."""
-    tar_stems = {_stem(file.uri) for file in visible if _kind(file.uri) == "tar"}
+    tars = [file for file in visible if _kind(file.uri) == "tar"] if options.input_format == "auto" else []
+    tar_stems = {_stem(file.uri) for file in tars}
     image_folders = {posixpath.dirname(file.uri) for file in visible if _kind(file.uri) == "image"}
     sidecars = [file for file in files if _stem(file.uri) in tar_stems]
     rest = [file for file in files if _stem(file.uri) not in tar_stems]
@@ -169,7 +206,7 @@ def _split_parquet(
                     continue
             except ColumnError as error:
                 raise PlanError(f"{error} ({file.uri})") from None
-            if _stem(file.uri) not in image_folders:
+            if _stem(file.uri) not in image_folders and not any(_kind(f.uri) in ("image", "tar") for f in visible):
                 raise PlanError(
                     f"{file.uri} has no column of image bytes (columns: {', '.join(schema.names)}); name one with "
                     "--image_column, or give only the files that have one"
@@ -212,32 +249,55 @@ def _cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
         start, first_row = stop, first_row + count
 
 
-def _cut_folder(plan: Plan, root: str, images: list[FileInfo], visible: list[FileInfo], taken: set[str]) -> None:
-    """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's."""
-    by_uri = {file.uri: file for file in visible if _kind(file.uri) in ("caption", "json")}
+def _cut_folder(
+    plan: Plan, root: str, source: str, images: list[FileInfo], visible: list[FileInfo], taken: set[str]
+) -> None:
+    """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's.
+
+    Args:
+        plan: to be added to.
+        root: folder that the keys are relative to.
+        source: what the shard is called: the folder, or the glob that names a part of it.
+        images: of this source.
+        visible: files among which the captions and the metadata lie.
+        taken: URIs that another input has.
+    """
+    beside = {
+        _lower_extension(file.uri): file for file in visible if _kind(file.uri) in ("caption", "json", "statistics")
+    }
     images = [image for image in images if image.uri not in taken]
     rows, stamps = [], []
     for image in images:
         stem = image.uri.rpartition(".")[0]
-        caption = next((by_uri[f"{stem}.{e}"] for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in by_uri), None)
-        metadata = by_uri.get(f"{stem}.json")
+        caption = next((beside[f"{stem}.{e}"] for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in beside), None)
+        metadata = beside.get(f"{stem}.json")
         files = (image, caption, metadata)
         key = image.uri.removeprefix(root).lstrip("/")
-        rows.append((key, *(file and file.uri for file in files)))
+        rows.append((_text(key), *(file and os.fsencode(file.uri) for file in files)))
         stamps.append(((key, *(file and file.stamp for file in files)), sum(file.size for file in files if file)))
     name = f"files-{len(plan.lists)}.parquet"
     columns = zip(*rows, strict=True) if rows else [[]] * len(FILES)
-    plan.lists[name] = pa.table([pa.array(column, pa.string()) for column in columns], schema=FILES)
+    plan.lists[name] = pa.table([pa.array(c, f.type) for c, f in zip(columns, FILES, strict=True)], schema=FILES)
     start = 0
     for stop in range(1, len(rows) + 1):
-        digest = hashlib.sha256(rows[stop - 1][0].encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(rows[stop - 1][0].encode()).digest()
         cut_here = int.from_bytes(digest[:8], "big") % FOLDER_CUT_MODULUS == 0
         if cut_here or stop - start == MAX_FOLDER_UNIT or stop == len(rows):
-            shard = f"{root}#{rows[start - 1][0] if start else ''}"
+            shard = f"{source}#{rows[start - 1][0] if start else ''}"
             stamp = hashlib.sha256(repr([s for s, _ in stamps[start:stop]]).encode()).hexdigest()[:32]
             num_bytes = sum(size for _, size in stamps[start:stop])
             plan.units.append(Unit(shard, name, "folder", start, stop, 0, stamp, num_bytes, part_name(shard, shard)))
             start = stop
+
+
+def _lower_extension(uri: str) -> str:
+    stem, dot, extension = uri.rpartition(".")
+    return f"{stem}{dot}{extension.lower()}"
+
+
+def _text(name: str) -> str:
+    """A file's name as UTF-8: Python keeps foreign bytes as surrogates, which Arrow does not take."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _detection(

@@ -29,6 +29,8 @@ def read_unit(
     Raises:
         ShardError: after all samples that could be read, where the shard could not be read to its end.
     """
+    if options.limit:
+        batch_size = min(batch_size, options.limit)  # so that nothing behind the limit is read, or counted
     if unit.format == "webdataset":
         batches = read_webdataset(unit, options, batch_size, notes)
     elif unit.format == "parquet":

@@ -53,8 +53,10 @@ class ReaderOptions:
             raise ValueError(
                 f"--input_format is {self.input_format!r}, but it must be one of {', '.join(INPUT_FORMATS)}"
             )
-        if self.limit < 0:
-            raise ValueError(f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or more")
+        if not 0 <= self.limit < 1 << 31:
+            raise ValueError(
+                f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or up to 2,147,483,647"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

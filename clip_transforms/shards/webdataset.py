@@ -57,9 +57,14 @@ def _members(unit: Unit) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.Ta
             for member in tar:
                 tar.members.clear()  # else a tar's headers pile up in memory
                 folder, base = posixpath.split(member.name)
-                if member.isfile() and not base.startswith("."):
+                if not member.isdir() and not base.startswith("."):
                     stem, _, extension = base.partition(".")
                     yield posixpath.join(folder, stem), extension.lower(), member, tar
+            while rest := tar.fileobj.read(1 << 20):
+                if rest.strip(b"\0"):  # two tars, one behind the other: `tarfile` stops at the end mark of the first
+                    raise ShardError(
+                        "unreadable", f"something follows the end mark at byte {tar.offset}; extract it apart"
+                    )
     except FileNotFoundError as error:
         raise ShardError("vanished", f"{unit.uri} is gone since the run was planned") from error
     except _DAMAGE as error:
@@ -81,7 +86,11 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter) -> Iterator[dic
                 seen.add(short)
                 group = _Group(key, rows, options, notes)
                 rows += 1
-            if group.wants(extension):
+            if group.wants(extension) and not member.isfile():
+                group.lose(
+                    extension, f"{member.name} is a link to {member.linkname} or no file; links are not followed"
+                )
+            elif group.wants(extension):
                 try:
                     group.add(extension, tar.extractfile(member).read())
                 except _DAMAGE as error:
@@ -103,9 +112,12 @@ class _Group:
         self.images: list[tuple[str, bytes]] = []
         self.others: dict[str, bytes] = {}
         self.lost: dict[str, Any] = {}
+        self.others_images = 0  # images that --image_extension passes over
 
     def wants(self, extension: str) -> bool:
         """Whether a member of that extension is worth reading."""
+        if not self._is_image(extension) and extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
+            self.others_images += 1
         return (
             self._is_image(extension)
             or extension == "json"
@@ -115,7 +127,7 @@ class _Group:
 
     def _is_image(self, extension: str) -> bool:
         if self.options.image_extension:
-            return extension == self.options.image_extension.lower()
+            return extension == self.options.image_extension.lower().removeprefix(".")
         return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
     def add(self, extension: str, data: bytes) -> None:
@@ -143,12 +155,14 @@ class _Group:
         sample |= caption_fields(fields.get("caption")) if caption is None else decode_caption(caption)
         for column in self.options.columns:
             member = self.others.get(column.field.lower())
-            sample[column.name] = fields.get(column.field) if member is None else member.decode("utf-8", "replace")
+            sample[column.name] = fields.get(column.field) if member is None else member
         return sample | self.lost
 
     def _image(self) -> dict[str, Any]:
         whole = [image for image in self.images if self.options.image_extension or image[0] in IMAGE_EXTENSIONS]
         candidates = whole or self.images
+        if not candidates and self.others_images:
+            self.notes["keys whose only images have another extension than --image_extension"] += 1
         if len(candidates) > 1:
             names = ", ".join(f".{extension}" for extension, _ in candidates)
             message = f"{len(candidates)} images under one key ({names}): choose one with --image_extension"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_transforms.parts.counts import BalanceError, check_balance, reject_fraction
+from clip_transforms.parts.counts import BalanceError, check_balance, reject_fractions
 from clip_transforms.parts.reader import DatasetError, read_footer, read_part
 from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
 from schemas.embeddings import embeddings_schema
@@ -54,7 +54,7 @@ def rejects(*reasons):
 def settings(tmp_path):
     make_folders(str(tmp_path), ["t"])
     (tmp_path / "_temporary" / "run").mkdir(parents=True)
-    footer = {"fingerprint": "f", "provenance": {"model_sha256": "m"}}
+    footer = {"fingerprint": "f", "provenance": {"model_sha256": "m", "embed_dim": 2}}
     return PartSettings(str(tmp_path), str(tmp_path / "_temporary" / "run"), SCHEMA, footer, {"t": {"taxonomy": "t"}})
 
 
@@ -191,13 +191,7 @@ def test_a_damaged_or_foreign_file_is_no_part(tmp_path):
     assert [read_footer(str(tmp_path / f"{n}.parquet")) for n in ("cut", "foreign", "missing")] == [None] * 3
 
 
-def test_the_reject_fraction_is_of_what_was_offered_and_of_the_worse_modality():
-    counts = {
-        "image.embedded": 9,
-        "image.rejected": 1,
-        "caption.embedded": 1,
-        "caption.rejected": 1,
-        "caption.absent": 8,
-    }
-    assert reject_fraction(counts) == 0.5
-    assert reject_fraction({}) == 0
+def test_the_reject_fraction_is_of_what_was_offered_for_each_modality_apart():
+    counts = {"image.embedded": 9, "image.rejected": 1, "caption.embedded": 1, "caption.rejected": 1}
+    assert reject_fractions(counts) == {"image": 0.1, "caption": 0.5}
+    assert reject_fractions({}) == {"image": 0, "caption": 0}

@@ -136,7 +136,7 @@ def test_a_damaged_shard_is_exit_3_and_tried_again_the_next_day(embed, tmp_path,
     path.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\xff"))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert embed(path, output=out) == 3
-    assert "1 shards could not be read" in capsys.readouterr().out and not (out / "_SUCCESS").exists()
+    assert "1 shard could not be read" in capsys.readouterr().out and not (out / "_SUCCESS").exists()
     assert 0 < len(rows_of(out)) < 5
     assert [r["modality"] for r in rows_of(out, "rejects")][0] == "shard"
     assert embed(path, output=out, flags=["--allow_damaged_shards"]) == 0
@@ -277,3 +277,14 @@ def test_one_unit_for_several_workers_is_warned_of(workers, warned, embed, tmp_p
     flags = ["--dry_run", "--direct_running_mode", "multi_processing", "--direct_num_workers", workers]
     embed(make_tar(tmp_path / "a.tar", 1), output=tmp_path / "out", flags=flags)
     assert ("warning: one unit for 2 workers" in capsys.readouterr().out) is warned
+
+
+def test_a_column_that_no_sample_has_is_warned_of(embed, tmp_path, capsys):
+    embed(make_tar(tmp_path / "a.tar", 2), output=tmp_path / "out", flags=["--columns", "nosuch"])
+    assert "warning: --columns nosuch was found in no sample" in capsys.readouterr().out
+
+
+def test_run_json_tells_the_device_of_skipped_parts_too(embed, tmp_path):
+    for _ in range(2):
+        embed(make_tar(tmp_path / "a.tar", 2), output=tmp_path / "out", flags=["--precision", "fp32"])
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["parts_by_device"] == {"fp32 on cpu": 1}

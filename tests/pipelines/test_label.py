@@ -172,3 +172,15 @@ def test_the_transform_yields_parts_and_rows(dataset, tmp_path):
         labelled = pipeline | LabelEmbeddings(str(dataset), [new])
         _ = labelled | beam.Map(lambda result: open(tmp_path / "seen", "a").write(f"{result[1]}\n"))
     assert (tmp_path / "seen").read_text() == "4\n4\n"
+
+
+def test_labels_of_a_taxonomy_that_is_not_asked_for_go_with_the_embeddings_they_were_made_from(
+    again, dataset, tmp_path, taxonomy_file, capsys
+):
+    make_tar(tmp_path / "a.tar", 3, first=30)  # changed: other samples at the same rows
+    assert again() == 0
+    said = capsys.readouterr().out
+    assert "warning: labels/animals lacks 1 part" in said and "python -m pipelines.label" in said
+    assert {row["shard"] for row in rows_of(dataset, "labels/animals")} == {str(tmp_path / "b.tar")}
+    assert label.main(["--input", str(dataset), "--taxonomy", taxonomy_file]) == 0
+    assert len(rows_of(dataset, "labels/animals")) == 7

@@ -79,7 +79,10 @@ CASES = {
     "output holds something else": ([*GOOD[:2], "--output", "words", *GOOD[4:]], ["holds something else (a.xyz)"]),
     "output below a file": ([*GOOD[:2], "--output", "a.tar/out", *GOOD[4:]], ["cannot be written to"]),
     "output cannot be made": ([*GOOD[:2], "--output", "/proc/out", *GOOD[4:]], ["cannot be"]),
-    "package not installed": ([*INPUT, "s3://bucket/*.tar"], ["needs a package that is not installed", "[aws]"]),
+    "package not installed": (
+        [*INPUT, "s3://bucket/*.tar"],
+        ["needs a package that is not installed", "pip install s3fs"],
+    ),
     "unknown protocol": ([*INPUT, "nope://x/*.tar"], ["nope://x/*.tar cannot be opened"]),
     "unknown runner": ([*GOOD, "--runner", "NopeRunner"], ["NopeRunner"]),
     "no cuda": ([*GOOD, "--device", "cuda"], ["--device is cuda", "--device cpu"]),

@@ -83,7 +83,7 @@ def test_parquet_is_cut_at_row_groups_up_to_ten_thousand_rows(rows, group, cuts,
 def folder_units(keys):
     found = plan_module.Plan()
     images = [FileInfo(f"/photos/{key}", 10, "10-1") for key in sorted(keys)]
-    plan_module._cut_folder(found, "/photos", images, images, set())
+    plan_module._cut_folder(found, "/photos", "/photos", images, images, set())
     return found.units
 
 
@@ -172,3 +172,27 @@ def test_planning_reads_no_image(tmp_path):
     finally:
         plan_module.storage.open_input = original
     assert opened == []
+
+
+def test_a_glob_or_a_named_picture_is_no_replacement_of_the_folders_unit(tmp_path):
+    make_folder(tmp_path, 3)
+    whole, some, one = (plan(tmp_path / p).units for p in ("", "*1.jpg", "000001.jpg"))
+    assert len({unit.part for units in (whole, some, one) for unit in units}) == 3
+    assert len({unit.shard for units in (whole, some, one) for unit in units}) == 3
+
+
+def test_pictures_that_the_shell_named_one_by_one_are_one_source(tmp_path):
+    make_folder(tmp_path / "a", 3)
+    make_folder(tmp_path / "b", 2)
+    found = plan(*sorted(tmp_path.glob("*/*.jpg")))
+    assert [(unit.format, unit.stop - unit.start) for unit in found.units] == [("folder", 3), ("folder", 2)]
+
+
+def test_an_output_below_the_input_is_left_out_of_it(tmp_path):
+    make_folder(tmp_path, 3)
+    (tmp_path / "out" / "embeddings").mkdir(parents=True)
+    (tmp_path / "out" / "_dataset.json").write_text("{}")
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "out" / "embeddings" / "x.parquet")
+    found = plan(tmp_path)
+    assert [unit.format for unit in found.units] == ["folder"]
+    assert "left out: 1 datasets of this program" in found.detection[0]
