@@ -148,3 +148,25 @@ def test_resolving_imports_no_torch(tiny_checkpoint):
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def broken_header(text):
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"a":5}', b'{"a":{}}', b'{"a":{"shape":null}}', b"[" * 200_000, b'{"__metadata__":null}', b"{"],
+    ids=["number", "no shape", "null shape", "nested", "null metadata", "cut"],
+)
+def test_a_malformed_safetensors_header_is_one_sentence(text, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(broken_header(text))
+    with pytest.raises(CheckpointError, match="a.safetensors"):
+        ClipSpec(str(tmp_path / "a.safetensors"), "gelu").resolve()
+
+
+def test_a_safetensors_file_that_is_cut_off_is_refused_before_a_run(tiny_checkpoint, tmp_path):
+    data = open(tiny_checkpoint, "rb").read()
+    (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="download it again"):
+        ClipSpec(str(tmp_path / "cut.safetensors")).resolve()

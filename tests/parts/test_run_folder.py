@@ -39,3 +39,18 @@ def test_a_living_run_is_left_alone_and_a_dead_one_is_removed(tmp_path):
         other.wait()
     RunFolder(str(tmp_path), new_run_id()).close()
     assert not (tmp_path / "_temporary").exists()
+
+
+def test_a_detached_run_is_never_taken_for_dead_before_a_week(tmp_path):
+    living = RunFolder(str(tmp_path), new_run_id(), detached=True)
+    old = RunFolder(str(tmp_path), "20200101-000000-old", detached=True)
+    RunFolder(str(tmp_path), new_run_id()).close()
+    assert os.path.isdir(living.uri) and not os.path.isdir(old.uri)
+
+
+def test_a_folder_whose_lock_was_removed_is_dead(tmp_path):
+    dead = tmp_path / "_temporary" / "29990101-000000-dead"
+    dead.mkdir(parents=True)
+    (dead / "work").write_text("")
+    RunFolder(str(tmp_path), new_run_id()).close()
+    assert not (tmp_path / "_temporary").exists()

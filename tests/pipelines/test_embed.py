@@ -8,6 +8,7 @@ import sys
 import apache_beam as beam
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -288,3 +289,58 @@ def test_run_json_tells_the_device_of_skipped_parts_too(embed, tmp_path):
     for _ in range(2):
         embed(make_tar(tmp_path / "a.tar", 2), output=tmp_path / "out", flags=["--precision", "fp32"])
     assert json.loads((tmp_path / "out" / "run.json").read_text())["parts_by_device"] == {"fp32 on cpu": 1}
+
+
+def test_an_input_given_twice_counts_twice(embed, tmp_path):
+    flags = ["--input", make_tar(tmp_path / "b.tar", 3, first=9), "--columns", "x", "--columns", "y"]
+    embed(make_tar(tmp_path / "a.tar", 2), output=tmp_path / "out", flags=flags)
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 5 and {"x", "y"} <= rows[0].keys()
+
+
+def test_success_goes_when_the_same_dataset_is_no_longer_complete(embed, tmp_path):
+    blemished(tmp_path / "a.tar")
+    assert embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--max_reject_fraction", 1]) == 0
+    assert embed(tmp_path / "a.tar", output=tmp_path / "out") == 3
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_parquet_file_cut_anew_leaves_no_row_twice(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_parquet(tmp_path / "a.parquet", 6, row_group_size=6), output=out)
+    make_parquet(tmp_path / "a.parquet", 6, row_group_size=1)
+    import clip_transforms.shards.plan as plan_module
+
+    original = plan_module.ROWS_PER_PARQUET_UNIT
+    plan_module.ROWS_PER_PARQUET_UNIT = 2
+    try:
+        assert embed(tmp_path / "a.parquet", output=out) == 0
+    finally:
+        plan_module.ROWS_PER_PARQUET_UNIT = original
+    assert [row["row"] for row in rows_of(out)] == list(range(6))
+    assert len(files_of(out)) == 6 and json.loads((out / "run.json").read_text())["dataset"]["parts"] == 3
+
+
+def test_a_folder_that_holds_something_else_is_never_written_into(embed, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "mine" / "broken").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match="holds something else"):
+        embed(make_tar(tmp_path / "a.tar", 1), output=tmp_path / "mine")
+
+
+def test_reading_back_gives_one_schema_also_of_parts_without_images(embed, tmp_path):
+    write_tar(tmp_path / "b.tar", pair("words", 1)[1:])
+    embed(make_tar(tmp_path / "a.tar", 2), tmp_path / "b.tar", output=tmp_path / "out")
+    table = pa.Table.from_batches(list(read_embeddings(str(tmp_path / "out"))))
+    assert table.num_rows == 3 and table.schema.field("image_embedding").type.list_size == 48
+
+
+def test_a_rejects_part_of_another_unit_is_found(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 2), make_tar(tmp_path / "b.tar", 2, first=5), output=out)
+    before = files_of(out)
+    a, b = sorted((out / "rejects").glob("*.parquet"))
+    a.write_bytes(b.read_bytes())
+    assert embed(tmp_path / "a.tar", tmp_path / "b.tar", output=out) == 0
+    assert files_of(out) == before

@@ -184,3 +184,35 @@ def test_labels_of_a_taxonomy_that_is_not_asked_for_go_with_the_embeddings_they_
     assert {row["shard"] for row in rows_of(dataset, "labels/animals")} == {str(tmp_path / "b.tar")}
     assert label.main(["--input", str(dataset), "--taxonomy", taxonomy_file]) == 0
     assert len(rows_of(dataset, "labels/animals")) == 7
+
+
+def test_half_a_dataset_is_not_labelled_with_other_classes(embed, dataset, tmp_path, taxonomy_file):
+    content = json.loads(open(taxonomy_file).read())
+    content["classes"].append("cow")
+    open(taxonomy_file, "w").write(json.dumps(content))
+    with pytest.raises(ValueError, match="of other classes for 1 parts outside --input"):
+        embed(tmp_path / "a.tar", output=dataset, flags=["--taxonomy", taxonomy_file, "--overwrite"])
+    assert label.main(["--input", str(dataset), "--taxonomy", taxonomy_file, "--overwrite"]) == 0
+    assert {len(row["top"]) for row in rows_of(dataset, "labels/animals")} == {4}
+
+
+def test_changed_classes_are_refused_also_when_the_file_of_their_embeddings_is_gone(again, dataset, taxonomy_file):
+    (dataset / "taxonomies" / "animals.parquet").unlink()
+    assert again(taxonomy_file) == 0
+    open(taxonomy_file, "w").write('{"classes": ["other"]}')
+    (dataset / "taxonomies" / "animals.parquet").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="has other classes"):
+        again(taxonomy_file)
+
+
+def test_labels_of_two_sets_of_classes_are_not_read_as_one(dataset, tmp_path, taxonomy_file, embed):
+    from clip_transforms.read_embeddings import read_embeddings
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "animals.json").write_text('{"classes": ["x", "y"]}')
+    fresh = tmp_path / "fresh"
+    embed(tmp_path / "*.tar", output=fresh, flags=["--taxonomy", tmp_path / "other" / "animals.json"])
+    first = next((fresh / "labels" / "animals").glob("a-*"))
+    (dataset / "labels" / "animals" / first.name).write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match="of different classes"):
+        list(read_embeddings(str(dataset), labels=["animals"]))

@@ -196,3 +196,43 @@ def test_an_output_below_the_input_is_left_out_of_it(tmp_path):
     found = plan(tmp_path)
     assert [unit.format for unit in found.units] == ["folder"]
     assert "left out: 1 datasets of this program" in found.detection[0]
+
+
+def test_two_globs_of_one_folder_are_two_sources(tmp_path):
+    make_folder(tmp_path, 12)
+    found = plan(tmp_path / "00000*.jpg", tmp_path / "00001*.jpg")
+    assert sorted(unit.stop - unit.start for unit in found.units) == [2, 10]
+
+
+@pytest.mark.parametrize("name", ["a [2020]", "br{x,y}", "bad{", "a::b", "%41", "ö#1"])
+def test_a_folder_of_any_name_can_be_given(name, tmp_path):
+    make_folder(tmp_path / name, 2)
+    assert [unit.stop for unit in plan(tmp_path / name).units] == [2]
+
+
+def test_a_list_of_inputs_must_hold_some_and_no_other_list(tmp_path):
+    for text in ("", "\n\n", f"@{tmp_path}/list.txt"):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(PlanError, match="must hold inputs"):
+            plan(f"@{tmp_path}/list.txt")
+
+
+def test_a_parquet_file_of_words_beside_pictures_is_left_out_and_told(tmp_path):
+    make_folder(tmp_path, 2)
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "metadata.parquet")
+    (line,) = plan(tmp_path).detection
+    assert line == f"{tmp_path}: a folder of 2 pictures; not read: 1 sidecar Parquet"
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array([b"1"]), pa.array(["a"]), pa.array(["b"])], ["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(PlanError, match="two columns called caption"):
+        plan(tmp_path / "a.parquet")
+
+
+def test_with_input_format_parquet_a_file_beside_a_tar_of_its_stem_is_a_shard(tmp_path):
+    make_tar(tmp_path / "a.tar", 1)
+    make_parquet(tmp_path / "a.parquet", 2)
+    assert [unit.format for unit in plan(tmp_path).units] == ["webdataset"]
+    assert [unit.format for unit in plan(tmp_path, input_format="parquet").units] == ["parquet"]

@@ -1,6 +1,9 @@
 """Every reader gives exactly these rows."""
 
+import io
 import json
+import os
+import tarfile
 from collections import Counter
 
 import fsspec
@@ -8,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clip_transforms.shards.plan import plan_units
 from clip_transforms.shards.reader import read_unit
@@ -301,3 +306,141 @@ def test_any_fsspec_file_system_gives_the_same_rows(make, name, tmp_path):
         assert plan_units([f"memory://readers/{name}"], ReaderOptions()).units[0].shard.startswith("memory://")
     finally:
         memory.rm("/readers", recursive=True)
+
+
+def test_links_in_a_folder_are_followed_once_and_a_broken_one_is_a_reject(tmp_path):
+    make_folder(tmp_path / "real", 2)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("000000.jpg", "000000.txt"):
+        (folder / name).symlink_to(tmp_path / "real" / name)
+    (folder / "more").symlink_to(tmp_path / "real")
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    rows, _, _ = read(folder, tmp_path)
+    found = {row["key"]: (row["caption"], row["image_reject"] and row["image_reject"]["reason"]) for row in rows}
+    assert found["000000.jpg"] == ("picture number 0", None)
+    assert found["more/000001.jpg"] == ("picture number 1", None)
+    assert found["gone.jpg"] == (None, "vanished")
+
+
+def test_a_cache_of_links_to_shards_is_a_folder_of_shards(tmp_path):
+    make_tar(tmp_path / "blob", 2)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "00000.tar").symlink_to(tmp_path / "blob")
+    for pattern in ("snapshot", "snapshot/*.tar", "snapshot/00000.tar"):
+        assert len(read(tmp_path / pattern, tmp_path)[0]) == 2
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE], ids=["hard link", "symbolic link"])
+def test_a_link_in_a_tar_is_a_reject_and_no_absence(kind, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in pair("a", 0):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = kind, "a.jpg"
+        tar.addfile(link)
+    rows, _, errors = read(tmp_path / "a.tar", tmp_path)
+    assert not errors and rows[1]["image"] is None and rows[1]["image_reject"]["reason"] == "unreadable"
+
+
+def test_two_tars_one_behind_the_other_are_no_quiet_loss(tmp_path):
+    a, b = (make_tar(tmp_path / name, 2) for name in ("a.tar", "b.tar"))
+    (tmp_path / "c.tar").write_bytes(open(a, "rb").read() + open(b, "rb").read())
+    rows, _, errors = read(tmp_path / "c.tar", tmp_path)
+    assert len(rows) == 2 and "follows the end mark" in errors[0][1]
+
+
+@pytest.mark.parametrize("extension, found", [("png", True), (".PNG", True), ("webp", False)])
+def test_an_image_extension_may_have_its_dot_and_one_that_fits_nothing_is_counted(extension, found, tmp_path):
+    row, notes = one(tmp_path, [("a.png", b"1"), ("a.jpg", b"2")], ReaderOptions(image_extension=extension))
+    assert (row["image"] == b"1") is found
+    assert ("keys whose only images have another extension than --image_extension" in notes) is not found
+
+
+def test_half_a_surrogate_pair_is_a_reject_and_no_crash(tmp_path):
+    text = b'{"caption": "hi \\ud83d there", "note": "\\ud83d"}'
+    options = ReaderOptions(columns=(Column("note", "note"),))
+    row, notes = one(tmp_path, [("a.jpg", b"1"), ("a.json", text)], options)
+    assert row["caption"] is None and row["caption_reject"]["reason"] == "not UTF-8" and row["note"] is None
+    assert notes == {"values that could not be cast": 1}
+
+
+def test_upper_case_captions_and_names_of_any_bytes_in_a_folder(tmp_path):
+    folder = os.fsencode(tmp_path / "photos")
+    os.mkdir(folder)
+    for name, data in (
+        (b"A.JPG", picture(0)),
+        (b"A.TXT", b"a cat"),
+        (b"\xff\xfe.jpg", picture(1)),
+        (b"a::b.jpg", picture(2)),
+    ):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(data)
+    rows, _, _ = read(tmp_path / "photos", tmp_path)
+    assert [row["image"] is not None for row in rows] == [True] * 3
+    assert {row["key"]: row["caption"] for row in rows}["A.JPG"] == "a cat"
+
+
+def test_text_in_parquet_that_is_no_utf8(tmp_path):
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"gr\xfcn"]).buffers())
+    path = parquet(tmp_path, image=[b"1"], caption=bad, key=bad, other=bad, mine=bad)
+    rows, notes, errors = read(path, tmp_path, ReaderOptions(columns=(Column("mine", "mine"),)))
+    assert not errors and rows[0]["key"] == "0" and rows[0]["mine"] is None
+    assert rows[0]["caption_reject"]["reason"] == "not UTF-8" and json.loads(rows[0]["metadata"]) == {"other": None}
+    assert notes["values that could not be cast"] >= 2
+
+
+def test_dates_beyond_python_and_numbers_beyond_json_in_parquet(tmp_path):
+    far = pa.array([10**7], pa.int32()).cast(pa.date32())
+    path = parquet(
+        tmp_path, image=[b"1"], day=far, ratio=[float("nan")], raw=pa.array([[b"\xff"]], pa.list_(pa.binary()))
+    )
+    rows, _, errors = read(path, tmp_path)
+    assert not errors and json.loads(rows[0]["metadata"]).keys() == {"day", "ratio"}
+    assert json.loads(rows[0]["metadata"])["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    "caption", [pa.nulls(1), pa.array([7]), pa.array([{"a": 1}])], ids=["null", "number", "struct"]
+)
+def test_a_column_that_is_only_called_like_a_caption_is_passed_over(caption, tmp_path):
+    rows, _, _ = read(parquet(tmp_path, image=[b"1"], caption=caption, text=["a cat"]), tmp_path)
+    assert rows[0]["caption"] == (None if pa.types.is_null(caption.type) else "a cat")
+
+
+def test_a_key_of_bytes_is_text_and_a_nested_one_is_none(tmp_path):
+    assert read(parquet(tmp_path, image=[b"1"], uid=[b"\xff1"]), tmp_path)[0][0]["key"] == "\ufffd1"
+    assert read(parquet(tmp_path, image=[b"1"], key=[["a"]]), tmp_path)[0][0]["key"] == "0"
+
+
+def test_the_limit_counts_nothing_behind_it(tmp_path):
+    members = [m for i in range(4) for m in pair(f"{i}", i, json=b"{no json")]
+    assert read(tar(tmp_path, members), tmp_path, ReaderOptions(limit=1))[1] == {
+        "JSON files that are not a JSON object": 1
+    }
+
+
+groups = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c.d", "x/a"]),
+        st.lists(
+            st.sampled_from(["jpg", "png", "seg.png", "txt", "caption", "json", "npy", "cls"]), min_size=1, max_size=4
+        ),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(samples=groups, one_size=st.integers(1, 5), other=st.integers(1, 5))
+def test_any_tar_gives_the_same_rows_whatever_the_batch_and_every_modality_once(samples, one_size, other, tmp_path):
+    members = [(f"{key}.{extension}", b'{"caption": "x"}') for key, extensions in samples for extension in extensions]
+    path = tar(tmp_path, members)
+    rows, notes, errors = read(path, tmp_path, batch_size=one_size)
+    assert (rows, notes, errors) == read(path, tmp_path, batch_size=other)
+    assert [row["row"] for row in rows] == list(range(len(rows)))
+    for row in rows:
+        assert not (row["image"] and row["image_reject"]) and not (row["caption"] and row["caption_reject"])
