@@ -29,7 +29,7 @@ from clip_transforms.run_settings import Settings
 from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
-from clip_transforms.worker_process import end_with, is_direct, workers_of
+from clip_transforms.worker_process import cores_of, end_with, is_direct, workers_of
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 
@@ -119,9 +119,12 @@ class _EmbedTask(beam.DoFn):
             self._embedder = self._shared.acquire(self._load)
 
     def _load(self):
-        from clip_transforms.clip.checkpoints import load_checkpoint  # torch, for those who embed
+        import torch  # for those who embed
+
+        from clip_transforms.clip.checkpoints import load_checkpoint
         from clip_transforms.engine.embed_batches import Embedder
 
+        torch.set_num_threads(cores_of(self._job.launcher, self._job.workers))
         return Embedder(load_checkpoint(self._job.checkpoint, self._job.settings.model.device))
 
     def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
@@ -187,7 +190,7 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     settings = _part_settings(job, embedder)
     classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
     seconds: Counter = Counter()
-    cores = os.cpu_count() or 1
+    cores = cores_of(job.launcher, job.workers)
     start = time.perf_counter()
     stream = DecodeAhead(
         _read(units, job, batch_size_of(job, embedder)), embedder.model.image_side, embedder.ceiling, cores, seconds

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import runpy
+import sys
 import threading
 import time
 
@@ -11,6 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 _DIRECT_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 _SECONDS = 0.5
+_START_SECONDS = 5.0
 
 
 def workers_of(options: PipelineOptions) -> int:
@@ -39,7 +43,27 @@ def end_with(launcher: int) -> None:
         threading.Thread(target=_watch, args=(launcher,), name="end with launcher", daemon=True).start()
 
 
+def cores_of(launcher: int, workers: int) -> int:
+    """The cores that this process may count on: all, or its share if it is one of several workers of the launcher."""
+    cores = os.cpu_count() or 1
+    return max(1, cores // workers) if os.getppid() == launcher else cores
+
+
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(_SECONDS)
     os._exit(1)  # whatever this process is in the middle of: nothing that is not whole has a final name
+
+
+def main(launcher: int) -> None:
+    """Be one of the launcher's worker processes, which ends with it from its first moment on."""
+    if os.getppid() != launcher:
+        sys.exit(1)  # it died while this process was starting
+    end_with(launcher)
+    logging.disable(logging.WARNING)  # at import and start Beam speaks of what nobody asked for
+    threading.Timer(_START_SECONDS, logging.disable, (logging.INFO,)).start()
+    runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv.pop(1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.portability import python_urns
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clip_transforms.worker_process import is_direct
 from pipelines.options import UsageError
@@ -27,6 +31,29 @@ def prepare(options: PipelineOptions) -> bool:
     return standard.runner.endswith("FnApiRunner") and direct.direct_running_mode in (None, "in_memory")
 
 
+class _FnApiRunner(FnApiRunner):
+    """Beam's own, but that its worker processes end with this one.
+
+    Beam starts them behind a shell, which keeps them from seeing that their launcher died: killed at the wrong moment,
+    it would leave them waiting for ever.
+    """
+
+    def run_via_runner_api(self, pipeline_proto: Any, options: PipelineOptions) -> Any:
+        """Replace the command of the worker processes."""
+        command = f"exec {shlex.quote(sys.executable)} -m clip_transforms.worker_process {os.getpid()}"
+        environment = SubprocessSDKEnvironment.from_command_string(command)
+        for proto in pipeline_proto.components.environments.values():
+            if proto.urn == python_urns.SUBPROCESS_SDK:
+                proto.payload = environment.to_runner_api_parameter(None)[1]
+        return super().run_via_runner_api(pipeline_proto, options)
+
+
+def _runner(options: PipelineOptions) -> Any:
+    """The runner itself where it is FnApiRunner; else its name, for Beam to look up."""
+    name = options.view_as(StandardOptions).runner
+    return _FnApiRunner() if name.rpartition(".")[2] == "FnApiRunner" else name
+
+
 def launch(transform: Any, options: PipelineOptions) -> bool:
     """Run a pipeline of one transform; whether it succeeded. What went wrong is said on stderr.
 
@@ -37,7 +64,7 @@ def launch(transform: Any, options: PipelineOptions) -> bool:
         ValueError: if Beam refuses the options, or another run began on the same output; nothing was started then.
     """
     try:
-        pipeline = beam.Pipeline(options=options)
+        pipeline = beam.Pipeline(runner=_runner(options), options=options)
     except Exception as error:  # a runner that is none raises what it likes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(

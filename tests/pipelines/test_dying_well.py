@@ -57,7 +57,7 @@ def alive(pid):
 def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
     """Kill a run `kills` times at random moments, start it again each time, and compare with an undisturbed one."""
     argv = ["--input", source(kind, tmp_path), "--model", checkpoint, "--taxonomy", taxonomy]
-    calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", timeout=200)
+    calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", *mode, timeout=200)
     assert calm.returncode == 0, calm.stderr
     whole = files_of(tmp_path / "calm")
     rng, out = random.Random(f"{kind} {kills} {mode}"), tmp_path / "killed"
