@@ -27,9 +27,10 @@ from clip_transforms.parts.writer import PartSettings, UnitWriter
 from clip_transforms.run_plan import RunPlan, plan_run
 from clip_transforms.run_settings import Settings
 from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
+from clip_transforms.runner_options import is_direct, workers_of
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
-from clip_transforms.worker_process import cores_of, end_with, is_direct, workers_of
+from clip_transforms.worker_process import cores_of, end_with
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 

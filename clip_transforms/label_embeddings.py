@@ -27,7 +27,8 @@ from clip_transforms.parts.run_manifest import (
     write_json,
 )
 from clip_transforms.parts.writer import make_folders
-from clip_transforms.worker_process import end_with, is_direct
+from clip_transforms.runner_options import is_direct
+from clip_transforms.worker_process import end_with
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Workers and their launcher: how many there are, whether they end with it, so that no orphan lives on."""
+"""A worker process on the launcher's machine: it ends with the launcher, so that no orphan writes into the next run.
+
+Imports nothing but the standard library: it is the first thing that such a process runs.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,8 @@ import sys
 import threading
 import time
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-
-_DIRECT_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 _SECONDS = 0.5
 _START_SECONDS = 5.0
-
-
-def workers_of(options: PipelineOptions) -> int:
-    """How many workers the runner's options name."""
-    known = options.get_all_options()
-    names = ("direct_num_workers", "max_num_workers", "num_workers", "parallelism")
-    return max([1, *(int(known.get(name) or 1) for name in names)])
-
-
-def is_direct(options: PipelineOptions) -> bool:
-    """Whether the runner works in this process or in children of it, and so ends with it."""
-    runner = options.view_as(StandardOptions).runner or "DirectRunner"
-    return runner.rpartition(".")[2] in _DIRECT_RUNNERS
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,7 +48,9 @@ def main(launcher: int) -> None:
         sys.exit(1)  # it died while this process was starting
     end_with(launcher)
     logging.disable(logging.WARNING)  # at import and start Beam speaks of what nobody asked for
-    threading.Timer(_START_SECONDS, logging.disable, (logging.INFO,)).start()
+    started = threading.Timer(_START_SECONDS, logging.disable, (logging.INFO,))
+    started.daemon = True
+    started.start()
     runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__", alter_sys=True)
 
 

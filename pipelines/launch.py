@@ -17,7 +17,7 @@ from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from clip_transforms.worker_process import is_direct
+from clip_transforms.runner_options import is_direct
 from pipelines.options import UsageError
 
 GO_ON = "what is committed stays; the same command goes on from there"

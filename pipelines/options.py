@@ -18,8 +18,8 @@ from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, Cl
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.run_plan import RunPlan
 from clip_transforms.run_settings import Settings
+from clip_transforms.runner_options import is_direct, workers_of
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
-from clip_transforms.worker_process import is_direct, workers_of
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 

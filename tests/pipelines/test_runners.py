@@ -244,7 +244,7 @@ def test_workers_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
 
 
 def test_workers_of_options_are_the_number_of_tasks():
-    from clip_transforms.worker_process import workers_of
+    from clip_transforms.runner_options import workers_of
 
     assert workers_of(PipelineOptions([])) == 1
     assert workers_of(PipelineOptions(["--direct_num_workers=3"])) == 3
