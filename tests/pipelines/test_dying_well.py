@@ -121,6 +121,25 @@ def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on
     assert len(rows_of(tmp_path / "out")) == 480
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_before_anything_was_started_is_one_line_too(number, tmp_path, tiny_checkpoint):
+    make_tar(tmp_path / "a.tar", 2)
+    process = start(["--input", tmp_path / "a.tar", "--output", tmp_path / "out", "--model", tiny_checkpoint])
+    wait_for(lambda: catches(process.pid, signal.SIGTERM))
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 1
+    assert process.stderr.read().strip() == f"ended by {number.name}; nothing was started"
+    process.stderr.close()
+    assert not (tmp_path / "out").exists()
+
+
+def catches(pid, number):
+    """Whether a process has a handler of its own for a signal; Python itself has none for SIGTERM."""
+    with open(f"/proc/{pid}/status") as file:
+        mask = next(line.split()[1] for line in file if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():

@@ -153,7 +153,8 @@ def test_the_portable_runner_with_external_workers_gives_the_same_dataset(argv, 
 
 
 @pytest.mark.timeout(200)
-def test_a_detached_job_finishes_without_its_launcher(argv, reference, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["KILL", "INT"])
+def test_a_detached_job_finishes_without_its_launcher(number, argv, reference, tmp_path):
     with portable() as flags:
         launcher = subprocess.Popen(
             [sys.executable, "-m", "pipelines.embed", *argv, "--output", str(tmp_path / "out"), *flags],
@@ -162,8 +163,8 @@ def test_a_detached_job_finishes_without_its_launcher(argv, reference, tmp_path)
             stderr=subprocess.DEVNULL,
         )
         wait_for(lambda: list((tmp_path / "out").glob("embeddings/*.parquet")), 100)
-        launcher.kill()
-        launcher.wait()
+        launcher.send_signal(number)
+        launcher.wait(timeout=10)
         assert not (tmp_path / "out" / "run.json").exists()
         wait_for(lambda: (tmp_path / "out" / "_SUCCESS").exists(), 100)
     wait_for(lambda: not (tmp_path / "out" / "_temporary").exists(), 10)
