@@ -19,7 +19,7 @@ from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, decode
 from clip_transforms.clip.tokenizer import CONTEXT_LENGTH, Tokens, default_tokenizer
 from clip_transforms.engine.ceiling import Ceiling
 
-MAX_AHEAD_BYTES = 64 << 20  # encoded images and pixels that wait for the model
+MAX_AHEAD_BYTES = 32 << 20  # encoded images and pixels that wait for the model
 
 
 @dataclasses.dataclass
