@@ -1,11 +1,10 @@
-"""--input → what was found → units. Planning reads no image, and of Parquet files only their footers."""
+"""--input → what was found and what was not taken. Planning reads no image, and of Parquet files only footers."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,15 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.folder import FILES
+from clip_transforms.shards.cut import cut_folder, cut_parquet, text_of
 from clip_transforms.shards.parquet import ColumnError, check_columns, image_column
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
 
-# Constants, not flags: nobody should have to tune them, and changing them cuts every dataset anew.
-ROWS_PER_PARQUET_UNIT = 10_000
-FOLDER_CUT_MODULUS = 2_048
-MAX_FOLDER_UNIT = 16_384
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _FOOTER_THREADS = 16
 
@@ -144,15 +139,18 @@ def _take(plan: Plan, name: str, files: list[FileInfo], root: str, options: Read
         plan.units.append(Unit(file.uri, file.uri, "webdataset", 0, 0, 0, file.stamp, file.size, part_name(file.uri)))
     for file, metadata in parquets:
         if file.uri not in taken:
-            plan.units.extend(_cut_parquet(file, metadata))
+            plan.units.extend(cut_parquet(file, metadata))
     if images:
         whole = storage.normalise(name) == root
         # A glob such as *.jpg names the pictures alone; their captions lie beside them.
         beside = visible if whole else storage.list_below(root)
-        _cut_folder(plan, root, root if whole else storage.normalise(name), images, beside, taken)
+        list_name = f"files-{len(plan.lists)}.parquet"
+        source, fresh = root if whole else storage.normalise(name), [i for i in images if i.uri not in taken]
+        units, plan.lists[list_name] = cut_folder(root, source, list_name, fresh, beside)
+        plan.units.extend(units)
     for file in (*tars, *(file for file, _ in parquets)):
-        if _text(file.uri) != file.uri:
-            raise PlanError(f"{_text(file.uri)}: the name of this shard is not UTF-8; rename it")
+        if text_of(file.uri) != file.uri:
+            raise PlanError(f"{text_of(file.uri)}: the name of this shard is not UTF-8; rename it")
     taken.update(file.uri for file in (*tars, *(file for file, _ in parquets), *images))
     line = _detection(name, kinds, len(tars), len(parquets), images, len(sidecars))
     plan.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
@@ -230,74 +228,6 @@ def _footer(file: FileInfo) -> pq.FileMetaData:
         raise PlanError(
             f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input"
         ) from error
-
-
-def _cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
-    """Consecutive row groups up to ROWS_PER_PARQUET_UNIT rows; a larger row group is a unit of its own."""
-    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    start, first_row = 0, 0
-    while start < len(rows) or start == 0:
-        stop, count = min(start + 1, len(rows)), sum(rows[start : start + 1])
-        while stop < len(rows) and count + rows[stop] <= ROWS_PER_PARQUET_UNIT:
-            count += rows[stop]
-            stop += 1
-        share = file.size * count // max(1, metadata.num_rows)
-        part = part_name(file.uri, f"{start}-{stop}")
-        yield Unit(file.uri, file.uri, "parquet", start, stop, first_row, file.stamp, share, part)
-        if stop == start:
-            return  # a file without row groups
-        start, first_row = stop, first_row + count
-
-
-def _cut_folder(
-    plan: Plan, root: str, source: str, images: list[FileInfo], visible: list[FileInfo], taken: set[str]
-) -> None:
-    """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's.
-
-    Args:
-        plan: to be added to.
-        root: folder that the keys are relative to.
-        source: what the shard is called: the folder, or the glob that names a part of it.
-        images: of this source.
-        visible: files among which the captions and the metadata lie.
-        taken: URIs that another input has.
-    """
-    beside = {
-        _lower_extension(file.uri): file for file in visible if _kind(file.uri) in ("caption", "json", "statistics")
-    }
-    images = [image for image in images if image.uri not in taken]
-    rows, stamps = [], []
-    for image in images:
-        stem = image.uri.rpartition(".")[0]
-        caption = next((beside[f"{stem}.{e}"] for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in beside), None)
-        metadata = beside.get(f"{stem}.json")
-        files = (image, caption, metadata)
-        key = image.uri.removeprefix(root).lstrip("/")
-        rows.append((_text(key), *(file and os.fsencode(file.uri) for file in files)))
-        stamps.append(((key, *(file and file.stamp for file in files)), sum(file.size for file in files if file)))
-    name = f"files-{len(plan.lists)}.parquet"
-    columns = zip(*rows, strict=True) if rows else [[]] * len(FILES)
-    plan.lists[name] = pa.table([pa.array(c, f.type) for c, f in zip(columns, FILES, strict=True)], schema=FILES)
-    start = 0
-    for stop in range(1, len(rows) + 1):
-        digest = hashlib.sha256(rows[stop - 1][0].encode()).digest()
-        cut_here = int.from_bytes(digest[:8], "big") % FOLDER_CUT_MODULUS == 0
-        if cut_here or stop - start == MAX_FOLDER_UNIT or stop == len(rows):
-            shard = f"{source}#{rows[start - 1][0] if start else ''}"
-            stamp = hashlib.sha256(repr([s for s, _ in stamps[start:stop]]).encode()).hexdigest()[:32]
-            num_bytes = sum(size for _, size in stamps[start:stop])
-            plan.units.append(Unit(shard, name, "folder", start, stop, 0, stamp, num_bytes, part_name(shard, shard)))
-            start = stop
-
-
-def _lower_extension(uri: str) -> str:
-    stem, dot, extension = uri.rpartition(".")
-    return f"{stem}{dot}{extension.lower()}"
-
-
-def _text(name: str) -> str:
-    """A file's name as UTF-8: Python keeps foreign bytes as surrogates, which Arrow does not take."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _detection(

@@ -309,14 +309,14 @@ def test_a_parquet_file_cut_anew_leaves_no_row_twice(embed, tmp_path):
     out = tmp_path / "out"
     embed(make_parquet(tmp_path / "a.parquet", 6, row_group_size=6), output=out)
     make_parquet(tmp_path / "a.parquet", 6, row_group_size=1)
-    import clip_transforms.shards.plan as plan_module
+    import clip_transforms.shards.cut as cut_module
 
-    original = plan_module.ROWS_PER_PARQUET_UNIT
-    plan_module.ROWS_PER_PARQUET_UNIT = 2
+    original = cut_module.ROWS_PER_PARQUET_UNIT
+    cut_module.ROWS_PER_PARQUET_UNIT = 2
     try:
         assert embed(tmp_path / "a.parquet", output=out) == 0
     finally:
-        plan_module.ROWS_PER_PARQUET_UNIT = original
+        cut_module.ROWS_PER_PARQUET_UNIT = original
     assert [row["row"] for row in rows_of(out)] == list(range(6))
     assert len(files_of(out)) == 6 and json.loads((out / "run.json").read_text())["dataset"]["parts"] == 3
 

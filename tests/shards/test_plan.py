@@ -10,6 +10,7 @@ import pytest
 from conftest import make_folder, make_parquet, make_tar, write_tar
 
 from clip_transforms.shards import plan as plan_module
+from clip_transforms.shards.cut import cut_folder
 from clip_transforms.shards.plan import PlanError, plan_units
 from clip_transforms.shards.unit import ReaderOptions, part_name
 from clip_transforms.storage import FileInfo
@@ -81,10 +82,8 @@ def test_parquet_is_cut_at_row_groups_up_to_ten_thousand_rows(rows, group, cuts,
 
 
 def folder_units(keys):
-    found = plan_module.Plan()
     images = [FileInfo(f"/photos/{key}", 10, "10-1") for key in sorted(keys)]
-    plan_module._cut_folder(found, "/photos", "/photos", images, images, set())
-    return found.units
+    return cut_folder("/photos", "/photos", "files-0.parquet", images, images)[0]
 
 
 def test_a_folder_is_cut_where_its_paths_say_so_and_a_new_picture_touches_one_unit():

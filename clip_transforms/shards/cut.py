@@ -1,0 +1,86 @@
+"""Shards → units: where a Parquet file and a folder are cut. The cuts depend on nothing but the source itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms.shards.folder import FILES
+from clip_transforms.shards.unit import CAPTION_EXTENSIONS, Unit, part_name
+from clip_transforms.storage import FileInfo
+
+# Constants, not flags: nobody should have to tune them, and changing them cuts every dataset anew.
+ROWS_PER_PARQUET_UNIT = 10_000
+FOLDER_CUT_MODULUS = 2_048
+MAX_FOLDER_UNIT = 16_384
+
+
+def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
+    """Consecutive row groups up to ROWS_PER_PARQUET_UNIT rows; a larger row group is a unit of its own."""
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    start, first_row = 0, 0
+    while start < len(rows) or start == 0:
+        stop, count = min(start + 1, len(rows)), sum(rows[start : start + 1])
+        while stop < len(rows) and count + rows[stop] <= ROWS_PER_PARQUET_UNIT:
+            count += rows[stop]
+            stop += 1
+        share = file.size * count // max(1, metadata.num_rows)
+        part = part_name(file.uri, f"{start}-{stop}")
+        yield Unit(file.uri, file.uri, "parquet", start, stop, first_row, file.stamp, share, part)
+        if stop == start:
+            return  # a file without row groups
+        start, first_row = stop, first_row + count
+
+
+def cut_folder(
+    root: str, source: str, name: str, images: list[FileInfo], visible: list[FileInfo]
+) -> tuple[list[Unit], pa.Table]:
+    """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's.
+
+    Args:
+        root: folder that the keys are relative to.
+        source: what the shard is called: the folder, or the glob that names a part of it.
+        name: of the list of files, which lies beside the plan.
+        images: of this source.
+        visible: files among which the captions and the metadata lie.
+    Returns:
+        The units, and the list of files (`folder.FILES`) that they are rows of.
+    """
+    beside = {_lower_extension(file.uri): file for file in visible}
+    units: list[Unit] = []
+    rows, stamps = [], []
+    for image in images:
+        stem = image.uri.rpartition(".")[0]
+        caption = next((beside[f"{stem}.{e}"] for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in beside), None)
+        metadata = beside.get(f"{stem}.json")
+        files = (image, caption, metadata)
+        key = image.uri.removeprefix(root).lstrip("/")
+        rows.append((text_of(key), *(file and os.fsencode(file.uri) for file in files)))
+        stamps.append(((key, *(file and file.stamp for file in files)), sum(file.size for file in files if file)))
+    columns = zip(*rows, strict=True) if rows else [[]] * len(FILES)
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, FILES, strict=True)], schema=FILES)
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        digest = hashlib.sha256(rows[stop - 1][0].encode()).digest()
+        cut_here = int.from_bytes(digest[:8], "big") % FOLDER_CUT_MODULUS == 0
+        if cut_here or stop - start == MAX_FOLDER_UNIT or stop == len(rows):
+            shard = f"{source}#{rows[start - 1][0] if start else ''}"
+            stamp = hashlib.sha256(repr([s for s, _ in stamps[start:stop]]).encode()).hexdigest()[:32]
+            num_bytes = sum(size for _, size in stamps[start:stop])
+            units.append(Unit(shard, name, "folder", start, stop, 0, stamp, num_bytes, part_name(shard, shard)))
+            start = stop
+    return units, table
+
+
+def _lower_extension(uri: str) -> str:
+    stem, dot, extension = uri.rpartition(".")
+    return f"{stem}{dot}{extension.lower()}"
+
+
+def text_of(name: str) -> str:
+    """A file's name as UTF-8: Python keeps foreign bytes as surrogates, which Arrow does not take."""
+    return os.fsencode(name).decode("utf-8", "replace")
