@@ -26,11 +26,13 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) demo
 
-# torch alone first: any other request for it pulls gigabytes of CUDA.
+# torch alone first: any other request for it pulls gigabytes of CUDA. open_clip alone last, for tests that read what it
+# writes: what it depends on would bring torchvision, which cannot be had beside this torch.
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the other packages into $(VENV); this takes a minute or two"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	@touch $@

@@ -29,6 +29,9 @@ setup(
         "gcp": ["apache-beam[gcp]", "gcsfs"],
         "aws": ["s3fs"],
         "demo": ["duckdb"],
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "duckdb", "polars", "pandas", "datasets", "build"],
+        "test": [
+            *("pytest", "pytest-timeout", "hypothesis", "ruff", "build"),
+            *("duckdb", "polars", "pandas", "datasets", "transformers"),
+        ],
     },
 )

@@ -43,7 +43,7 @@ def embed_classes(
     if missing:
         from clip_transforms.clip.checkpoints import load_checkpoint  # torch, for those who need it
 
-        model = load_checkpoint(checkpoint, device, vision=False)
+        model = load_checkpoint(checkpoint, device, "fp32", vision=False)
         for taxonomy in missing:
             _write(uris[taxonomy.name], taxonomy, checkpoint, model, scratch)
     return uris

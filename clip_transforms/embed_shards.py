@@ -126,7 +126,8 @@ class _EmbedTask(beam.DoFn):
         from clip_transforms.engine.embed_batches import Embedder
 
         torch.set_num_threads(cores_of(self._job.launcher, self._job.workers))
-        return Embedder(load_checkpoint(self._job.checkpoint, self._job.settings.model.device))
+        spec = self._job.settings.model
+        return Embedder(load_checkpoint(self._job.checkpoint, spec.device, spec.precision))
 
     def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
         pending = []
@@ -194,7 +195,7 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     cores = cores_of(job.launcher, job.workers)
     start = time.perf_counter()
     stream = DecodeAhead(
-        _read(units, job, batch_size_of(job, embedder)), embedder.model.image_side, embedder.ceiling, cores, seconds
+        _read(units, job, batch_size_of(job, embedder)), embedder.model.preprocessing, embedder.ceiling, cores, seconds
     )
     with contextlib.closing(iter(stream)) as items:  # closed at once, also when something fails
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
@@ -218,7 +219,7 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
                 path=part_uri(job.output, "embeddings", unit.part),
                 counts=dict(counts),
                 seconds=dict(seconds) if last else {},
-                obtained=f"{job.settings.model.precision} on {embedder.model.device.type}",
+                obtained=f"{embedder.model.precision} on {embedder.model.device.type}",
                 process=f"{os.uname().nodename}-{os.getpid()}",
                 ceiling=embedder.ceiling.rate,
             )
@@ -278,7 +279,7 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
         "activation": job.checkpoint.activation,
         "preprocessing": job.fields["preprocessing"],
         "tokenizer": job.fields["tokenizer"],
-        "precision": job.settings.model.precision,
+        "precision": embedder.model.precision,
         "device": embedder.model.device.type,
         "batch_size": batch_size_of(job, embedder),
         "versions": versions(),

@@ -9,8 +9,7 @@ from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES
 
-# What the readers, the preprocessing and the tokenizer do is named here, so that a dataset tells when it changed.
-_PREPROCESSING = "short side bicubic in Pillow, centre crop, RGB, published mean and std"
+# What the tokenizer does is named here, so that a dataset tells when it changed.
 _TOKENIZER = "bpe_simple_vocab_16e6, 924691ac288e5440"
 
 
@@ -70,9 +69,10 @@ class Settings:
         columns = [f"{c.name}={c.field}:{c.type}" for c in self.reader.columns]
         return {
             "model": checkpoint.sha256,
+            "heads": f"{checkpoint.architecture.vision_heads}, {checkpoint.architecture.text_heads}",
             "activation": checkpoint.activation,
             "precision": self.model.precision,
-            "preprocessing": _PREPROCESSING,
+            "preprocessing": checkpoint.preprocessing.describe(),
             "tokenizer": _TOKENIZER,
             "embedding_dtype": self.embedding_dtype,
             "columns": " ".join(columns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -111,6 +112,22 @@ def read_bytes(uri: str) -> bytes:
         return file.read()
 
 
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A path of this machine with a file's bytes: the file itself, or a copy that is gone after the block."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        yield path
+        return
+    handle, local = tempfile.mkstemp(prefix="clip-transforms-")
+    os.close(handle)
+    try:
+        fs.get_file(path, local)
+        yield local
+    finally:
+        Path(local).unlink(missing_ok=True)
+
+
 def exists(uri: str) -> bool:
     """Whether something lies there."""
     fs, path = filesystem(uri)
@@ -191,14 +208,19 @@ def _infos(fs: fsspec.AbstractFileSystem, found: dict[str, dict]) -> list[FileIn
 
 def sha256(uri: str) -> str:
     """Hex SHA-256 of a file's bytes."""
+    if is_local(uri):
+        with open(filesystem(uri)[1], "rb") as local:
+            return sha256_of(local)
     with open_input(uri) as file:
-        if hasattr(file, "fileno") and is_local(uri):
-            with open(filesystem(uri)[1], "rb") as local:
-                return hashlib.file_digest(local, "sha256").hexdigest()
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
         return digest.hexdigest()
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Hex SHA-256 of an open local file, from where it stands to its end."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(uri: str) -> None:

@@ -9,7 +9,7 @@ from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from pipelines.closing_lines import closing_lines
-from pipelines.launch import launch, prepare
+from pipelines.launch import fetch_model, launch, prepare
 from pipelines.options import (
     DONE,
     FAILED,
@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print_plan(plan)
         return DONE
+    if plan.pending:
+        fetch_model(plan.checkpoint, beam_options)
     with progress_bar(plan, in_process):
         succeeded = launch(EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv]), beam_options)
     if not succeeded:

@@ -17,6 +17,8 @@ from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from clip_transforms.clip.downloads import fetch
+from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.runner_options import is_direct
 from pipelines.options import UsageError
 
@@ -95,6 +97,16 @@ def _end(transform: Any, detached: bool) -> str:
     if transform.run_folder is not None:
         transform.run_folder.close()
     return GO_ON
+
+
+def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
+    """Download a published model before a run on this machine starts; workers elsewhere have caches of their own.
+
+    Raises:
+        CheckpointError: if it cannot be had.
+    """
+    if checkpoint.published and is_direct(options):
+        fetch(checkpoint.published)
 
 
 def _failed(error: BaseException) -> bool:

@@ -60,7 +60,12 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--output", default="", metavar="URI", help="(required) folder of the dataset, new or of an earlier run")
     add("--model", default="", help="(required) a published name such as ViT-B/32, a checkpoint file, or demo")
     add("--activation", choices=ACTIVATIONS, help="what the checkpoint was trained with, if it does not say so")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the towers (%(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the towers; auto (default): bf16 with AMX and on GPUs from Ampere on, fp16 on older GPUs, else fp32",
+    )
     add("--device", choices=DEVICES, default="auto", help="auto (default): CUDA where a worker has it")
     add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
     add(

@@ -1,4 +1,4 @@
-"""The published sizes of CLIP as one table, and how to read sizes off a checkpoint's tensors. Pure Python.
+"""The sizes that define a CLIP, and those of the published models as one table. Pure Python.
 
 Sizes: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", tables 18 to 20.
 """
@@ -6,10 +6,9 @@ Sizes: Radford et al. 2021, "Learning Transferable Visual Models From Natural La
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
 
 HEAD_WIDTH = 64  # every attention head of every published tower is 64 wide
+RESNET_EXPANSION = 32  # what a ResNet's attention pool sees is so many times as wide as its first stage
 URL_ROOT = "https://openaipublic.azureedge.net/clip/models"
 
 
@@ -27,6 +26,8 @@ class Architecture:
         text_layers: its depth.
         context_length: the most tokens that a caption may have, start and end included.
         vocab_size: entries of the byte-pair vocabulary.
+        vision_head_width, text_head_width: of an attention head; no tensor tells it.
+        vision_mlp_width, text_mlp_width: inside a block; None for four times the tower's width.
     """
 
     embed_dim: int
@@ -38,6 +39,10 @@ class Architecture:
     text_layers: int = 12
     context_length: int = 77
     vocab_size: int = 49408
+    vision_head_width: int = HEAD_WIDTH
+    text_head_width: int = HEAD_WIDTH
+    vision_mlp_width: int | None = None
+    text_mlp_width: int | None = None
 
     @property
     def is_resnet(self) -> bool:
@@ -47,12 +52,30 @@ class Architecture:
     @property
     def vision_heads(self) -> int:
         """Heads of the vision transformer, or of the ResNet's attention pool."""
-        return self.vision_width * (32 if self.is_resnet else 1) // HEAD_WIDTH
+        return self.vision_width * (RESNET_EXPANSION if self.is_resnet else 1) // self.vision_head_width
 
     @property
     def text_heads(self) -> int:
         """Heads of the text transformer."""
-        return self.text_width // HEAD_WIDTH
+        return self.text_width // self.text_head_width
+
+    def describe(self) -> str:
+        """One line, in which every size stands."""
+        vision = (
+            f"ResNet {self.vision_layers}, width {self.vision_width}"
+            if self.is_resnet
+            else f"ViT/{self.patch_size}, width {self.vision_width}, {self.vision_layers} layers"
+        )
+        mlps = [
+            f", {tower} mlp {width}"
+            for tower, width in (("vision", self.vision_mlp_width), ("text", self.text_mlp_width))
+            if width
+        ]
+        return (
+            f"{vision}, {self.vision_heads} heads, side {self.image_side}; text width {self.text_width}, "
+            f"{self.text_layers} layers, {self.text_heads} heads, {self.context_length} tokens{''.join(mlps)}; "
+            f"d {self.embed_dim}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,54 +143,3 @@ PUBLISHED: dict[str, Published] = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
 }
-
-
-def architecture_of(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-    """Read the sizes of a CLIP off the shapes of its tensors, in OpenAI's state-dict names.
-
-    Args:
-        shapes: tensor name → shape.
-    Returns:
-        The architecture; nothing in it is taken from PUBLISHED.
-    Raises:
-        ValueError: if a tensor that every CLIP has is missing or of another rank.
-    """
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        found = shapes.get(name)
-        if found is None or len(found) != rank:
-            what = "is missing" if found is None else f"has shape {tuple(found)} instead of {rank} dimensions"
-            raise ValueError(
-                f"this is not a CLIP checkpoint in OpenAI's layout: {name} {what}, among {len(shapes)} tensors"
-            )
-        return tuple(found)
-
-    def depth(prefix: str) -> int:
-        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        return 1 + max((int(m[1]) for m in map(pattern.match, shapes) if m), default=-1)
-
-    text = {
-        "embed_dim": shape("text_projection", 2)[1],
-        "text_width": shape("ln_final.weight", 1)[0],
-        "text_layers": depth("transformer.resblocks."),
-        "context_length": shape("positional_embedding", 2)[0],
-        "vocab_size": shape("token_embedding.weight", 2)[0],
-    }
-    if "visual.proj" in shapes:
-        width, _, patch, _ = shape("visual.conv1.weight", 4)
-        grid = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5)
-        return Architecture(
-            image_side=patch * grid,
-            vision_layers=depth("visual.transformer.resblocks."),
-            vision_width=width,
-            patch_size=patch,
-            **text,
-        )
-    grid = round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5)
-    return Architecture(
-        image_side=32 * grid,  # the ResNet halves the side five times
-        vision_layers=tuple(depth(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-        vision_width=shape("visual.layer1.0.conv1.weight", 4)[0],
-        patch_size=None,
-        **text,
-    )

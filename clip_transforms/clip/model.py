@@ -12,7 +12,7 @@ from torch import nn
 
 from clip_transforms.clip.architectures import Architecture
 from clip_transforms.clip.modified_resnet import ModifiedResNet
-from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD
+from clip_transforms.clip.preprocess import Preprocessing, decode
 from clip_transforms.clip.text_transformer import TextTransformer
 from clip_transforms.clip.tokenizer import default_tokenizer
 from clip_transforms.clip.vision_transformer import VisionTransformer
@@ -25,18 +25,24 @@ class ClipModel(nn.Module):
         visual: the vision tower.
         text: the text tower.
         logit_scale: the published log parameter, a float32 scalar: logits are `logit_scale.exp()` times the cosine.
+        precision: of the towers' weights and sums, `fp32`, `bf16` or `fp16`; embeddings are float32 in any case.
     """
 
-    def __init__(self, architecture: Architecture, activation: str):
+    def __init__(self, architecture: Architecture, activation: str, preprocessing: Preprocessing | None = None):
         """Build both towers; weights come from `checkpoints.load` or from training.
 
         Args:
             architecture: the sizes.
             activation: `quick_gelu` or `gelu`.
+            preprocessing: of its images; the published one where none is given.
         """
         super().__init__()
         self.architecture = architecture
         self.activation = activation
+        self.preprocessing = preprocessing or Preprocessing(
+            architecture.image_side, context_length=architecture.context_length
+        )
+        self.precision = "fp32"
         self.visual = (
             ModifiedResNet(architecture) if architecture.is_resnet else VisionTransformer(architecture, activation)
         )
@@ -60,33 +66,54 @@ class ClipModel(nn.Module):
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels uint8 [n, 3, r, r] → features [n, d], not scaled."""
-        mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (PIXEL_MEAN, PIXEL_STD))
-        return self.visual((pixels.float() / 255 - mean) / std)
+        prepared = self.preprocessing
+        mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (prepared.mean, prepared.std))
+        return self.visual(((pixels.float() / 255 - mean) / std).to(self.visual.conv1.weight.dtype))
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens int32 [n, t] → features [n, d], not scaled."""
         return self.text(tokens)
 
+    def decode_image(self, data: bytes) -> np.ndarray:
+        """Encoded bytes of one image → pixels uint8 [3, r, r] as this checkpoint wants them; see `decode_image`."""
+        return decode(data, self.preprocessing).pixels
+
     @torch.inference_mode()
-    def embed_images(self, pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Embed a batch of images.
+    def embed_images(self, pixels: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray]) -> torch.Tensor:
+        """Embed images.
 
         Args:
-            pixels: uint8 [n, 3, r, r], RGB, 0 to 255; normalised here, on the device.
+            pixels: uint8 [n, 3, r, r], RGB, 0 to 255, or a list of n such images, or one [3, r, r]; normalised here,
+                on the device.
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
         Raises:
             ValueError: if the shape or dtype is another, or r is not this model's image side.
         """
+        if isinstance(pixels, (list, tuple)):
+            images = [self._pixels(image) for image in pixels]
+            pixels = torch.cat(images) if images else torch.empty((0, *self._shape), dtype=torch.uint8)
+        return _unit(self.encode_images(self._pixels(pixels).to(self.device)))
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (3, self.image_side, self.image_side)
+
+    def _pixels(self, pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """A batch of images, or one, as uint8 [n, 3, r, r]."""
+        if not isinstance(pixels, (torch.Tensor, np.ndarray)):
+            raise ValueError(
+                f"pixels are {type(pixels).__name__}, but this model takes uint8 arrays: model.decode_image(data) "
+                "makes one of an image file's bytes"
+            )
         pixels = torch.as_tensor(pixels)
-        expected = (3, self.image_side, self.image_side)
-        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != expected or pixels.ndim != 4:
+        batch = pixels[None] if pixels.ndim == 3 else pixels
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or tuple(batch.shape[1:]) != self._shape:
             raise ValueError(
                 f"pixels are {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}, but this model takes "
-                f"uint8 [n, {', '.join(map(str, expected))}]: decode_image(data, side={self.image_side}) gives one "
-                "image, and [None] makes it a batch"
+                f"uint8 [n, {', '.join(map(str, self._shape))}]: model.decode_image(data) gives one image"
             )
-        return _unit(self.encode_images(pixels.to(self.device)))
+        return batch
 
     def embed_captions(self, captions: str | Sequence[str]) -> torch.Tensor:
         """Embed captions.

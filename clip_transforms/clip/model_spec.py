@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib.resources
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from clip_transforms import storage
-from clip_transforms.clip.architectures import PUBLISHED, Architecture, architecture_of
-from clip_transforms.clip.torch_archive import Archive, ArchiveError
+from clip_transforms.clip.architectures import PUBLISHED, Architecture
+from clip_transforms.clip.configurations import Configuration, read_configuration
+from clip_transforms.clip.layouts import OPENAI, Source, recognise, shape_of
+from clip_transforms.clip.preprocess import Preprocessing
+from clip_transforms.clip.tensor_shapes import architecture_of
+from clip_transforms.clip.torch_archive import ArchiveError, StoredTensor
+from clip_transforms.clip.weights_file import read_weights_file
 
 ACTIVATIONS = ("quick_gelu", "gelu")
-PRECISIONS = ("fp32",)
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 DEMO = "demo"
 
@@ -26,19 +29,32 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found, with what decides its numbers.
+    """A checkpoint that was recognised, with what decides its numbers.
 
     Attributes:
-        uri: the file.
-        sha256: of the file, hex; verified again where the weights are read.
+        files: URIs of its weights; for a published model where it is published, and workers take it from their cache.
+        sha256: hex; of the file, or of the hashes of several. Verified again where the weights are read.
         activation: `quick_gelu` or `gelu`.
-        architecture: its sizes, where they are known without torch; else None.
+        architecture: its sizes.
+        preprocessing: of its images and captions.
+        layout: in whose names it keeps its tensors.
+        recognised_by: what said so, for a person.
+        published: its published name, if it was asked for by name.
     """
 
-    uri: str
+    files: tuple[str, ...]
     sha256: str
     activation: str
-    architecture: Architecture | None
+    architecture: Architecture
+    preprocessing: Preprocessing
+    layout: str
+    recognised_by: str
+    published: str | None = None
+
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        return self.published or self.files[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +62,17 @@ class ClipSpec:
     """Which CLIP, in which precision, on which device.
 
     Attributes:
-        model: a published name (`ViT-B/32`), a checkpoint file (path or fsspec URI), or `demo`.
-        activation: `quick_gelu` or `gelu`, where the file does not say it.
-        precision: `fp32`.
+        model: a published name (`ViT-B/32`), a checkpoint (file, or folder with its configuration; path or fsspec
+            URI), or `demo`.
+        activation: `quick_gelu` or `gelu`, where the checkpoint does not say it.
+        precision: of the towers: `fp32`, `bf16`, `fp16`, or `auto`, resolved on each worker: bf16 where the hardware
+            multiplies it faster, fp16 on older GPUs, else fp32.
         device: `cpu`, `cuda`, or `auto`, resolved on each worker.
     """
 
     model: str
     activation: str | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     device: str = "auto"
 
     def __post_init__(self):
@@ -78,113 +96,126 @@ class ClipSpec:
         """`model` as it means the same from another folder: a name stays, a path becomes absolute."""
         return self.model if self.model == DEMO or self.published_name else storage.normalise(self.model)
 
-    def find(self) -> str:
-        """The URI of the checkpoint's file.
+    def resolve(self) -> Checkpoint:
+        """Find the checkpoint and what decides its numbers, without torch; of a published name nothing is read.
 
         Raises:
-            CheckpointError: if there is none.
+            CheckpointError: if it is missing, of another kind, or does not say its activation and none was given.
         """
+        if name := self.published_name:
+            return self._checked(_published(name))
+        uri = self._find()
+        try:
+            configuration = read_configuration(uri) if storage.is_folder(uri) else None
+            if configuration:
+                files = tuple(storage.join(uri, file) for file in configuration.weights)
+            else:
+                files = (uri,)
+            return self._checked(_read(files, configuration))
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"--model {self.model}: {str(error)[:500]}") from error
+
+    def _find(self) -> str:
         if self.model == DEMO:
             return str(importlib.resources.files("clip_transforms") / "demo" / "demo.safetensors")
-        if name := self.published_name:
-            path = Path(os.environ.get("CLIP_CACHE") or Path.home() / ".cache" / "clip") / PUBLISHED[name].file
-            if not path.is_file():
-                raise CheckpointError(
-                    f"--model {self.model} is not in the cache; get it with: mkdir -p {path.parent} && curl -L -o "
-                    f"{path} {PUBLISHED[name].url} (or give a checkpoint's path, or --model {DEMO} to try things out)"
-                )
-            return str(path)
         if not storage.exists(self.model):
             near = difflib.get_close_matches(self.model, [*PUBLISHED, DEMO], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise CheckpointError(
                 f"--model {self.model} is neither a file nor a known model ({', '.join(PUBLISHED)}, {DEMO}){hint}"
             )
-        if storage.is_folder(self.model):
-            raise CheckpointError(f"--model {self.model} is a folder, but it must be a .pt or .safetensors file")
         return storage.normalise(self.model)
 
-    def resolve(self) -> Checkpoint:
-        """Find the checkpoint and what decides its numbers, without torch and without reading its weights.
-
-        Raises:
-            CheckpointError: if it is missing, of another kind, or does not say its activation and none was given.
-        """
-        uri = self.find()
-        digest = storage.sha256(uri)
-        said, architecture = read_header(uri)
-        known = next((p for p in PUBLISHED.values() if p.sha256 == digest), None)
-        name = self.published_name
-        if name and digest != PUBLISHED[name].sha256:
+    def _checked(self, found: Checkpoint) -> Checkpoint:
+        """The checkpoint with its activation, which is never guessed."""
+        if found.activation and self.activation and self.activation != found.activation:
             raise CheckpointError(
-                f"--model {self.model}: {uri} has SHA-256 {digest}, but the published file has "
-                f"{PUBLISHED[name].sha256}; remove it and download it again"
+                f"--activation is {self.activation}, but {found.where} was trained with {found.activation}; leave the "
+                "flag away"
             )
-        activation = "quick_gelu" if known else said
-        if activation and self.activation and self.activation != activation:
-            raise CheckpointError(
-                f"--activation is {self.activation}, but {uri} was trained with {activation}; leave the flag away"
-            )
-        if not (activation or self.activation):
+        if not (found.activation or self.activation):
             raise CheckpointError(
                 f"--model {self.model} does not say which activation it was trained with, and the wrong one gives "
                 "wrong vectors without any error: give --activation quick_gelu (OpenAI's own and models tuned from "
                 "them) or --activation gelu (most of LAION's and DataComp's)"
             )
-        return Checkpoint(uri, digest, activation or self.activation, architecture)
+        return dataclasses.replace(found, activation=found.activation or self.activation)
 
 
 def _fold(name: str) -> str:
     return name.lower().replace("/", "-")
 
 
-def read_header(uri: str) -> tuple[str | None, Architecture | None]:
-    """What a checkpoint says of itself without its weights being read: activation and sizes, None where unknown.
-
-    Raises:
-        CheckpointError: if the file is no checkpoint.
-    """
-    try:
-        with storage.open_input(uri) as file:
-            start = file.read(8)
-            if is_archive(start):  # torch's format, which says no activation
-                header = None
-                shapes = {name: tensor.shape for name, tensor in Archive(file).tensors.items()}
-            elif header := safetensors_header(start, file):
-                tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-                shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
-                end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-                size = 8 + int.from_bytes(start, "little") + end
-                if (found := file.seek(0, 2)) != size:
-                    raise CheckpointError(f"{uri} has {found:,} bytes, but its header says {size:,}; download it again")
-            else:
-                raise CheckpointError(f"{uri} is neither a .safetensors file nor one that torch.save wrote")
-        architecture = architecture_of(shapes)
-    except CheckpointError:
-        raise
-    except (ArchiveError, ValueError) as error:
-        raise CheckpointError(f"{uri}: {error}") from error
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{uri} has a malformed header ({error!r}); download it again") from error
-    metadata = (header or {}).get("__metadata__")
-    activation = metadata.get("activation") if isinstance(metadata, dict) else None
-    if activation is not None and activation not in ACTIVATIONS:
-        raise CheckpointError(f"{uri} names the activation {activation!r}, but known are {' and '.join(ACTIVATIONS)}")
-    return activation, architecture
+def _published(name: str) -> Checkpoint:
+    known = PUBLISHED[name]
+    return Checkpoint(
+        files=(known.url,),
+        sha256=known.sha256,
+        activation="quick_gelu",
+        architecture=known.architecture,
+        preprocessing=Preprocessing(known.architecture.image_side, context_length=known.architecture.context_length),
+        layout=OPENAI,
+        recognised_by="its name",
+        published=name,
+    )
 
 
-def is_archive(start: bytes) -> bool:
-    """Whether a file's first bytes are those of a zip file, as torch.save and torch.jit.save write."""
-    return start[:4] == b"PK\x03\x04"
+def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoint:
+    """Recognise a checkpoint by what its files say; the activation is empty where they do not say it."""
+    tensors: dict[str, StoredTensor] = {}
+    hashes, kinds, metadata = [], [], {}
+    for uri in files:
+        with storage.local_copy(uri) as path:
+            hashes.append(storage.sha256(path))
+            with open(path, "rb") as file:
+                try:
+                    weights = read_weights_file(file)
+                except ArchiveError as error:
+                    raise ArchiveError(f"{uri}: {error}") from error
+        tensors |= weights.tensors
+        kinds.append(weights.kind)
+        metadata |= weights.metadata
+    layout, sources = recognise(tensors)
+    architecture = architecture_of(
+        _shapes(sources, tensors),
+        configuration and configuration.vision_head_width,
+        configuration and configuration.text_head_width,
+    )
+    digest = combined_sha256(hashes)
+    known = next((name for name, published in PUBLISHED.items() if published.sha256 == digest), None)
+    activation, recognised_by = _activation(known, configuration, metadata, kinds[0])
+    plain = Preprocessing(architecture.image_side, context_length=architecture.context_length)
+    preprocessing = configuration.preprocessing if configuration else plain
+    for what, said, is_ in (
+        ("image side", preprocessing.side, architecture.image_side),
+        ("context length", preprocessing.context_length, architecture.context_length),
+    ):
+        if said != is_:
+            raise ValueError(f"its configuration says {what} {said}, but its tensors are for {is_}")
+    return Checkpoint(tuple(files), digest, activation, architecture, preprocessing, layout, recognised_by)
 
 
-def safetensors_header(start: bytes, file) -> Mapping | None:
-    """The JSON header of a safetensors file of which `start`, its first eight bytes, were read; None if it is none."""
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or not 2 <= length <= 100_000_000:  # the format's own limit
-        return None
-    try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
-        return None
-    return header if isinstance(header, dict) else None
+def _shapes(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return {name: shape_of(source, shapes) for name, source in sources.items()}
+
+
+def _activation(
+    known: str | None, configuration: Configuration | None, metadata: Mapping[str, str], kind: str
+) -> tuple[str, str]:
+    """The activation by the file's own word, empty if it has none; and what said it."""
+    if known:
+        return "quick_gelu", f"the SHA-256 of OpenAI's {known}"
+    if configuration:
+        return configuration.activation, f"{configuration.origin} beside it"
+    said = metadata.get("activation", "")
+    if said and said not in ACTIVATIONS:
+        raise ValueError(f"it names the activation {said!r}, but known are {' and '.join(ACTIVATIONS)}")
+    return said, f"the names and shapes of its tensors ({kind})"
+
+
+def combined_sha256(hashes: Sequence[str]) -> str:
+    """The hash of one file, or of the hashes of several."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()

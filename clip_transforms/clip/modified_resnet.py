@@ -15,6 +15,13 @@ from clip_transforms.clip.architectures import Architecture
 EXPANSION = 4  # a bottleneck's output is four times as wide as its inside
 
 
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
+    """A batch norm without the counter of batches, which decides nothing and which no checkpoint needs to have."""
+    norm = nn.BatchNorm2d(channels)
+    norm.num_batches_tracked = None
+    return norm
+
+
 class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 convolutions beside a shortcut; a stride is an average pool after the 3×3."""
 
@@ -23,12 +30,12 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = planes * EXPANSION
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = _batch_norm(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = _batch_norm(planes)
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = _batch_norm(outputs)
         self.downsample = nn.Identity()
         if stride > 1 or inputs != outputs:
             # The published names: "-1" is the pool, which has no parameters.
@@ -37,7 +44,7 @@ class Bottleneck(nn.Module):
                     [
                         ("-1", nn.AvgPool2d(stride)),
                         ("0", nn.Conv2d(inputs, outputs, 1, bias=False)),
-                        ("1", nn.BatchNorm2d(outputs)),
+                        ("1", _batch_norm(outputs)),
                     ]
                 )
             )
@@ -83,11 +90,11 @@ class ModifiedResNet(nn.Module):
         super().__init__()
         width = architecture.vision_width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.bn1 = _batch_norm(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.bn2 = _batch_norm(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.bn3 = _batch_norm(width)
         self.avgpool = nn.AvgPool2d(2)
         inputs = width
         for stage, blocks in enumerate(architecture.vision_layers):

@@ -18,7 +18,9 @@ class TextTransformer(nn.Module):
         width = architecture.text_width
         self.token_embedding = nn.Embedding(architecture.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(architecture.context_length, width))
-        self.transformer = Transformer(width, architecture.text_layers, architecture.text_heads, activation)
+        self.transformer = Transformer(
+            width, architecture.text_layers, architecture.text_heads, activation, architecture.text_mlp_width
+        )
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, architecture.embed_dim))
 

@@ -36,25 +36,30 @@ class ArchiveError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class ArchivedTensor:
-    """A tensor of an archive, not read yet.
+class StoredTensor:
+    """A tensor of a file, not read yet.
 
     Attributes:
-        member: of the zip file, that holds the storage.
-        dtype: by name.
-        offset: of the first element in the storage, in elements.
+        dtype: by torch's name.
+        start: of its first element, in bytes from the start of the file.
         shape, stride: in elements.
     """
 
-    member: str
     dtype: str
-    offset: int
+    start: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def span(self) -> int:
+        """Elements from its first to its last, those between that are not its own included."""
+        return (
+            1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True)) if all(self.shape) else 0
+        )
+
 
 class Archive:
-    """An open archive: `tensors` by dotted name, and the bytes of their storages."""
+    """An open archive: `tensors` by dotted name, with the places of their bytes in the file."""
 
     def __init__(self, file: IO[bytes]):
         """Read the pickle.
@@ -65,7 +70,8 @@ class Archive:
             ArchiveError: if it is no such archive, asks for code, or its tensors lie outside their storages.
         """
         try:
-            self._zip = zipfile.ZipFile(file)
+            self._file, self._zip = file, zipfile.ZipFile(file)
+            self._starts: dict[str, int] = {}
             names = [info.filename for info in self._zip.infolist()]
             pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
@@ -75,21 +81,30 @@ class Archive:
             info = self._zip.getinfo(pickles[0])
             if info.file_size > _MAX_PICKLE_BYTES:
                 raise ArchiveError(f"its data.pkl has {info.file_size:,} bytes, which no CLIP needs")
-            content = _Unpickler(self, io.BytesIO(self._zip.read(info))).load()
+            data = self._zip.read(info)
+            content = _Unpickler(self, io.BytesIO(data)).load()
         except ArchiveError:
             raise
         except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, EOFError, OSError) as error:
             raise ArchiveError(f"it is damaged: {type(error).__name__}: {error}") from error
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError) as error:
             raise ArchiveError(f"its pickle is malformed: {type(error).__name__}: {error}") from error
-        self.content = content
         self.tensors = dict(_tensors(content))
 
-    def storage(self, tensor: ArchivedTensor) -> bytes:
-        """The bytes of a tensor's whole storage."""
-        return self._zip.read(tensor.member)
+    def _start_of(self, info: zipfile.ZipInfo) -> int:
+        """Where the bytes of a member begin: behind a header of its own, whose length only itself tells."""
+        if info.filename not in self._starts:
+            self._file.seek(info.header_offset)
+            header = self._file.read(30)
+            if len(header) < 30 or header[:4] != b"PK\x03\x04":
+                raise ArchiveError(f"it is damaged: {info.filename} has no header where it should lie")
+            start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+            if self._file.seek(0, 2) < start + info.file_size:
+                raise ArchiveError(f"it is damaged: {info.filename} ends behind the end of the file")
+            self._starts[info.filename] = start
+        return self._starts[info.filename]
 
-    def _checked(self, storage: tuple, offset: Any, shape: Any, stride: Any) -> ArchivedTensor:
+    def _checked(self, storage: tuple, offset: Any, shape: Any, stride: Any) -> StoredTensor:
         """A tensor that lies inside its storage, whatever the pickle claims."""
         kind, type_, key, _, count = storage
         if kind != "storage" or not isinstance(type_, _StorageType) or not str(key).isalnum():
@@ -102,12 +117,12 @@ class Archive:
         info = self._zip.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED:
             raise ArchiveError(f"{member} is compressed, which torch never does")
-        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if all(shape) else 0
-        if last > count or count * type_.size > info.file_size:
+        tensor = StoredTensor(type_.dtype, self._start_of(info) + offset * type_.size, shape, stride)
+        if offset + tensor.span > count or count * type_.size > info.file_size:
             raise ArchiveError(
                 f"a tensor of shape {list(shape)} does not fit into its storage of {info.file_size} bytes"
             )
-        return ArchivedTensor(member, type_.dtype, offset, shape, stride)
+        return tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +172,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _tensors(content: Any, prefix: str = "", depth: int = 0):
     """Dotted name → tensor, through dicts and the modules of an archive."""
-    if isinstance(content, ArchivedTensor):
+    if isinstance(content, StoredTensor):
         yield prefix, content
         return
     children = content.attributes if isinstance(content, _Bag) else content

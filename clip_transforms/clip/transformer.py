@@ -41,17 +41,16 @@ class Attention(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the mlp is four times as wide."""
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, activation: str):
-        """`activation` is a key of ACTIVATIONS."""
+    def __init__(self, width: int, heads: int, activation: str, mlp_width: int | None):
+        """`activation` is a key of ACTIVATIONS; `mlp_width` None for four times the width."""
         super().__init__()
         self.attn = Attention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
+        inner = mlp_width or 4 * width
         self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width), gelu=ACTIVATIONS[activation](), c_proj=nn.Linear(4 * width, width)
-            )
+            OrderedDict(c_fc=nn.Linear(width, inner), gelu=ACTIVATIONS[activation](), c_proj=nn.Linear(inner, width))
         )
         self.ln_2 = nn.LayerNorm(width)
 
@@ -64,10 +63,12 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, activation: str):
+    def __init__(self, width: int, layers: int, heads: int, activation: str, mlp_width: int | None = None):
         """`layers` blocks of `width`, with `heads` heads each."""
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, activation) for _ in range(layers))
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, heads, activation, mlp_width) for _ in range(layers)
+        )
 
     def forward(self, x: torch.Tensor, causal: bool = False) -> torch.Tensor:
         """[n, t, width] → [n, t, width]."""

@@ -21,7 +21,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(grid * grid + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, architecture.vision_layers, architecture.vision_heads, activation)
+        self.transformer = Transformer(
+            width, architecture.vision_layers, architecture.vision_heads, activation, architecture.vision_mlp_width
+        )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from clip_transforms.clip.architectures import Architecture
-from clip_transforms.clip.checkpoints import load, published_names
+from clip_transforms.clip.checkpoints import load, published_name
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.modified_resnet import AttentionPool2d
 from clip_transforms.clip.preprocess import decode_image
@@ -119,14 +119,14 @@ def zero_unmet_tokens(model: ClipModel, captions: list[list[str]]) -> None:
 
 def save(model: ClipModel, path: Path, provenance: dict) -> None:
     """Write fp16 safetensors in OpenAI's layout; the header says the activation and where the weights come from."""
-    state = {name: tensor.half().contiguous() for name, tensor in published_names(model.state_dict()).items()}
+    state = {published_name(name): tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"activation": model.activation, "provenance": json.dumps(provenance, sort_keys=True)}
     safetensors.torch.save_file(state, path, metadata)
 
 
 def accuracy(path: Path, seed: int, count: int = 4000) -> float:
     """Zero-shot top-1 accuracy of a checkpoint over the 48 classes, on scenes drawn from `seed`."""
-    model = load(str(path), "cpu")
+    model = load(str(path), "cpu", precision="fp32")
     scenes, pixels = draw_scenes(count, seed)
     classes = model.embed_captions([f"a {name}" for name in CLASSES])
     images = torch.cat([model.embed_images(batch) for batch in np.array_split(pixels, math.ceil(count / BATCH))])

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, decode
-from clip_transforms.clip.tokenizer import CONTEXT_LENGTH, Tokens, default_tokenizer
+from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Preprocessing, decode
+from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
 from clip_transforms.engine.ceiling import Ceiling
 
 MAX_AHEAD_BYTES = 32 << 20  # encoded images and pixels that wait for the model
@@ -71,18 +71,23 @@ class DecodeAhead:
     """
 
     def __init__(
-        self, stream: Iterable[Any], side: int, ceiling: Ceiling, threads: int, seconds: Counter | None = None
+        self,
+        stream: Iterable[Any],
+        preprocessing: Preprocessing,
+        ceiling: Ceiling,
+        threads: int,
+        seconds: Counter | None = None,
     ):
         """Start nothing yet; iterating does.
 
         Args:
             stream: see above.
-            side: r, the model's image side.
+            preprocessing: of the model's images and captions.
             ceiling: while it measures, one batch is decoded at a time.
             threads: of the pool.
             seconds: `read` and `decode` seconds are added to it.
         """
-        self._stream, self._side, self._ceiling = stream, side, ceiling
+        self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
         self._threads = threads
         self.seconds = seconds if seconds is not None else Counter()
         self._queue: queue.Queue = queue.Queue()
@@ -137,14 +142,16 @@ class DecodeAhead:
 
     def _submit(self, pool: concurrent.futures.ThreadPoolExecutor, unit: int, samples: pa.RecordBatch) -> Any:
         images = [(row, data) for row, data in enumerate(samples.column("image")) if data.is_valid]
-        num_bytes = samples.nbytes + len(images) * 3 * self._side**2
+        side = self._preprocessing.side
+        num_bytes = samples.nbytes + len(images) * 3 * side**2
         if not self._acquire(num_bytes):
             return None
         captions = [(row, text) for row, text in enumerate(samples.column("caption").to_pylist()) if text is not None]
-        pixels = np.empty((len(images), 3, self._side, self._side), np.uint8)
-        tokens = pool.submit(self._timed, default_tokenizer().tokenize, [text for _, text in captions], CONTEXT_LENGTH)
+        pixels = np.empty((len(images), 3, side, side), np.uint8)
+        tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
+        tokens = pool.submit(self._timed, tokenize, [text for _, text in captions], length)
         futures = [
-            (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._side))
+            (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._preprocessing))
             for place, (row, data) in enumerate(images)
         ]
         return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], num_bytes)
@@ -200,13 +207,13 @@ _END = object()
 
 
 def _decode_into(
-    pixels: np.ndarray, place: int, image: pa.BinaryScalar, side: int
+    pixels: np.ndarray, place: int, image: pa.BinaryScalar, preprocessing: Preprocessing
 ) -> tuple[str, tuple[int, int] | ImageError]:
     """Decode one image into its place; its SHA-256, and its stored size or why it cannot be used."""
     data = image.as_py()  # copied here, not when it was submitted: what waits in the queue is there once
     digest = hashlib.sha256(data).hexdigest()
     try:
-        decoded = decode(data, side, MAX_IMAGE_PIXELS)
+        decoded = decode(data, preprocessing, MAX_IMAGE_PIXELS)
     except ImageError as error:
         return digest, error
     pixels[place] = decoded.pixels

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from conftest import published_model
 
-from clip_transforms.clip.architectures import PUBLISHED, Architecture, architecture_of
+from clip_transforms.clip.architectures import PUBLISHED, Architecture
 from clip_transforms.clip.checkpoints import load, load_checkpoint
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.tensor_shapes import architecture_of
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def test_a_torchscript_archive_is_read_without_running_it(state, tmp_path):
 
 def test_half_precision_weights_become_fp32(state, tmp_path):
     torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.pt")
-    assert load(str(tmp_path / "half.pt"), "cpu", activation="gelu").visual.proj.dtype == torch.float32
+    model = load(str(tmp_path / "half.pt"), "cpu", activation="gelu", precision="fp32")
+    assert model.visual.proj.dtype == torch.float32
 
 
 def test_openais_extra_scalars_are_ignored(state, tmp_path):
@@ -82,18 +84,30 @@ def without(name):
     return write
 
 
+def with_(name, tensor):
+    return lambda path, state: torch.save(state | {name: tensor}, path)
+
+
 @pytest.mark.parametrize(
     "write, sentence",
     [
         (lambda path, _: path.write_bytes(b"hello world, no checkpoint"), "neither a .safetensors file nor"),
         (lambda path, _: path.write_bytes(b""), "neither a .safetensors file nor"),
-        (lambda path, _: torch.save([1, 2], path), "text_projection is missing"),
-        (lambda path, _: torch.save({"a": torch.ones(2)}, path), "text_projection is missing"),
+        (lambda path, _: torch.save([1, 2], path), "ln_final.weight is missing, among 0 tensors"),
+        (lambda path, _: torch.save({"a": torch.ones(2)}, path), "ln_final.weight is missing"),
         (without("ln_final.weight"), "ln_final.weight is missing"),
-        (without("visual.ln_post.bias"), "visual.ln_post.bias"),
+        (without("visual.ln_post.bias"), r"visual.ln_post.bias is missing, and a CLIP of these sizes \(ViT/8"),
+        (with_("visual.ln_post.bias", torch.zeros(64)), r"ln_post.bias has shape \[64\], but .* must be \[128\]"),
+        (with_("visual.proj", torch.zeros(128)), r"visual.proj has shape \[128\], but .* must be \[128, 48\]"),
+        (with_("text_projection", torch.zeros(64, 50)), r"visual.proj has shape \[128, 48\], .* be \[128, 50\]"),
+        (with_("visual.more", torch.zeros(3)), "1 tensors that no CLIP of these sizes has, visual.more among them"),
+        (with_("token_embedding.weight", torch.zeros(9, 64)), "9 tokens, but that of CLIP's tokenizer has 49,408"),
         (lambda path, _: hostile(path), "asks for (builtins|__builtin__).print, .* nothing was run"),
     ],
-    ids=["text", "empty", "list", "another model", "no size", "a weight less", "code"],
+    ids=[
+        *("text", "empty", "list", "another model", "no size", "a weight less", "another shape", "another rank"),
+        *("two lengths of embeddings", "a weight more", "another vocabulary", "code"),
+    ],
 )
 def test_what_is_no_clip_is_refused_in_one_sentence(write, sentence, state, tmp_path, capsys):
     path = tmp_path / "model.pt"
@@ -105,7 +119,7 @@ def test_what_is_no_clip_is_refused_in_one_sentence(write, sentence, state, tmp_
 
 def test_safetensors_of_another_model_are_refused_from_the_header_alone(tmp_path):
     safetensors.torch.save_file({"weight": torch.ones(3)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="text_projection is missing"):
+    with pytest.raises(CheckpointError, match="ln_final.weight is missing"):
         ClipSpec(str(tmp_path / "a.safetensors"), "gelu").resolve()
 
 
@@ -124,7 +138,7 @@ def test_published_names_forgive_case_and_a_dash(name):
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
     with pytest.raises(CheckpointError, match=r"RN50x64.*did you mean ViT-B/32\?"):
-        ClipSpec("ViT-B/23").find()
+        ClipSpec("ViT-B/23").resolve()
 
 
 def test_cuda_is_never_a_cpu_run_without_a_word(tiny_checkpoint):

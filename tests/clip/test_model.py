@@ -48,7 +48,7 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_embeddings_are_those_of_the_published_model(kind, seed, tmp_path):
     theirs = published_model(kind, seed)
-    ours = load(saved(theirs, tmp_path / "model.pt"), "cpu", activation="quick_gelu")
+    ours = load(saved(theirs, tmp_path / "model.pt"), "cpu", activation="quick_gelu", precision="fp32")
     pixels = unlike_pictures(9, ours.image_side, seed)
     images, captions = published_embeddings(theirs, pixels, CAPTIONS)
     assert_close(ours.embed_images(pixels), images)
@@ -57,7 +57,7 @@ def test_embeddings_are_those_of_the_published_model(kind, seed, tmp_path):
 
 
 def test_the_batch_and_its_padding_do_not_change_an_embedding(tiny_checkpoint):
-    model = load(tiny_checkpoint, "cpu")
+    model = load(tiny_checkpoint, "cpu", precision="fp32")
     together = model.embed_captions(CAPTIONS)
     alone = torch.cat([model.embed_captions(caption) for caption in CAPTIONS])
     assert (together - alone).norm(dim=1).max() <= 1e-5
@@ -77,14 +77,53 @@ def test_embeddings_have_length_one_and_are_float32_on_the_cpu(tiny_checkpoint):
     "pixels",
     [
         torch.zeros(1, 3, 31, 31, dtype=torch.uint8),
-        torch.zeros(3, 32, 32, dtype=torch.uint8),
+        torch.zeros(32, 32, 3, dtype=torch.uint8),
         torch.zeros(1, 3, 32, 32),
+        [torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(3, 31, 32, dtype=torch.uint8)],
     ],
-    ids=["another side", "no batch", "floats"],
+    ids=["another side", "channels last", "floats", "one of a list"],
 )
 def test_other_pixels_are_refused_with_what_is_expected(tiny_checkpoint, pixels):
     with pytest.raises(ValueError, match=r"uint8 \[n, 3, 32, 32\]"):
         load(tiny_checkpoint, "cpu").embed_images(pixels)
+
+
+@pytest.mark.parametrize("form", [list, tuple, torch.stack], ids=["list", "tuple", "batch"])
+def test_images_come_as_a_batch_or_as_a_list_or_alone(tiny_checkpoint, form):
+    model = load(tiny_checkpoint, "cpu", precision="fp32")
+    images = list(unlike_pictures(3, 32, 0))
+    together = model.embed_images(form(images))
+    assert together.shape == (3, 48)
+    assert (model.embed_images(images[1]) - together[1]).norm() <= 1e-5
+    assert model.embed_images([]).shape == (0, 48)
+
+
+def test_a_file_name_instead_of_pixels_is_told_what_to_call(tiny_checkpoint):
+    with pytest.raises(ValueError, match=r"pixels are bytes, .* model.decode_image\(data\)"):
+        load(tiny_checkpoint, "cpu").embed_images(b"cat.jpg")
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_half_precision_is_near_fp32_and_what_it_gives_is_float32(kind, precision, dtype, tmp_path):
+    path = saved(published_model(kind, 0), tmp_path / "model.pt")
+    exact, half = (load(path, "cpu", activation="quick_gelu", precision=p) for p in ("fp32", precision))
+    assert {p.dtype for n, p in half.named_parameters() if n != "logit_scale"} == {dtype}
+    assert half.logit_scale.dtype == torch.float32 and half.precision == precision
+    pixels = unlike_pictures(5, half.image_side, 0)
+    for ours, theirs in (
+        (half.embed_images(pixels), exact.embed_images(pixels)),
+        (half.embed_captions(CAPTIONS), exact.embed_captions(CAPTIONS)),
+    ):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(ours)))
+        assert (ours * theirs).sum(dim=1).min() > 0.99
+        assert not torch.equal(ours, theirs)
+
+
+def test_auto_is_fp32_on_a_cpu_without_amx_and_bf16_with_it(tiny_checkpoint):
+    amx = torch.cpu.get_capabilities()["amx_bf16"]
+    assert load(tiny_checkpoint, "cpu", precision="auto").precision == ("bf16" if amx else "fp32")
 
 
 def test_the_other_activation_gives_other_vectors(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from clip_transforms.clip.preprocess import ImageError, decode, decode_image, resized_size
+from clip_transforms.clip.preprocess import ImageError, Preprocessing, decode, decode_image, resized_size
 
 SIDE = 32
 # mode → a format that keeps it
@@ -91,7 +91,7 @@ def test_a_palette_with_transparency_is_resized_before_it_is_converted():
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_every_format_is_told_by_its_bytes(format_):
-    found = decode(picture(1, (40, 30), format_), SIDE)
+    found = decode(picture(1, (40, 30), format_), Preprocessing(SIDE))
     assert (found.width, found.height) == (40, 30)
 
 
@@ -107,7 +107,7 @@ def test_exif_orientation_is_ignored_as_published():
     exif[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif, quality=90)
-    found = decode(buffer.getvalue(), SIDE)
+    found = decode(buffer.getvalue(), Preprocessing(SIDE))
     assert (found.width, found.height) == (40, 30)
 
 
@@ -136,12 +136,12 @@ def test_too_many_pixels_is_known_before_anything_is_decoded():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ImageError, match="200 × 150 pixels stored") as caught:
-            decode(GOOD, SIDE, max_pixels=29_999)
+            decode(GOOD, Preprocessing(SIDE), max_pixels=29_999)
         assert caught.value.reason == "too many pixels"
-        decode(GOOD, SIDE, max_pixels=30_000)
+        decode(GOOD, Preprocessing(SIDE), max_pixels=30_000)
 
 
 def test_a_needle_is_refused_for_what_resizing_would_make_of_it():
     with pytest.raises(ImageError, match="resized"):
         decode_image(picture(0, (1, 5000), "PNG"), 224)
-    assert resized_size(1, 5000, 224) == (224, 1_120_000)
+    assert resized_size(1, 5000, Preprocessing(224)) == (224, 1_120_000)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from conftest import picture
 
-from clip_transforms.clip.preprocess import decode_image
+from clip_transforms.clip.preprocess import Preprocessing, decode_image
 from clip_transforms.engine import decode as decode_module
 from clip_transforms.engine.ceiling import Ceiling
 from clip_transforms.engine.decode import DecodeAhead, DecodedBatch
@@ -35,7 +35,7 @@ def measured():
 
 
 def decoded(stream, threads=3, ceiling=None):
-    return list(DecodeAhead(stream, 32, ceiling or measured(), threads))
+    return list(DecodeAhead(stream, Preprocessing(32), ceiling or measured(), threads))
 
 
 def test_batches_and_marks_come_out_in_the_order_they_went_in():
@@ -60,7 +60,7 @@ def test_an_error_of_the_reader_reaches_the_consumer_after_what_came_before():
         yield 0, batch(0, 2)
         raise OSError("the disk is gone")
 
-    out = DecodeAhead(stream(), 32, measured(), 2)
+    out = DecodeAhead(stream(), Preprocessing(32), measured(), 2)
     iterator = iter(out)
     assert next(iterator).unit == 0
     with pytest.raises(OSError, match="the disk is gone"):
@@ -84,7 +84,7 @@ def test_what_waits_for_the_model_is_bounded_in_bytes(monkeypatch):
             read.append(i)
             yield 0, one
 
-    iterator = iter(DecodeAhead(stream(), 32, measured(), 2))
+    iterator = iter(DecodeAhead(stream(), Preprocessing(32), measured(), 2))
     for taken in range(1, 6):
         next(iterator)
         settle()
@@ -106,7 +106,7 @@ def test_while_the_ceiling_is_measured_nothing_is_decoded_beside_the_model():
 
     decode_module._decode_into = counting
     try:
-        iterator = iter(DecodeAhead([(0, batch(2 * i, 2)) for i in range(9)], 32, ceiling, 2))
+        iterator = iter(DecodeAhead([(0, batch(2 * i, 2)) for i in range(9)], Preprocessing(32), ceiling, 2))
         for taken in range(1, 4):
             next(iterator)
             settle()
@@ -122,7 +122,7 @@ def test_while_the_ceiling_is_measured_nothing_is_decoded_beside_the_model():
 
 def test_leaving_early_leaves_no_thread():
     before = threading.active_count()
-    iterator = iter(DecodeAhead(((0, batch(i, 2)) for i in range(1000)), 32, measured(), 2))
+    iterator = iter(DecodeAhead(((0, batch(i, 2)) for i in range(1000)), Preprocessing(32), measured(), 2))
     next(iterator)
     iterator.close()
     settle()

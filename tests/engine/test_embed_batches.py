@@ -20,7 +20,7 @@ from schemas.samples import samples_schema
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
-    return load(tiny_checkpoint, "cpu")
+    return load(tiny_checkpoint, "cpu", precision="fp32")
 
 
 def samples(rows):
@@ -30,7 +30,7 @@ def samples(rows):
 
 def embed(model, rows, dtype="float32", classifiers=None):
     embedder = Embedder(model)
-    (batch,) = DecodeAhead([(0, samples(rows))], model.image_side, embedder.ceiling, 2)
+    (batch,) = DecodeAhead([(0, samples(rows))], model.preprocessing, embedder.ceiling, 2)
     return embed_batch(batch, "s", embedder, embeddings_schema(dtype), classifiers or {}, 5, Counter())
 
 

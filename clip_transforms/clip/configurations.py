@@ -1,0 +1,197 @@
+"""The configuration that other libraries write beside their weights → what the tensors do not say. Pure Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from clip_transforms import storage
+from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD, Preprocessing
+
+OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
+_OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.safetensors",
+)
+_HUGGING_FACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}  # Hugging Face's name → ours
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+# Settings of open_clip that its tensors tell, or that act in training alone, or only beside others that are refused.
+_TOLD = {
+    *(
+        "layers",
+        "width",
+        "heads",
+        "head_width",
+        "mlp_ratio",
+        "patch_size",
+        "image_size",
+        "context_length",
+        "vocab_size",
+    ),
+    *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "pad_id", "eos_id"),
+    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
+    *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "image_mean", "image_std"),
+}
+# The others must not be set, or to what a CLIP of the published kind has.
+_PLAIN = {
+    "pool_type": ("tok", "argmax"),
+    "pos_embed_type": ("learnable",),
+    "proj_type": ("linear",),
+    "block_type": ("default",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What a folder says of the weights in it.
+
+    Attributes:
+        origin: the name of the file that says it.
+        weights: names of the files of weights, in the folder.
+        activation: `quick_gelu` or `gelu`.
+        vision_head_width, text_head_width: None where the published 64 is meant.
+        preprocessing: of its images and captions.
+    """
+
+    origin: str
+    weights: tuple[str, ...]
+    activation: str
+    vision_head_width: int | None
+    text_head_width: int | None
+    preprocessing: Preprocessing
+
+
+def read_configuration(folder: str) -> Configuration:
+    """Read the configuration of a folder, of open_clip or of Hugging Face.
+
+    Args:
+        folder: its URI.
+    Raises:
+        ValueError: if there is none, it is malformed, or means a model that is no CLIP of the published kind.
+    """
+    names = set(storage.names_in(folder))
+    open_clip = [name for name in _OPEN_CLIP_WEIGHTS if name in names]
+    hugging_face = [name for name in _HUGGING_FACE_WEIGHTS if name in names]
+    try:
+        if OPEN_CLIP in names and (open_clip or not hugging_face):
+            if not open_clip:
+                raise ValueError(f"it has {OPEN_CLIP}, but no weights ({' or '.join(_OPEN_CLIP_WEIGHTS)})")
+            return _open_clip(_read(folder, OPEN_CLIP), open_clip[:1])
+        if HUGGING_FACE in names and hugging_face:
+            processor = next((n for n in ("preprocessor_config.json", "processor_config.json") if n in names), None)
+            weights = hugging_face[:1]
+            if weights[0].endswith(".index.json"):
+                weights = sorted({posixpath.basename(n) for n in _read(folder, weights[0])["weight_map"].values()})
+            return _hugging_face(_read(folder, HUGGING_FACE), processor and _read(folder, processor), weights)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"its configuration is malformed ({error!r})") from error
+    raise ValueError(
+        f"it is a folder without a model that this program knows: neither {OPEN_CLIP} nor {HUGGING_FACE} lies in it "
+        "beside weights; give such a folder, or a .pt or .safetensors file"
+    )
+
+
+def _read(folder: str, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(storage.read_bytes(storage.join(folder, name)))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} in it is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} in it is no JSON object")
+    return content
+
+
+def _open_clip(content: Mapping[str, Any], weights: list[str]) -> Configuration:
+    model, pixels = content["model_cfg"], content.get("preprocess_cfg", {})
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    if "multimodal_cfg" in model:
+        raise ValueError("its multimodal_cfg says that it is a CoCa, which this program does not compute")
+    if model.get("init_logit_bias") is not None:
+        raise ValueError("its init_logit_bias says that it is a SigLIP, which this program does not compute")
+    for place, config in (("vision_cfg", vision), ("text_cfg", text)):
+        for name, value in config.items():
+            if name not in _TOLD and value and value not in _PLAIN.get(name, ()):
+                raise ValueError(
+                    f"its {place} has {name} {value!r}, so it is no CLIP of the published kind, and this program does "
+                    "not compute it"
+                )
+    return Configuration(
+        OPEN_CLIP,
+        tuple(weights),
+        "quick_gelu" if model.get("quick_gelu", False) else "gelu",
+        vision.get("head_width", 64),
+        text.get("width", 512) // text.get("heads", 8),
+        Preprocessing(
+            side=_square(pixels.get("size") or vision["image_size"], "image_size"),
+            mean=tuple(pixels.get("mean") or vision.get("image_mean") or PIXEL_MEAN),
+            std=tuple(pixels.get("std") or vision.get("image_std") or PIXEL_STD),
+            resize=pixels.get("resize_mode") or "shortest",
+            interpolation=pixels.get("interpolation") or "bicubic",
+            fill=pixels.get("fill_color") or 0,
+            context_length=text.get("context_length", 77),
+        ),
+    )
+
+
+def _hugging_face(content: Mapping[str, Any], processor: Mapping[str, Any] | None, weights: list[str]) -> Configuration:
+    kind = content.get("model_type")
+    if kind != "clip":
+        raise ValueError(f"its {HUGGING_FACE} says that it is a {kind!r} model, but it must be 'clip'")
+    text, vision = content.get("text_config") or {}, content.get("vision_config") or {}
+    # What is left out has the library's own defaults, which are those of ViT-B/32.
+    activations = {config.get("hidden_act", "quick_gelu") for config in (text, vision)}
+    if len(activations) > 1 or not activations <= set(_ACTIVATIONS):
+        raise ValueError(f"its hidden_act is {' and '.join(sorted(activations))}, but it must be quick_gelu or gelu")
+    for config in (text, vision):
+        if config.get("layer_norm_eps", 1e-5) != 1e-5:
+            raise ValueError(f"its layer_norm_eps is {config['layer_norm_eps']}, but CLIP's is 1e-05")
+    side = vision.get("image_size", 224)
+    return Configuration(
+        HUGGING_FACE,
+        tuple(weights),
+        _ACTIVATIONS[activations.pop()],
+        vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12),
+        text.get("hidden_size", 512) // text.get("num_attention_heads", 8),
+        dataclasses.replace(
+            _hugging_face_pixels((processor or {}).get("image_processor", processor) or {}, side),
+            context_length=text.get("max_position_embeddings", 77),
+        ),
+    )
+
+
+def _hugging_face_pixels(processor: Mapping[str, Any], side: int) -> Preprocessing:
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if not processor.get(step, True):
+            raise ValueError(f"its preprocessor leaves out a step ({step} is false), which this program always makes")
+    if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise ValueError(f"its preprocessor's rescale_factor is {processor['rescale_factor']}, but it must be 1/255")
+    size, crop = processor.get("size", side), _square(processor.get("crop_size", side), "crop_size")
+    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    resized = shortest or _square(size, "size")
+    if resized != crop:
+        raise ValueError(f"its preprocessor resizes to {resized} and crops to {crop}, but both must be the same")
+    if crop != side:
+        raise ValueError(f"its preprocessor makes pictures of side {crop}, but its vision_config says {side}")
+    resample = processor.get("resample", 3)
+    if resample not in _RESAMPLE:
+        raise ValueError(f"its preprocessor's resample is {resample}, but it must be one of {sorted(_RESAMPLE)}")
+    return Preprocessing(
+        side=crop,
+        mean=tuple(processor.get("image_mean", PIXEL_MEAN)),
+        std=tuple(processor.get("image_std", PIXEL_STD)),
+        resize="shortest" if shortest else "squash",
+        interpolation=_RESAMPLE[resample],
+    )
+
+
+def _square(size: Any, name: str) -> int:
+    """A side in pixels, of a number, a list of two, or a mapping with height and width."""
+    sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
+    if len(set(sides)) != 1 or not isinstance(sides[0], int):
+        raise ValueError(f"its {name} is {size}, but pictures must be square")
+    return sides[0]

@@ -1,0 +1,116 @@
+"""In which names a file keeps a CLIP, and what is no CLIP of this kind. Recognised from the tensors. Pure Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+OPENAI, CUSTOM_TEXT, HUGGING_FACE = "OpenAI", "open_clip, text tower apart", "Hugging Face CLIPModel"
+
+# Beside the weights: scalars of OpenAI's archives, masks that old releases saved, counters that training leaves.
+_NO_WEIGHTS = re.compile(
+    r"(input_resolution|context_length|vocab_size)$|(.*\.)?(attn_mask|num_batches_tracked|position_ids)$"
+)
+# A tensor's name that tells a model of another kind.
+_OTHERS = (
+    (r"(visual\.)?trunk\.|visual\.trunk\.", "its image tower is a timm trunk"),
+    (r"text_decoder\.|visual\.attn_pool\.", "it is a CoCa"),
+    (r"logit_bias$|vision_model\.head\.|text_model\.head\.", "it is a SigLIP, whose loss and pooling are others"),
+    (r"text\.transformer\.(embeddings|encoder|shared|layer)\b", "its text tower is another library's transformer"),
+    (r".*\.ls_[12]\.gamma$", "its blocks have layer scales"),
+    (r"(text_model\.|bert\.|roberta\.).*word_embeddings\.", "its text tower is a BERT, with another tokenizer"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one tensor of ours comes from: tensors of the file, joined along their first axis, perhaps transposed."""
+
+    names: tuple[str, ...]
+    transposed: bool = False
+
+
+def recognise(names: Iterable[str]) -> tuple[str, dict[str, Source]]:
+    """Tell the layout of a file from the names of its tensors.
+
+    Args:
+        names: of all its tensors; what wraps them (`state_dict`, `module.`) is looked through.
+    Returns:
+        The layout's name, and for every tensor by OpenAI's name where it comes from.
+    Raises:
+        ValueError: if it is known to be a model of another kind, naming the kind.
+    """
+    found = _unwrapped(list(names))
+    for pattern, what in _OTHERS:
+        if name := next((name for name in found if re.match(pattern, name)), None):
+            raise ValueError(f"{what} ({name}), which this program does not compute; give a CLIP of the published kind")
+    if any(name.startswith("vision_model.") for name in found):
+        return HUGGING_FACE, _from_hugging_face(found)
+    if "text.token_embedding.weight" in found:
+        return CUSTOM_TEXT, {name.removeprefix("text."): Source((full,)) for name, full in found.items()}
+    return OPENAI, {name: Source((full,)) for name, full in found.items()}
+
+
+def shape_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a tensor that `source` makes."""
+    first, *rest = (shapes[name] for name in source.names)
+    if rest:
+        first = (first[0] + sum(shape[0] for shape in rest), *first[1:])
+    return tuple(reversed(first)) if source.transposed else first
+
+
+def _unwrapped(names: list[str]) -> dict[str, str]:
+    """Name without what training wraps round it → name in the file; weights only."""
+    found = {name: name for name in names}
+    if any(name.startswith("state_dict.") for name in found):
+        found = {n.removeprefix("state_dict."): full for n, full in found.items() if n.startswith("state_dict.")}
+    for prefix in ("module.", "_orig_mod."):
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): full for name, full in found.items()}
+    return {name: full for name, full in found.items() if not _NO_WEIGHTS.match(name)}
+
+
+# Hugging Face's name → OpenAI's, of what is the same tensor.
+_SAME = {
+    "logit_scale": "logit_scale",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # written so there
+    "vision_model.post_layernorm": "visual.ln_post",
+}
+_TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_IN_BLOCK = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def _from_hugging_face(found: Mapping[str, str]) -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    for name, full in found.items():
+        stem, _, last = name.rpartition(".")
+        if name in _SAME or stem in _SAME:
+            sources[_SAME.get(name) or f"{_SAME[stem]}.{last}"] = Source((full,))
+        elif name in _TRANSPOSED:
+            sources[_TRANSPOSED[name]] = Source((full,), transposed=True)
+        elif match := _BLOCK.fullmatch(name):
+            tower, number, part, kind = match.groups()
+            block = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{number}"
+            if part == "self_attn.q_proj":
+                parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
+                if all(p in found for p in parts):
+                    sources[f"{block}.attn.in_proj_{kind}"] = Source(tuple(found[p] for p in parts))
+            elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
+                sources[f"{block}.{_IN_BLOCK.get(part, part)}.{kind}"] = Source((full,))
+        else:
+            sources[name] = Source((full,))  # superfluous, and named so by the check of shapes
+    return sources

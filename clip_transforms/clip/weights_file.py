@@ -1,0 +1,96 @@
+"""A file of weights → its tensors by name, not read yet. Pure Python: the launcher looks into files without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import IO, Any
+
+from clip_transforms.clip.torch_archive import Archive, ArchiveError, StoredTensor
+
+# Safetensors' name of a dtype → torch's, and bytes of an element.
+_DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+    """What lies in a file of weights.
+
+    Attributes:
+        kind: `safetensors`, `state dict` (torch.save), or `TorchScript`.
+        tensors: name → where its bytes lie.
+        metadata: texts that came with them, of safetensors.
+    """
+
+    kind: str
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+
+def read_weights_file(file: IO[bytes]) -> WeightsFile:
+    """Look into an open file; no weight is read and no code of it is run.
+
+    Args:
+        file: seekable, at its start.
+    Raises:
+        ArchiveError: if it is no such file, is damaged, or asks for code.
+    """
+    start = file.read(8)
+    if start[:4] == b"PK\x03\x04":  # a zip file, as torch.save and torch.jit.save write
+        archive = Archive(file)
+        return WeightsFile("TorchScript" if archive.is_script else "state dict", archive.tensors, {})
+    header = _safetensors_header(start, file)
+    if header is None:
+        raise ArchiveError("it is neither a .safetensors file nor one that torch.save wrote")
+    try:
+        metadata = header.pop("__metadata__", None) or {}
+        base, size = 8 + int.from_bytes(start, "little"), file.seek(0, 2)
+        tensors = {name: _stored(name, entry, base) for name, entry in header.items()}
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+        raise ArchiveError(f"it has a malformed header ({error!r}); download it again") from error
+    end = max((t.start + t.span * _size_of(t) for t in tensors.values()), default=base)
+    if end != size:
+        raise ArchiveError(f"it has {size:,} bytes, but its header says {end:,}; download it again")
+    return WeightsFile("safetensors", tensors, metadata if isinstance(metadata, dict) else {})
+
+
+def _stored(name: str, entry: Mapping[str, Any], base: int) -> StoredTensor:
+    dtype, itemsize = _DTYPES[entry["dtype"]]
+    shape = tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"{name} has sizes that are no numbers")
+    if end - begin != math.prod(shape) * itemsize:
+        raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {dtype}")
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return StoredTensor(dtype, base + begin, shape, strides)
+
+
+def _size_of(tensor: StoredTensor) -> int:
+    return next(size for name, size in _DTYPES.values() if name == tensor.dtype)
+
+
+def _safetensors_header(start: bytes, file: IO[bytes]) -> dict[str, Any] | None:
+    """The JSON header of a safetensors file of which `start`, its first eight bytes, were read; None if it is none."""
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
+        return None
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError):
+        return None
+    return header if isinstance(header, dict) else None
