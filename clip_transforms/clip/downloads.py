@@ -87,8 +87,10 @@ def fetch(name: str) -> Path:
 
 
 def _reason(error: OSError) -> str:
-    reason = getattr(error, "reason", None) or error.strerror or error
-    return f"{type(error).__name__}: {reason}" if not isinstance(error, urllib.error.URLError) else str(reason)
+    if isinstance(error, urllib.error.HTTPError):
+        return str(error)
+    reason = getattr(error, "reason", None) or error
+    return getattr(reason, "strerror", None) or str(reason) or type(error).__name__
 
 
 def _claim(target: Path) -> Path:
