@@ -35,14 +35,14 @@ class UsageError(ValueError):
     """A command line that means nothing, in one sentence."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UsageError(message)
 
 
 def embed_parser() -> argparse.ArgumentParser:
     """The flags of `pipelines.embed`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipelines.embed",
         description="Image–caption shards → CLIP embeddings, scores, zero-shot labels and rejects, as Parquet.",
         epilog=EXIT_CODES,
@@ -111,7 +111,7 @@ def embed_parser() -> argparse.ArgumentParser:
 
 def label_parser() -> argparse.ArgumentParser:
     """The flags of `pipelines.label`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipelines.label",
         description="New taxonomies over a finished dataset: zero-shot labels from its stored embeddings.",
         epilog=EXIT_CODES,
@@ -152,7 +152,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
 
 def _beam_parser() -> argparse.ArgumentParser:
     """All options of all installed PipelineOptions classes."""
-    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    parser = Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     waiting = [PipelineOptions]
     while waiting:
         cls = waiting.pop()

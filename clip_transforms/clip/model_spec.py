@@ -102,8 +102,16 @@ class ClipSpec:
         Raises:
             CheckpointError: if it is missing, of another kind, or does not say its activation and none was given.
         """
+        return self._checked(self.recognise())
+
+    def recognise(self) -> Checkpoint:
+        """The checkpoint as it is; its activation is empty if it does not say it.
+
+        Raises:
+            CheckpointError: if it is missing or of another kind.
+        """
         if name := self.published_name:
-            return self._checked(_published(name))
+            return _published(name)
         uri = self._find()
         try:
             configuration = read_configuration(uri) if storage.is_folder(uri) else None
@@ -111,7 +119,7 @@ class ClipSpec:
                 files = tuple(storage.join(uri, file) for file in configuration.weights)
             else:
                 files = (uri,)
-            return self._checked(_read(files, configuration))
+            return _read(files, configuration)
         except CheckpointError:
             raise
         except ValueError as error:
@@ -213,7 +221,7 @@ def _activation(
     said = metadata.get("activation", "")
     if said and said not in ACTIVATIONS:
         raise ValueError(f"it names the activation {said!r}, but known are {' and '.join(ACTIVATIONS)}")
-    return said, f"the names and shapes of its tensors ({kind})"
+    return said, f"the names and shapes of its tensors ({kind}{', whose header says the activation' if said else ''})"
 
 
 def combined_sha256(hashes: Sequence[str]) -> str:

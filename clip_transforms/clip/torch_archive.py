@@ -12,6 +12,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from typing import IO, Any
 
@@ -28,6 +29,9 @@ _STORAGES = {
     "ByteStorage": (1, "uint8"),
     "BoolStorage": (1, "bool"),
 }
+# What zipfile and pickle raise at files that are cut off or altered; the RuntimeError is zipfile's, of encryption.
+_DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, EOFError, OSError, RuntimeError)
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
 _MAX_PICKLE_BYTES = 64 << 20  # the largest CLIP needs less than one
 
 
@@ -85,9 +89,9 @@ class Archive:
             content = _Unpickler(self, io.BytesIO(data)).load()
         except ArchiveError:
             raise
-        except (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, EOFError, OSError) as error:
+        except _DAMAGE as error:
             raise ArchiveError(f"it is damaged: {type(error).__name__}: {error}") from error
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError) as error:
+        except _MALFORMED as error:
             raise ArchiveError(f"its pickle is malformed: {type(error).__name__}: {error}") from error
         self.tensors = dict(_tensors(content))
 

@@ -1,0 +1,76 @@
+"""The known models, and what a checkpoint is: `python -m pipelines.models`, `… --check FILE`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from clip_transforms.clip.architectures import PUBLISHED
+from clip_transforms.clip.downloads import cache_folder, cached
+from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.tensor_shapes import parameters
+from pipelines.options import DONE, Parser, run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table, or what a checkpoint is; the exit code.
+
+    Raises:
+        ValueError: if the command line is wrong, or the checkpoint is none.
+    """
+    options = _parser().parse_args(argv)
+    for line in check_lines(options.check) if options.check else table_lines():
+        print(line)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m pipelines.models",
+        description="The models that are known by name; or what a checkpoint is. Nothing is downloaded.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--check", metavar="FILE", help="a checkpoint: file or folder, path or URI, or demo")
+    return parser
+
+
+def table_lines() -> list[str]:
+    """The known models, a line each."""
+    lines = [f"{'name':16}{'image side':>11}{'d':>7}{'vision':>32}{'text width':>12}{'parameters':>13}  cached"]
+    for name, known in PUBLISHED.items():
+        a = known.architecture
+        layers = "-".join(map(str, a.vision_layers)) if a.is_resnet else f"{a.vision_layers} layers"
+        vision = f"{'ResNet' if a.is_resnet else f'ViT/{a.patch_size}'} {a.vision_width} wide, {layers}"
+        lines.append(
+            f"{name:16}{a.image_side:>11}{a.embed_dim:>7}{vision:>32}{a.text_width:>12}"
+            f"{parameters(a) / 1e6:>11.1f} M  {'yes' if cached(name) else 'no'}"
+        )
+    return [*lines, f"cache: {cache_folder()}; demo comes with this package; --check FILE says what a checkpoint is"]
+
+
+def check_lines(model: str) -> list[str]:
+    """What a checkpoint is, and by what it was recognised."""
+    spec = ClipSpec(model)
+    path = cached(spec.published_name) if spec.published_name else None
+    if spec.published_name and path is None:
+        raise CheckpointError(
+            f"--check {model}: that model is not in the cache ({cache_folder()}); a run downloads it, or give a file"
+        )
+    checkpoint = ClipSpec(str(path) if path else model).recognise()
+    named = next((name for name, p in PUBLISHED.items() if p.sha256 == checkpoint.sha256), None)
+    alike = next((name for name, p in PUBLISHED.items() if p.architecture == checkpoint.architecture), None)
+    what = f"OpenAI's {named}" if named else f"a CLIP of the sizes of {alike}" if alike else "a CLIP of its own sizes"
+    return [
+        f"{what}, in the layout of {checkpoint.layout}",
+        *(f"file           {uri}" for uri in checkpoint.files),
+        f"SHA-256        {checkpoint.sha256}",
+        f"sizes          {checkpoint.architecture.describe()}",
+        f"parameters     {parameters(checkpoint.architecture) / 1e6:.1f} M",
+        f"activation     {checkpoint.activation or 'it does not say; give --activation where you use it'}",
+        f"recognised by  {checkpoint.recognised_by}",
+        f"preprocessing  {checkpoint.preprocessing.describe()}",
+    ]
+
+
+if __name__ == "__main__":
+    run_command(main)
