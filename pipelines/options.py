@@ -36,7 +36,10 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are exceptions of ours."""
+
     def error(self, message: str):
+        """Complain in one sentence."""
         raise UsageError(message)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.taxonomy import Taxonomy
 
 _BATCH = 256
+_MANY = 20 * _BATCH  # prompts, from which on it is worth a bar
 
 
 def zero_shot_classifier(model: ClipModel, taxonomy: Taxonomy) -> torch.Tensor:
-    """Embed a taxonomy's classes.
+    """Embed a taxonomy's classes; a prompt that several classes share is embedded once.
+
+    Memory holds the prompts' texts, one batch, and the k sums: not the prompts' embeddings. With many prompts a bar
+    shows the rate, where there is a terminal.
 
     Args:
         model: its text tower is used.
@@ -21,13 +26,19 @@ def zero_shot_classifier(model: ClipModel, taxonomy: Taxonomy) -> torch.Tensor:
         float32 [k, d]: each class is the mean of its unit-length prompt embeddings, scaled to length 1. Logits of
         images are `model.logit_scale.exp() * images @ classifier.T`.
     """
-    owners, prompts = [], []
+    owners: dict[str, list[int]] = {}
     for k, taxonomy_class in enumerate(taxonomy.classes):
-        texts = taxonomy.prompts(taxonomy_class)
-        prompts.extend(texts)
-        owners.extend([k] * len(texts))
+        for prompt in taxonomy.prompts(taxonomy_class):
+            owners.setdefault(prompt, []).append(k)
+    prompts = sorted(owners, key=len)  # alike long ones together, since a batch is padded to its longest
     sums = torch.zeros(len(taxonomy.classes), model.embed_dim)
-    for start in range(0, len(prompts), _BATCH):
-        embeddings = model.embed_captions(prompts[start : start + _BATCH])
-        sums.index_add_(0, torch.tensor(owners[start : start + _BATCH]), embeddings)
+    quiet = None if len(prompts) >= _MANY else True
+    with tqdm(total=len(prompts), unit=" prompts", desc=f"taxonomy {taxonomy.name}", disable=quiet) as bar:
+        for start in range(0, len(prompts), _BATCH):
+            batch = prompts[start : start + _BATCH]
+            embeddings = model.embed_captions(batch)
+            places = [(row, k) for row, prompt in enumerate(batch) for k in owners[prompt]]
+            rows, classes = torch.tensor(places).T
+            sums.index_add_(0, classes, embeddings[rows])
+            bar.update(len(batch))
     return F.normalize(sums, dim=-1)  # the mean and the sum point the same way

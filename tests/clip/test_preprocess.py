@@ -20,13 +20,23 @@ MODES = {
     "RGB": "PNG",
     "RGBA": "PNG",
     "I;16": "PNG",
+    "P, transparent": "PNG",
+    "I;16B": "TIFF",
+    "RGBX": "TIFF",
     "CMYK": "TIFF",
     "LAB": "TIFF",
     "I": "TIFF",
     "F": "TIFF",
     "YCbCr": "JPEG",
 }
-SIZES = [(40, 30), (30, 40), (32, 32), (31, 33), (33, 31), (1, 1), (1, 300), (300, 1), (32, 57), (101, 67)]
+# Around the side, odd and even differences of the crop, needles, and one large; forty in all.
+SIZES = [
+    *((SIDE, SIDE), (SIDE + 1, SIDE + 1), (SIDE - 1, SIDE - 1), (SIDE, SIDE + 1), (SIDE + 1, SIDE), (SIDE - 1, SIDE)),
+    *((SIDE, SIDE - 1), (SIDE - 1, SIDE + 1), (SIDE + 1, SIDE - 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3)),
+    *((1, 300), (300, 1), (2, 301), (301, 2), (7, 100), (100, 7), (31, 62), (62, 31), (32, 35), (35, 32)),
+    *((32, 37), (37, 32), (32, 57), (57, 32), (33, 67), (67, 33), (40, 30), (30, 40), (64, 64), (65, 63)),
+    *((101, 67), (67, 101), (128, 96), (96, 129), (257, 255), (640, 480)),
+]
 
 
 def encoded(mode, size):
@@ -36,14 +46,17 @@ def encoded(mode, size):
     image = Image.fromarray(values)
     if mode == "P":
         image = image.quantize(17)
-    elif mode == "I;16":
-        image = Image.fromarray(rng.integers(0, 1 << 16, (h, w)).astype(np.uint16))
+    elif mode == "P, transparent":
+        image = image.quantize(17)
+    elif mode.startswith("I;16"):
+        image = Image.frombytes(mode, size, rng.integers(0, 1 << 16, (h, w)).astype(np.uint16).tobytes())
     elif mode == "LAB":
         image = Image.frombytes("LAB", size, values.tobytes())
     elif mode != "RGB":
         image = image.convert(mode)
     buffer = io.BytesIO()
-    image.save(buffer, MODES[mode], **({"quality": 95} if MODES[mode] == "JPEG" else {}))
+    options = {"quality": 95} if MODES[mode] == "JPEG" else {"transparency": 3} if "transparent" in mode else {}
+    image.save(buffer, MODES[mode], **options)
     return buffer.getvalue()
 
 
@@ -74,6 +87,58 @@ def test_pixels_are_those_of_the_published_steps_or_a_reject_where_they_raise(mo
     pixels = decode_image(data, SIDE)
     assert pixels.dtype == np.uint8 and pixels.shape == (3, SIDE, SIDE)
     np.testing.assert_array_equal(pixels, expected)
+
+
+def test_there_are_forty_shapes():
+    assert len(set(SIZES)) == 40
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr"])
+def test_pixels_are_those_of_transformers_where_the_two_agree_by_design(mode):
+    """Both resize and crop alike where the crop's margin is even; transformers converts first, which shows in palettes
+    and in what is not eight bits deep."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, do_rescale=False, do_normalize=False
+    )
+    compared = 0
+    for size in SIZES:
+        if any((length - SIDE) % 2 for length in resized_size(*size, Preprocessing(SIDE))):
+            continue
+        image = Image.open(io.BytesIO(encoded(mode, size)))
+        theirs = processor(images=image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(decode_image(encoded(mode, size), SIDE), theirs, err_msg=str(size))
+        compared += 1
+    assert compared > 15
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (32, 32), (100, 7), (20, 10)], ids=str)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_other_resize_modes_are_those_of_open_clip(mode, interpolation, size):
+    data, resample = encoded(mode, size), getattr(Image.Resampling, interpolation.upper())
+    image = Image.open(io.BytesIO(data))
+    squashed = np.asarray(image.resize((SIDE, SIDE), resample).convert("RGB")).transpose(2, 0, 1)
+    found = decode(data, Preprocessing(SIDE, resize="squash", interpolation=interpolation)).pixels
+    np.testing.assert_array_equal(found, squashed)
+    ratio = max(size) / SIDE
+    whole = image.resize(tuple(round(length / ratio) for length in size), resample)
+    found = decode(data, Preprocessing(SIDE, resize="longest", interpolation=interpolation)).pixels
+    left, top = ((SIDE - length) // 2 for length in whole.size)
+    inner = found[:, top : top + whole.height, left : left + whole.width]
+    np.testing.assert_array_equal(inner, np.asarray(whole.convert("RGB")).transpose(2, 0, 1))
+    assert found.shape == (3, SIDE, SIDE)
+    if mode in ("RGB", "L"):
+        assert found.astype(int).sum() == inner.astype(int).sum(), "what was padded is black"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"resize": "stretch"}, {"interpolation": "magic"}, {"mean": (0.5, 0.5)}, {"std": (1, 0, 1)}], ids=str
+)
+def test_a_preprocessing_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="its .* but it must be"):
+        Preprocessing(SIDE, **wrong)
 
 
 def test_a_palette_with_transparency_is_resized_before_it_is_converted():
