@@ -1,0 +1,93 @@
+"""What a faster precision changes: `python -m benchmarks.fidelity --photos FOLDER`.
+
+1,000 drawn scenes, and 1,000 random crops of the photographs in FOLDER, through the demo model in fp32 and in the other
+precisions: worst and median cosine with the fp32 embedding, and how many top-1 labels over the demo's 48 classes
+change. Then by how much a batch's size, the order in it and the padding move one embedding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clip_transforms.clip.checkpoints import load
+from clip_transforms.demo.scenes import CLASSES, draw_scene, encode_scene, random_scene
+
+COUNT, BATCH = 1_000, 32
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", default="demo", help="a checkpoint (%(default)s)")
+    parser.add_argument("--photos", type=Path, help="folder of .jpg photographs")
+    options = parser.parse_args()
+    models = {p: load(options.model, "cpu", precision=p) for p in PRECISIONS}
+    amx = torch.cpu.get_capabilities().get("amx_bf16")
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, AMX {'yes' if amx else 'no'}, CPU")
+    rng = np.random.default_rng(0)
+    exact = models["fp32"]
+    scenes = [random_scene(rng) for _ in range(COUNT)]
+    pictures = {"drawn scenes": np.stack([exact.decode_image(encode_scene(draw_scene(s, rng))) for s in scenes])}
+    if options.photos:
+        pictures["crops of photographs"] = np.stack([exact.decode_image(data) for data in _crops(options.photos, rng)])
+    classes = exact.embed_captions([f"a {name}" for name in CLASSES])
+    for what, pixels in pictures.items():
+        _report(what, models, lambda m, pixels=pixels: _images(m, pixels, BATCH), classes)
+    captions = [scene.caption(i % 7) for i, scene in enumerate(scenes)]
+    _report("captions", models, lambda m: _captions(m, captions, BATCH), None)
+    for precision, model in models.items():
+        print(
+            f"{precision}: a batch moves an embedding by at most {_spread(model, pictures['drawn scenes'], captions)}"
+        )
+
+
+def _crops(folder: Path, rng: np.random.Generator):
+    """Random crops, at least half as wide and as high as their photograph, as JPEG."""
+    photos = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
+    for i in range(COUNT):
+        photo = photos[i % len(photos)]
+        w, h = (int(length * rng.uniform(0.5, 1)) for length in photo.size)
+        left, top = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
+        buffer = io.BytesIO()
+        photo.crop((left, top, left + w, top + h)).save(buffer, "JPEG", quality=90)
+        yield buffer.getvalue()
+
+
+def _images(model, pixels: np.ndarray, size: int) -> torch.Tensor:
+    return torch.cat([model.embed_images(pixels[i : i + size]) for i in range(0, len(pixels), size)])
+
+
+def _captions(model, captions: list[str], size: int) -> torch.Tensor:
+    return torch.cat([model.embed_captions(captions[i : i + size]) for i in range(0, len(captions), size)])
+
+
+def _report(what: str, models: dict, embed, classes: torch.Tensor | None) -> None:
+    exact = embed(models["fp32"])
+    for precision in PRECISIONS[1:]:
+        found = embed(models[precision])
+        cosines = (exact * found).sum(dim=1)
+        line = f"{what}, {precision}: cosine with fp32 worst {cosines.min():.6f}, median {cosines.median():.6f}"
+        if classes is not None:
+            changed = ((exact @ classes.T).argmax(dim=1) != (found @ classes.T).argmax(dim=1)).sum()
+            line += f"; top-1 labels changed: {changed} of {len(exact):,}"
+        print(line)
+
+
+def _spread(model, pixels: np.ndarray, captions: list[str]) -> str:
+    """The largest distance between embeddings of the same samples in other batches."""
+    pixels, captions = pixels[:96], captions[:96]
+    images = [_images(model, pixels, 32), _images(model, pixels, 7), _images(model, pixels[::-1].copy(), 32).flip(0)]
+    texts = [_captions(model, captions, size) for size in (96, 7, 1)]
+    texts.append(_captions(model, ["a caption that is far longer than all of the others " * 3, *captions], 97)[1:])
+    far = [max((other - group[0]).norm(dim=1).max() for other in group[1:]) for group in (images, texts)]
+    return f"{far[0]:.1e} (images), {far[1]:.1e} (captions)"
+
+
+if __name__ == "__main__":
+    main()
