@@ -1,16 +1,19 @@
 """Checkpoints that other libraries wrote themselves, against the vectors that these libraries give."""
 
+import http.server
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import published_model
+from conftest import ROOT, published_model
 from test_model import CAPTIONS, assert_close, unlike_pictures
 
 from clip_transforms.clip.checkpoints import load
@@ -113,6 +116,61 @@ def test_a_hugging_face_folder_on_another_file_system(hugging_face):
         memory.pipe(f"/hub/{path.name}", path.read_bytes())
     here, there = (load(place, "cpu", precision="fp32") for place in (str(folder), "memory://hub"))
     assert torch.equal(here.embed_captions("a cat"), there.embed_captions("a cat"))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of Hugging Face's hub as its own file system asks for: one repository, `org/name`."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes] = {}
+
+    def do_GET(self):  # noqa: N802
+        path, name = self.path.partition("?")[0], self.path.rpartition("/")[2]
+        entries = [{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in self.files.items()]
+        if path.startswith("/api/models/org/name/tree/"):
+            self.answer(200, json.dumps(entries).encode())
+        elif path.startswith("/api/models/org/name"):
+            self.answer(200, json.dumps({"id": "org/name", "sha": "0" * 40}).encode())
+        elif path.startswith("/org/name/resolve/") and name in self.files:
+            start, _, end = (self.headers.get("Range") or "bytes=0-")[6:].partition("-")
+            data = self.files[name]
+            ranged = data[int(start) : int(end) + 1 if end else len(data)]
+            self.answer(206 if self.headers.get("Range") else 200, ranged)
+        else:
+            self.answer(404, b"{}")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, status, data):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_hugging_face_repository_is_read_from_the_hub(hugging_face_folder):
+    Hub.files = {path.name: path.read_bytes() for path in hugging_face_folder.iterdir()}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = (
+        "from clip_transforms import clip; m = clip.load('hf://org/name', 'cpu', precision='fp32'); "
+        "print(m.embed_captions('a cat')[0, :3].tolist())"
+    )
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ | hub, cwd=ROOT
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    here = load(str(hugging_face_folder), "cpu", precision="fp32").embed_captions("a cat")
+    assert json.loads(done.stdout) == pytest.approx(here[0, :3].tolist(), abs=1e-6)
 
 
 PROCESSOR = {
