@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import check_balance
+from clip_transforms.parts.waiting_rows import WaitingRows
 from schemas.embeddings import EMBEDDINGS, reserved_names
 from schemas.labels import labels_schema
 from schemas.provenance import Footer, encode_footer
@@ -179,8 +180,8 @@ class _PartFile:
 
     def __init__(self, folder: str, kind: str, schema: pa.Schema):
         self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
-        self._waiting: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._schema = schema
+        self._waiting = WaitingRows(schema)
         embeddings = [f"{name}.list.element" for name in EMBEDDINGS if name in schema.names]
         split = [p for p in embeddings if pa.types.is_float32(schema.field(p.partition(".")[0]).type.value_type)]
         self._writer = pq.ParquetWriter(
@@ -195,15 +196,14 @@ class _PartFile:
     def add(self, batch: pa.RecordBatch) -> None:
         """Take a batch; without rows it leaves no row group, on an empty one of which some readers fail."""
         if batch.num_rows:
-            self._waiting.append(batch)
-            self._rows += batch.num_rows
-        if self._rows >= _ROW_GROUP_ROWS:
+            self._waiting.add(batch)
+        if self._waiting.rows >= _ROW_GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.Table.from_batches(self._waiting), row_group_size=1 << 30)
-            self._waiting, self._rows = [], 0
+        if self._waiting.rows:
+            self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
+            self._waiting = WaitingRows(self._schema)
 
     def close(self, footer: Footer) -> None:
         """Finish the file with its footer."""
