@@ -5,14 +5,16 @@ import os
 import signal
 import sys
 
+from pipelines.terminal import complain, on_signals, open_streams
+
 if sys.argv[:1] == ["-m"]:  # this package is a command that is being started, which takes a second or two
 
     def _end(number, _):
-        os.write(2, f"\nended by {signal.Signals(number).name}; nothing was started\n".encode())
+        complain(f"\nended by {signal.Signals(number).name}; nothing was started")
         os._exit(1)
 
-    signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGTERM, _end)
+    open_streams()
+    on_signals(_end)
 
 # Without Google's client Beam warns at import of a library that nobody asked for; a user takes it for a fault.
 logging.disable(logging.WARNING)

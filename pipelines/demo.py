@@ -10,6 +10,7 @@ from pathlib import Path
 from clip_transforms.demo.shards import write_demo_inputs
 from pipelines import embed
 from pipelines.options import DONE, UsageError, run_command
+from pipelines.terminal import say
 
 _ROWS = """SELECT e.key, e.caption, round(e.clip_score, 3) AS clip_score, s.label AS shape, c.label AS color
 FROM '{out}/embeddings/*.parquet' e
@@ -40,25 +41,25 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("the demo asks its last question with DuckDB: pip install duckdb") from None
     folder, out = Path("demo"), "demo/out"
     if written := write_demo_inputs(folder):
-        print(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")
+        say(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")
     command = ["--input", "demo/scenes-*.tar", "--output", out, "--model", "demo"]
     command += ["--taxonomy", "demo/shapes.json", "--taxonomy", "demo/colors.json"]
     command += ["--columns", "drawn_shape=shape", "drawn_color=color"]
-    print(f"\n$ python -m pipelines.embed {shlex.join(command)}", flush=True)
+    say(f"\n$ python -m pipelines.embed {shlex.join(command)}")
     code = embed.main(command)
     if code != DONE:
         return code
-    print("\nFive rows of what was written:")
-    print(duckdb.sql(_ROWS.format(out=out)))
+    say("\nFive rows of what was written:")
+    say(duckdb.sql(_ROWS.format(out=out)))
     total, shapes, colors = duckdb.sql(_AGREEMENT.format(out=out)).fetchall()[0]
-    print(f"labels that agree with what was drawn: shapes {shapes:,} of {total:,}, colors {colors:,} of {total:,}")
-    print(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
-    print(duckdb.sql(_QUERY.format(out=out)))
+    say(f"labels that agree with what was drawn: shapes {shapes:,} of {total:,}, colors {colors:,} of {total:,}")
+    say(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
+    say(duckdb.sql(_QUERY.format(out=out)))
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-    print("Your own pictures next: a folder (captions in .txt beside them), .tar or .parquet files.")
-    print("Put the words to label them with into my_words.txt, one a line, then:\n")
-    print(f"  {python} -m pipelines.embed --input ~/Pictures --output out --model ViT-B/32 --taxonomy my_words.txt")
+    say("Your own pictures next: a folder (captions in .txt beside them), .tar or .parquet files.")
+    say("Put the words to label them with into my_words.txt, one a line, then:\n")
+    say(f"  {python} -m pipelines.embed --input ~/Pictures --output out --model ViT-B/32 --taxonomy my_words.txt")
     return DONE
 
 

@@ -9,7 +9,7 @@ from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from pipelines.closing_lines import closing_lines
-from pipelines.launch import fetch_model, launch, prepare
+from pipelines.launch import fetch_model, in_process, launch, make_pipeline
 from pipelines.options import (
     DONE,
     FAILED,
@@ -22,6 +22,7 @@ from pipelines.options import (
     warnings_of,
 )
 from pipelines.progress import progress_bar
+from pipelines.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,44 +33,44 @@ def main(argv: Sequence[str]) -> int:
     """
     options, beam_options = parse(embed_parser(), argv)
     settings = embed_settings(options)
-    in_process = prepare(beam_options)
+    pipeline = make_pipeline(beam_options)
     check_device(settings.model.device, beam_options)
     plan = plan_run(settings)
     for line in [*plan.detection, *warnings_of(plan, beam_options)]:
-        print(line)
+        say(line)
     if settings.model.model == DEMO:
-        print("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
+        say("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
     if options.dry_run:
         print_plan(plan)
         return DONE
     if plan.pending:
         fetch_model(plan.checkpoint, beam_options)
-    with progress_bar(plan, in_process):
-        succeeded = launch(EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv]), beam_options)
+    with progress_bar(plan, in_process(beam_options)):
+        succeeded = launch(pipeline, EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv]))
     if not succeeded:
         return FAILED
     result = read_run(plan.settings.output)
     for line in closing_lines(result, plan.settings.output):
-        print(line)
+        say(line)
     return DONE if result["complete"] else INCOMPLETE
 
 
 def print_plan(plan: RunPlan) -> None:
     """What would be done."""
     megabytes = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed) / 1e6
-    print(
+    say(
         f"{len(plan.units):,} units, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
         f"{len(plan.committed):,} done, {len(plan.stale):,} of these to label"
     )
     for unit in plan.units[:10]:
         state = "to embed" if unit.part not in plan.committed else "to label" if unit.part in plan.stale else "done"
-        print(f"  {state:8} {unit.part}  from {unit.shard}")
+        say(f"  {state:8} {unit.part}  from {unit.shard}")
     if len(plan.units) > 10:
-        print(f"  … and {len(plan.units) - 10:,} more")
+        say(f"  … and {len(plan.units) - 10:,} more")
     taxonomies = ", ".join(taxonomy.name for taxonomy in plan.settings.taxonomies) or "none"
     if plan.replaces:
-        print(f"--overwrite: the dataset in {plan.settings.output} was made with other settings and would be replaced")
-    print(f"output {plan.settings.output}; taxonomies: {taxonomies}; nothing was written (--dry_run)")
+        say(f"--overwrite: the dataset in {plan.settings.output} was made with other settings and would be replaced")
+    say(f"output {plan.settings.output}; taxonomies: {taxonomies}; nothing was written (--dry_run)")
 
 
 if __name__ == "__main__":

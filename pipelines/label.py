@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.label_embeddings import LabelEmbeddings, plan_labels
-from pipelines.launch import launch, prepare
+from pipelines.launch import launch, make_pipeline
 from pipelines.options import DONE, FAILED, UsageError, label_parser, parse, run_command
+from pipelines.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,18 +21,17 @@ def main(argv: Sequence[str]) -> int:
     options, beam_options = parse(label_parser(), argv)
     if not options.input:
         raise UsageError("--input is missing: give the folder of a dataset that pipelines.embed wrote")
+    pipeline = make_pipeline(beam_options)
     taxonomies = [Taxonomy.load(uri) for uri in options.taxonomy]
     model = ClipSpec(options.model) if options.model else None
     plan = plan_labels(options.input, taxonomies, model, options.top_labels, options.overwrite)
     names = ", ".join(f"labels/{taxonomy.name}" for taxonomy in taxonomies)
-    if plan.stale:
-        prepare(beam_options)
-        if not launch(LabelEmbeddings.of(plan), beam_options):
-            return FAILED
+    if plan.stale and not launch(pipeline, LabelEmbeddings.of(plan)):
+        return FAILED
     done, skipped = len(plan.stale), len(plan.parts) - len(plan.stale)
-    print(f"{done:,} parts labelled, {skipped:,} skipped, in {plan.output} ({names})")
+    say(f"{done:,} parts labelled, {skipped:,} skipped, in {plan.output} ({names})")
     if not plan.stale:
-        print("nothing was left to do")
+        say("nothing was left to do")
     return DONE
 
 

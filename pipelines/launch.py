@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import signal
@@ -14,23 +15,51 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability import python_urns
+from apache_beam.runners import create_runner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.runner_options import is_direct
-from pipelines.options import UsageError
+from pipelines.beam_options import check_beam_options
+from pipelines.command_line import UsageError
+from pipelines.terminal import complain, on_signals
 
 GO_ON = "what is committed stays; the same command goes on from there"
 
 
-def prepare(options: PipelineOptions) -> bool:
-    """Choose FnApiRunner where no runner is given; whether the work will be done inside this process."""
-    standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
-    if not standard.runner:
+def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """A pipeline that is empty yet, so that wrong options of Beam's are found before anything is planned.
+
+    Beam's runners in this process are one: FnApiRunner. DirectRunner would first try to download another.
+
+    Raises:
+        UsageError: if Beam refuses the options, or would refuse them later.
+    """
+    standard = options.view_as(StandardOptions)
+    if is_direct(options):
         standard.runner = "FnApiRunner"
-    return standard.runner.endswith("FnApiRunner") and direct.direct_running_mode in (None, "in_memory")
+    logging.disable(logging.WARNING)  # what Beam warns of here is in its refusal too
+    try:
+        runner = _FnApiRunner() if is_direct(options) else create_runner(standard.runner)
+        check_beam_options(options, runner)
+        return beam.Pipeline(runner=runner, options=options)
+    except UsageError:
+        raise
+    except Exception as error:  # a runner that is none raises what it likes
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"Beam refuses these options: {said}; see its own documentation, or leave --runner away"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def in_process(options: PipelineOptions) -> bool:
+    """Whether the work is done inside this process, which then knows of every sample."""
+    return is_direct(options) and options.view_as(DirectOptions).direct_running_mode in (None, "in_memory")
 
 
 class _FnApiRunner(FnApiRunner):
@@ -50,41 +79,40 @@ class _FnApiRunner(FnApiRunner):
         return super().run_via_runner_api(pipeline_proto, options)
 
 
-def _runner(options: PipelineOptions) -> Any:
-    """The runner itself where it is FnApiRunner; else its name, for Beam to look up."""
-    name = options.view_as(StandardOptions).runner
-    return _FnApiRunner() if name.rpartition(".")[2] == "FnApiRunner" else name
-
-
-def launch(transform: Any, options: PipelineOptions) -> bool:
+def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
     """Run a pipeline of one transform; whether it succeeded. What went wrong is said on stderr.
 
     Args:
+        pipeline: from `make_pipeline`.
         transform: with a `run_folder`, which is removed at the end.
-        options: with a runner, see `prepare`.
     Raises:
-        ValueError: if Beam refuses the options, or another run began on the same output; nothing was started then.
+        ValueError: if another run began on the same output; nothing was started then.
     """
-    try:
-        pipeline = beam.Pipeline(runner=_runner(options), options=options)
-    except Exception as error:  # a runner that is none raises what it likes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"Beam refuses these options: {first}; see its own documentation, or leave --runner away"
-        ) from None
-    detached = not is_direct(options)
+    detached, result = not is_direct(pipeline.options), None
     try:
         with end_at_signals(lambda: _end(transform, detached)):
             _ = pipeline | transform
-            pipeline.run().wait_until_finish()
+            result = pipeline.run()
+            result.wait_until_finish()
         return True
     except Exception as error:  # whatever ended the run: its reason in one line, with the runner's own log above it
         if isinstance(error, (ValueError, OSError)) and transform.run_folder is None:
             raise  # nothing was started yet
+        if detached and not _has_ended(result):
+            transform.run_folder = None  # the job's, which still writes there
+            return _failed(error, "the job may go on without this command, and then writes run.json at its end")
         return _failed(error)
     finally:
         if transform.run_folder is not None:
             transform.run_folder.close()
+
+
+def _has_ended(result: Any) -> bool:
+    """Whether a job is known to have ended, or never to have begun; not where its service does not answer."""
+    try:
+        return result is None or PipelineState.is_terminal(result.state)
+    except Exception:  # whatever the runner's client raises when it cannot ask
+        return False
 
 
 def _end(transform: Any, detached: bool) -> str:
@@ -109,9 +137,9 @@ def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
         fetch(checkpoint.published)
 
 
-def _failed(error: BaseException) -> bool:
+def _failed(error: BaseException, go_on: str = GO_ON) -> bool:
     lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith("[while running")]
-    print(f"the run failed: {lines[-1].strip() if lines else type(error).__name__}; {GO_ON}", file=sys.stderr)
+    complain(f"the run failed: {lines[-1].strip() if lines else type(error).__name__}; {go_on}")
     if os.environ.get("CLIP_TRANSFORMS_TRACEBACK"):
         raise error
     return False
@@ -128,7 +156,7 @@ def _children() -> list[int]:
 
 @contextlib.contextmanager
 def end_at_signals(clean_up: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C and SIGTERM clean up, say how to go on, and end at once.
+    """On Ctrl-C, SIGTERM and SIGHUP clean up, say how to go on, and end at once.
 
     Threads of the runner, the readers and the decoders may be in the middle of anything; nothing that is not whole has
     a final name, so none of them is waited for.
@@ -138,12 +166,12 @@ def end_at_signals(clean_up: Callable[[], str]) -> Iterator[None]:
     """
 
     def end(number: int, _: Any) -> None:
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_IGN)
-        print(f"\nended by {signal.Signals(number).name}; {clean_up()}", file=sys.stderr, flush=True)
+        on_signals(lambda *_: None)  # once is enough
+        go_on = clean_up()
+        complain(f"\nended by {signal.Signals(number).name}; {go_on}")
         os._exit(1)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = on_signals(end)
     try:
         yield
     finally:

@@ -9,7 +9,9 @@ from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.downloads import cache_folder, cached
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
 from clip_transforms.clip.tensor_shapes import parameters
-from pipelines.options import DONE, Parser, run_command
+from pipelines.command_line import Parser
+from pipelines.options import DONE, run_command
+from pipelines.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     for line in check_lines(options.check) if options.check else table_lines():
-        print(line)
+        say(line)
     return DONE
 
 

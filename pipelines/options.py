@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib.metadata
-import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +18,9 @@ from clip_transforms.run_plan import RunPlan
 from clip_transforms.run_settings import Settings
 from clip_transforms.runner_options import is_direct, workers_of
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
+from pipelines.beam_options import beam_parser
+from pipelines.command_line import Parser, UsageError
+from pipelines.terminal import complain
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
@@ -29,18 +30,6 @@ EXIT_CODES = (
     "but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is FnApiRunner, in this "
     "process, unless it is given."
 )
-
-
-class UsageError(ValueError):
-    """A command line that means nothing, in one sentence."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are exceptions of ours."""
-
-    def error(self, message: str):
-        """Complain in one sentence."""
-        raise UsageError(message)
 
 
 def embed_parser() -> argparse.ArgumentParser:
@@ -138,9 +127,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     argv = list(argv)
     own, behind = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     options, rest = parser.parse_known_args(own)
-    beams = _beam_parser()
-    with contextlib.redirect_stderr(io.StringIO()):
-        _, unknown = beams.parse_known_args(rest)
+    beams = beam_parser()
+    _, unknown = beams.parse_known_args(rest)
+    beams.parse_known_args(behind)  # what Beam knows must be right there too; it would end the process with its usage
     if unknown:
         flag = unknown[0].split("=")[0]
         known = [name for p in (parser, beams) for action in p._actions for name in action.option_strings]
@@ -151,18 +140,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
             "behind --"
         )
     return options, PipelineOptions([*rest, *behind])
-
-
-def _beam_parser() -> argparse.ArgumentParser:
-    """All options of all installed PipelineOptions classes."""
-    parser = Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    waiting = [PipelineOptions]
-    while waiting:
-        cls = waiting.pop()
-        waiting.extend(cls.__subclasses__())
-        if "_add_argparse_args" in cls.__dict__:
-            cls._add_argparse_args(parser)
-    return parser
 
 
 def check_device(device: str, options: PipelineOptions) -> None:
@@ -252,13 +229,16 @@ def run_command(main: Callable[[Sequence[str]], int]) -> None:
     try:
         code = main(sys.argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {_one_line(error)}")
         code = WRONG
     except OSError as error:  # before anything was started; a run says itself what ended it
         where = error.filename or "a file or folder of the command line"
-        print(
-            f"error: {where} cannot be used: {error.strerror or error}; check the path and who may read it",
-            file=sys.stderr,
-        )
+        said = f"{where} cannot be used: {error.strerror or error}; check the path and who may read it"
+        complain(f"error: {_one_line(said)}")
         code = WRONG
     sys.exit(code)
+
+
+def _one_line(message: object) -> str:
+    """A sentence without what a hostile file name may do to a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message).strip())

@@ -1,5 +1,6 @@
 """The distribution: what a worker on a cluster installs."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -35,6 +36,8 @@ def test_the_sdist_installs_in_a_clean_environment_and_runs_the_demo_there(tmp_p
     subprocess.run([*install, "torch==2.13.0"], check=True, timeout=500)
     constraints = Path(ROOT) / "constraints.txt"
     subprocess.run([*install, "--constraint", constraints, f"{archive}[demo]"], check=True, timeout=500)
-    done = subprocess.run([python, "-m", "pipelines.demo"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # not this tree
+    argv = [python, "-m", "pipelines.demo"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     assert "4 units committed" in done.stdout and "An analyst's question" in done.stdout

@@ -102,11 +102,12 @@ class _Modality:
     def __init__(
         self, name: str, embeddings: np.ndarray, places: Sequence[int], batch: DecodedBatch, schema: pa.Schema
     ):
-        dtype = schema.field(f"{name}_embedding").type.value_type.to_pandas_dtype()
+        # Not to_pandas_dtype, which needs pandas.
+        half = pa.types.is_float16(schema.field(f"{name}_embedding").type.value_type)
         finite = np.isfinite(embeddings).all(axis=1)
         n = batch.samples.num_rows
         self.name = name
-        self.stored = embeddings[finite].astype(dtype)  # [m, d]
+        self.stored = embeddings[finite].astype(np.float16 if half else np.float32)  # [m, d]
         self.index = np.full(n, -1)  # row in the batch → row in `stored`
         self.index[np.asarray(places, int)[finite]] = np.arange(len(self.stored))
         offered = batch.samples.column(name).is_valid().to_numpy(zero_copy_only=False)

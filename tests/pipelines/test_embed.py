@@ -99,6 +99,14 @@ def test_a_second_run_does_nothing_loads_no_model_and_says_so(tmp_path, tiny_che
     assert json.loads((tmp_path / "out" / "run.json").read_text())["input"]["samples"] == 5
 
 
+def test_pandas_is_not_needed(tmp_path, tiny_checkpoint):
+    argv = ["--input", make_tar(tmp_path / "a.tar", 2), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    code = "import sys; sys.modules['pandas'] = None\nfrom pipelines import embed\nsys.exit(embed.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "out")) == 2
+
+
 def test_runs_add_to_a_dataset_and_run_json_tells_input_from_dataset(embed, tmp_path):
     out = tmp_path / "out"
     embed(make_tar(tmp_path / "a.tar", 5), output=out)

@@ -251,6 +251,11 @@ def test_workers_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
 def test_workers_of_options_are_the_number_of_tasks():
     from clip_transforms.runner_options import workers_of
 
+    two = ["--direct_num_workers=2", "--direct_running_mode"]
+    many = ["--max_num_workers=20", "--num_workers=5"]
     assert workers_of(PipelineOptions([])) == 1
-    assert workers_of(PipelineOptions(["--direct_num_workers=3"])) == 3
-    assert workers_of(PipelineOptions(["--max_num_workers=20", "--num_workers=5"])) == 20
+    assert workers_of(PipelineOptions([*two, "multi_processing"])) == 2
+    assert workers_of(PipelineOptions([*two, "in_memory"])) == 1, "in memory one does it all, whatever the flag says"
+    assert workers_of(PipelineOptions(["--direct_num_workers=0", *two[1:], "multi_processing"])) == os.cpu_count()
+    assert workers_of(PipelineOptions(["--runner=DataflowRunner", *many])) == 20
+    assert workers_of(PipelineOptions(many)) == 1, "flags of other runners"

@@ -13,11 +13,13 @@ import pytest
 import torch
 from conftest import ROOT, command, make_parquet, make_tar
 
+from pipelines import embed
 from schemas.rejects import REASONS
 
 GOOD = ["--input", "a.tar", "--output", "out", "--model", "tiny.safetensors"]
 DONE = ["--input", "a.tar", "--output", "done", "--model", "tiny.safetensors"]
 MODEL = ["--input", "a.tar", "--output", "out", "--model"]
+PORTABLE = ["--runner", "PortableRunner", "--job_endpoint"]
 INPUT = ["--output", "out", "--model", "tiny.safetensors", "--input"]
 # id → (command line, pieces that the sentence must have)
 CASES = {
@@ -31,12 +33,47 @@ CASES = {
     "beam flag misspelt": ([*GOOD, "--direct_num_worker", "2"], ["did you mean --direct_num_workers?"]),
     "beam flag abbreviated": ([*GOOD, "--direct_num", "2"], ["--direct_num is no flag"]),
     "positional": ([*GOOD[:2], *GOOD[2:], "--limit", "3", "stray"], ["stray is no flag"]),
-    "no number": ([*GOOD, "--limit", "many"], ["--limit", "'many'"]),
+    "no number": ([*GOOD, "--limit", "many"], ["--limit is 'many'", "a whole number", "the usual 0"]),
+    "no fraction": ([*GOOD, "--max_reject_fraction", "5%"], ["--max_reject_fraction is '5%'", "a number", "0.05"]),
+    "no value": ([*GOOD, "--limit"], ["--limit stands without a value", "write --limit N"]),
+    "no values": ([*GOOD, "--columns"], ["--columns stands without a value", "NAME[=FIELD][:TYPE]"]),
+    "dash value": ([*GOOD[2:], "--input", "-a.tar"], ["--input stands without a value", "--input=…"]),
+    "switch with a value": ([*GOOD, "--dry_run=yes"], ["--dry_run is a switch", "write --dry_run alone"]),
+    "beam number": ([*GOOD, "--direct_num_workers", "two"], ["--direct_num_workers is 'two'", "a whole number"]),
+    "beam number behind dashes": ([*GOOD, "--", "--direct_num_workers", "two"], ["--direct_num_workers is 'two'"]),
+    "beam choice": (
+        [*GOOD, "--direct_running_mode", "fast"],
+        ["--direct_running_mode is 'fast'", "in_memory, multi_threading or multi_processing"],
+    ),
+    "beam json": ([*GOOD, "--beam_services", "{"], ["--beam_services is '{'", "JSON"]),
+    "too few processes": ([*GOOD, "--direct_num_workers", "-1"], ["--direct_num_workers is -1", "0 for one a core"]),
+    "too many processes": ([*GOOD, "--direct_num_workers", "99999"], ["--direct_num_workers is 99999", "1 to"]),
+    "no workers": ([*GOOD, "--num_workers", "0"], ["--num_workers is 0", "1 or more"]),
+    "no setup file": ([*GOOD, "--setup_file", "./gone/setup.py"], ["--setup_file ./gone/setup.py is no file"]),
+    "other setup file": ([*GOOD, "--setup_file", "a.tar"], ["--setup_file is 'a.tar'", "setup.py"]),
+    "no extra package": ([*GOOD, "--extra_package", "gone.tar.gz"], ["--extra_packages gone.tar.gz is no file"]),
+    "environment": ([*GOOD, "--environment_type", "docker"], ["--environment_type is 'docker'", "DOCKER"]),
+    "environment without address": (
+        [*GOOD, *PORTABLE, "embed", "--environment_type", "EXTERNAL"],
+        ["external_service_address is required"],
+    ),
+    "environment without url": (
+        [*GOOD, *PORTABLE, "embed", "--environment_type", "EXTERNAL", "--environment_config", "{}"],
+        ["--environment_config is '{}'", "'url'"],
+    ),
+    "environment no json": (
+        [*GOOD, "--environment_type", "PROCESS", "--environment_config", "{x"],
+        ["--environment_config is '{x'", "must be JSON"],
+    ),
+    "no endpoint": ([*GOOD, "--runner", "PortableRunner"], ["--job_endpoint is missing", "host:port"]),
+    "half an endpoint": ([*GOOD, *PORTABLE, "localhost"], ["--job_endpoint is 'localhost'", "host:port"]),
+    "nobody at the endpoint": ([*GOOD, *PORTABLE, "127.0.0.1:1"], ["--job_endpoint 127.0.0.1:1 cannot be reached"]),
+    "no module of that runner": ([*GOOD, "--runner", "nope.Nope"], ["Beam refuses", "nope"]),
     "batch size": ([*GOOD, "--batch_size", "-2"], ["--batch_size is -2", "1 or more"]),
     "top labels": ([*GOOD, "--top_labels", "-1"], ["--top_labels is -1", "1 or more"]),
     "limit": ([*GOOD, "--limit", "-1"], ["--limit is -1", "0"]),
     "reject fraction": ([*GOOD, "--max_reject_fraction", "5"], ["--max_reject_fraction is 5.0", "[0, 1]"]),
-    "precision": ([*GOOD, "--precision", "fp8"], ["--precision", "'fp8'", "fp32"]),
+    "precision": ([*GOOD, "--precision", "fp8"], ["--precision is 'fp8', but it must be", "fp32"]),
     "unknown model": ([*MODEL, "ViT-B/23"], ["--model ViT-B/23", "RN50x64", "did you mean ViT-B/32?"]),
     "no model": (GOOD[:4], ["--model is missing", "demo", "ViT-B/32"]),
     "model cannot be had": (
@@ -50,7 +87,7 @@ CASES = {
     "checkpoint with code": ([*MODEL, "code.pt"], ["nothing was run"]),
     "checkpoint without activation": ([*MODEL, "plain.pt"], ["--activation quick_gelu", "--activation gelu", "wrong"]),
     "another activation": ([*GOOD, "--activation", "gelu"], ["--activation is gelu", "trained with quick_gelu"]),
-    "unknown activation": ([*GOOD, "--activation", "relu"], ["--activation", "'relu'", "quick_gelu"]),
+    "unknown activation": ([*GOOD, "--activation", "relu"], ["--activation is 'relu', but", "quick_gelu or gelu"]),
     "taxonomy missing": ([*GOOD, "--taxonomy", "gone.json"], ["--taxonomy gone.json does not exist"]),
     "taxonomy folder": ([*GOOD, "--taxonomy", "empty"], ["--taxonomy empty cannot be read"]),
     "taxonomy empty": ([*GOOD, "--taxonomy", "blank.txt"], ["--taxonomy blank.txt is empty"]),
@@ -95,6 +132,7 @@ CASES = {
 ENVIRONMENT = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
 RUN_ALL = """
 import contextlib, io, json, sys
+sys.modules["s3fs"] = None  # as where the extra is not installed
 from pipelines import embed
 found = {}
 for name, argv in json.load(open("cases.json")).items():
@@ -205,6 +243,24 @@ def test_the_command_exits_with_2_and_one_line_on_stderr(flag, workplace):
 def test_what_stands_behind_two_dashes_goes_to_beam_unseen(workplace):
     argv = [*GOOD[:2], "--output", "done", *GOOD[4:], "--dry_run", "--", "--future_flag=1"]
     assert command("pipelines.embed", *argv, cwd=workplace, env=ENVIRONMENT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--direct_num_workers", "0"], ["--runner", "directrunner"], ["--setup_file", f"{ROOT}/setup.py"]],
+    ids=["one a core", "small letters", "setup file"],
+)
+def test_what_beam_takes_is_taken(flags, workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    assert embed.main([*GOOD[:2], "--output", "done", *GOOD[4:], *flags]) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_what_a_name_would_do_to_the_terminal_is_shown_instead(workplace):
+    done = command("pipelines.embed", *INPUT, "gone\n\x1b[31m.tar", cwd=workplace, env=ENVIRONMENT)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert r"--input gone\n\x1b[31m.tar matches nothing" in line
 
 
 # The troubleshooting page and the code, both ways.

@@ -1,0 +1,52 @@
+"""The standard streams and signals of a command, however the shell or a scheduler left them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def open_streams() -> None:
+    """Put /dev/null where a standard stream is closed, or the next file that is opened would receive what is printed.
+
+    Also lets every character be printed, whatever the encoding of the terminal.
+    """
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+    for file in (sys.stdout, sys.stderr):
+        if file is not None:
+            file.reconfigure(errors="backslashreplace")
+
+
+def say(line: str) -> None:
+    """Print a line to stdout, where somebody listens."""
+    try:
+        print(line, flush=True)
+    except OSError:  # `| head -1`, or a terminal that was closed: no reason to end a run, and run.json says it all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(line: str) -> None:
+    """Write a line to stderr; from within a signal handler too, where print may not be used."""
+    data = f"{line}\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace")
+    try:
+        os.write(2, data)
+    except OSError:
+        return  # nobody is there to be told
+
+
+def on_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Let a function handle Ctrl-C, SIGTERM and SIGHUP; the handlers that were there.
+
+    What is ignored stays ignored, as under nohup.
+    """
+    wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
