@@ -13,14 +13,14 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     units, counts, speed = run["units"], run["input"], run["speed"]
     kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), "rejects"])
     labelled = f", {units['labelled']:,} of them labelled" if units["labelled"] else ""
-    committed = _count(units["committed"], "unit")
+    committed = count(units["committed"], "unit")
     lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
-    lines += [f"note: {count:,} {key[5:]}" for key, count in counts.items() if key.startswith("note.")]
+    lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
     lines += [f"warning: --columns {key[7:]} was found in no sample" for key in counts if _is_void(key, counts)]
     for taxonomy, parts in run.get("unlabelled", {}).items():
         lines.append(
-            f"warning: labels/{taxonomy} lacks {_count(parts, 'part')}, whose embeddings are new; "
+            f"warning: labels/{taxonomy} lacks {count(parts, 'part')}, whose embeddings are new; "
             f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
         )
     lines += [f"not complete: {problem}" for problem in run["problems"]]
@@ -36,7 +36,7 @@ def _is_void(key: str, counts: Mapping[str, int]) -> bool:
 def _modality_line(modality: str, counts: Mapping[str, int]) -> str:
     embedded, rejected, absent = (counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent"))
     prefix = f"{modality}.rejected."
-    reasons = ", ".join(f"{count:,} {key[len(prefix) :]}" for key, count in counts.items() if key.startswith(prefix))
+    reasons = ", ".join(f"{found:,} {key[len(prefix) :]}" for key, found in counts.items() if key.startswith(prefix))
     line = (
         f"{modality + 's':9} {counts.get('samples', 0):,} = {embedded:,} embedded + {rejected:,} rejected"
         f"{f' ({reasons})' if reasons else ''} + {absent:,} absent"
@@ -53,10 +53,15 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
     )
     verdict = f"{speed['bottleneck']} is the bottleneck"
     if "ceiling" in speed:
-        rate += (
-            f", {speed['fraction_of_ceiling']:.0%} of this process's ceiling ({speed['ceiling']:,.0f}), where "
-            f"{speed['bound']:.0%} is the most that decoding leaves"
-        )
+        reached, bound = f"{speed['fraction_of_ceiling']:.0%}", f"{speed['bound']:.0%}"
+        if round(speed["fraction_of_ceiling"], 2) <= round(speed["bound"], 2):
+            rate += f", {reached} of this process's ceiling ({speed['ceiling']:,.0f}), where {bound} is the most that "
+            rate += "decoding leaves"
+        else:  # no run outdoes its ceiling: what was measured is none
+            rate += (
+                f"; no ceiling is known, since the batches that it is measured on went slower ({speed['ceiling']:,.0f} "
+                "pairs/s) than the rest: something else used the machine then, or they were larger"
+            )
     elif speed["processes"] > 1:
         shares = {k: v for k, v in speed["seconds"].items() if k in ("read", "decode", "forward", "write")}
         total = sum(shares.values()) or 1
@@ -64,5 +69,6 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
     return f"{rate}; {verdict}"
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """`1 unit`, `2 units`."""
     return f"{number:,} {word if number == 1 else word + 's'}"

@@ -8,7 +8,7 @@ from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
-from pipelines.closing_lines import closing_lines
+from pipelines.closing_lines import closing_lines, count
 from pipelines.launch import fetch_model, in_process, launch, make_pipeline
 from pipelines.options import (
     DONE,
@@ -59,7 +59,7 @@ def print_plan(plan: RunPlan) -> None:
     """What would be done."""
     megabytes = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed) / 1e6
     say(
-        f"{len(plan.units):,} units, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
+        f"{count(len(plan.units), 'unit')}, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
         f"{len(plan.committed):,} done, {len(plan.stale):,} of these to label"
     )
     for unit in plan.units[:10]:

@@ -21,9 +21,9 @@ def open_streams() -> None:
             os.fstat(stream)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+    sys.stdout, sys.stderr = (file or open(os.devnull, "w") for file in (sys.stdout, sys.stderr))
     for file in (sys.stdout, sys.stderr):
-        if file is not None:
-            file.reconfigure(errors="backslashreplace")
+        file.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:

@@ -18,8 +18,10 @@ def read_dataset(output: str) -> dict[str, Any] | None:
     """`_dataset.json`: `fingerprint`, `settings`, `model`, `taxonomies`; None if `output` is new or empty.
 
     Raises:
-        OutputError: if `output` is a file, holds something else, or the file is damaged.
+        OutputError: if `output` is a file, holds something else, or the file is damaged; if its name is not text.
     """
+    if not output.isprintable():  # bytes that are no UTF-8 come as half surrogate pairs, which no file of ours can hold
+        raise OutputError(f"--output {output!r} has characters in its name that cannot be printed; rename it")
     uri = storage.join(output, "_dataset.json")
     if storage.exists(uri):
         try:

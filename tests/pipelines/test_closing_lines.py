@@ -55,6 +55,16 @@ def test_the_lines_of_a_run():
     ]
 
 
+@pytest.mark.parametrize("fraction, bound, claimed", [(0.94, 0.94, True), (0.9404, 0.9396, True), (0.97, 0.94, False)])
+def test_no_run_claims_more_than_its_ceiling_leaves(fraction, bound, claimed):
+    figures = RUN["speed"] | {"fraction_of_ceiling": fraction, "bound": bound}
+    last = closing_lines(RUN | {"speed": figures}, "out/")[-1]
+    assert ("of this process's ceiling" in last) is claimed
+    assert (
+        "no ceiling is known, since the batches that it is measured on went slower (123 pairs/s)" in last
+    ) is not claimed
+
+
 def test_several_processes_have_no_ceiling_but_shares():
     several = {
         "samples": 100,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import apache_beam as beam
 import fsspec
@@ -101,7 +102,16 @@ def test_a_second_run_does_nothing_loads_no_model_and_says_so(tmp_path, tiny_che
 
 def test_pandas_is_not_needed(tmp_path, tiny_checkpoint):
     argv = ["--input", make_tar(tmp_path / "a.tar", 2), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
-    code = "import sys; sys.modules['pandas'] = None\nfrom pipelines import embed\nsys.exit(embed.main(sys.argv[1:]))"
+    code = textwrap.dedent(
+        """
+        import sys
+        for finder in sys.meta_path:
+            find = finder.find_spec
+            finder.find_spec = lambda name, *rest, find=find: None if name == "pandas" else find(name, *rest)
+        from pipelines import embed
+        sys.exit(embed.main(sys.argv[1:]))
+        """
+    )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "out")) == 2

@@ -116,6 +116,7 @@ CASES = {
         ["embedding_dtype is 'float32', but now 'float16'", "--overwrite"],
     ),
     "output is a file": ([*GOOD[:2], "--output", "a.tar", *GOOD[4:]], ["is a file", "must be a folder"]),
+    "output is no text": ([*GOOD[:2], "--output", "o\udcff", *GOOD[4:]], ["cannot be printed", "rename it"]),
     "output holds something else": ([*GOOD[:2], "--output", "words", *GOOD[4:]], ["holds something else (a.xyz)"]),
     "output below a file": ([*GOOD[:2], "--output", "a.tar/out", *GOOD[4:]], ["cannot be written to"]),
     "output cannot be made": ([*GOOD[:2], "--output", "/proc/out", *GOOD[4:]], ["cannot be"]),
