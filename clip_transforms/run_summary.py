@@ -127,7 +127,10 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
     damaged = summary.counts.get("shards.rejected", 0)
     problems = []
     if summary.units != job.units or parts < expected:
-        problems.append(f"{expected} parts were expected in embeddings/, but {parts} are there")
+        problems.append(
+            f"{_count(expected, 'part')} were expected in embeddings/, but {parts:,} are there; run the same command "
+            "again"
+        )
     if damaged and not job.settings.allow_damaged_shards:
         problems.append(
             f"{_count(damaged, 'shard')} could not be read to the end (see rejects/); mend and run again, or accept "

@@ -1,6 +1,6 @@
 """A worker process on the launcher's machine: it ends with the launcher, so that no orphan writes into the next run.
 
-Imports nothing but the standard library: it is the first thing that such a process runs.
+At its top it imports nothing but the standard library: it is the first thing that such a process runs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import runpy
+import signal
 import sys
 import threading
 import time
 
 _SECONDS = 0.5
-_START_SECONDS = 5.0
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,11 +46,14 @@ def main(launcher: int) -> None:
     if os.getppid() != launcher:
         sys.exit(1)  # it died while this process was starting
     end_with(launcher)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the launcher ends this
     logging.disable(logging.WARNING)  # at import and start Beam speaks of what nobody asked for
-    started = threading.Timer(_START_SECONDS, logging.disable, (logging.INFO,))
-    started.daemon = True
-    started.start()
-    runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__", alter_sys=True)
+    from apache_beam.runners.worker import sdk_worker_main
+
+    logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)
+    logging.getLogger().handlers.clear()  # what is said goes to the launcher, which says it once
+    logging.disable(logging.INFO)
+    sdk_worker_main.main(sys.argv)
 
 
 if __name__ == "__main__":

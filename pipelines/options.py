@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from clip_transforms.runner_options import is_direct, workers_of
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
 from pipelines.beam_options import beam_parser
 from pipelines.command_line import Parser, UsageError
-from pipelines.terminal import complain
+from pipelines.terminal import complain, plain_logs
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
@@ -224,8 +223,7 @@ def embed_settings(options: argparse.Namespace) -> Settings:
 
 def run_command(main: Callable[[Sequence[str]], int]) -> None:
     """Run a command and exit with its code; what is wrong with the command line is one sentence and exit 2."""
-    logging.addLevelName(logging.WARNING, "warning")
-    logging.basicConfig(format="%(levelname)s: %(message)s", force=True)  # Beam has configured it at import
+    plain_logs()
     try:
         code = main(sys.argv[1:])
     except ValueError as error:

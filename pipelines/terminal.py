@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from google.protobuf import text_encoding
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -50,3 +54,18 @@ def on_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     """
     wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in wanted}
+
+
+def plain_logs() -> None:
+    """Log as `warning: …`, what a worker process says too, which Beam hands on as the text of a protobuf."""
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.basicConfig(format="%(levelname)s: %(message)s", force=True)  # Beam has configured it at import
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_only_message)
+
+
+def _only_message(record: logging.LogRecord) -> bool:
+    found = re.search(r'severity: .*?\smessage: "((?:[^"\\]|\\.)*)"', record.getMessage(), re.DOTALL)
+    if found:
+        record.msg, record.args = text_encoding.CUnescape(found[1]).decode("utf-8", "replace"), ()
+    return True

@@ -104,7 +104,9 @@ def test_fifty_kills_change_no_byte(kind, kills, mode, tmp_path, tiny_checkpoint
     kill_and_check(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file, mode)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "terminal closed"]
+)
 def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on(number, tmp_path, tiny_checkpoint):
     argv = ["--input", source("tars", tmp_path), "--output", tmp_path / "out", "--model", tiny_checkpoint]
     process = start(argv)

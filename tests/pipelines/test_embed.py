@@ -15,7 +15,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
 
-from clip_transforms import ClipSpec, EmbedShards, ReadEmbeddings, ReaderOptions, Taxonomy, clip
+from clip_transforms import ClipSpec, EmbedShards, ReadEmbeddings, ReaderOptions, Taxonomy, clip, embed_shards
 from clip_transforms.read_embeddings import read_embeddings
 
 
@@ -289,6 +289,23 @@ def test_classes_that_the_model_cannot_tell_apart_are_named(embed, tmp_path, cap
     (tmp_path / "twins.txt").write_text("cat\nCAT\ndog\n")
     embed(make_tar(tmp_path / "a.tar", 1), output=tmp_path / "out", flags=["--taxonomy", tmp_path / "twins.txt"])
     assert "'cat' and 'CAT'" in caplog.text and "dog" not in caplog.text
+
+
+def test_a_part_removed_while_the_run_goes_on_is_missed_at_its_end(embed, tmp_path, capsys, monkeypatch):
+    out, write = tmp_path / "out", embed_shards.write_run
+
+    def write_run(job, summary):
+        next((out / "embeddings").glob("*.parquet")).unlink()
+        return write(job, summary)
+
+    inputs = [make_tar(tmp_path / f"{i}.tar", 2, first=i) for i in range(2)]
+    monkeypatch.setattr(embed_shards, "write_run", write_run)
+    assert embed(*inputs, output=out) == 3
+    lines = capsys.readouterr().out
+    assert "2 parts were expected in embeddings/, but 1 are there; run the same command again" in lines
+    assert not (out / "_SUCCESS").exists()
+    monkeypatch.undo()
+    assert embed(*inputs, output=out) == 0 and len(rows_of(out)) == 4
 
 
 @pytest.mark.parametrize("workers, warned", [(1, False), (2, True)])

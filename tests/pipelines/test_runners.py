@@ -12,11 +12,12 @@ import time
 import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.metrics.monitoring_infos import extract_distribution
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, rows_of, write_tar
 
-from clip_transforms import ClipSpec, EmbedShards, Taxonomy
+from clip_transforms import ClipSpec, EmbedShards, LabelEmbeddings, Taxonomy
 
 # Beam's servers listen on every interface; a test's server must listen on loopback alone.
 LOOPBACK = """
@@ -132,10 +133,16 @@ def assert_same(ours, theirs):
 @pytest.mark.timeout(200)
 def test_two_processes_give_the_same_dataset(argv, reference, tmp_path):
     done = command("pipelines.embed", *argv, "--output", tmp_path / "out", *TWO_PROCESSES, timeout=150)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert_same(tmp_path / "out", reference)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["speed"]["processes"] == 2 and "ceiling" not in run["speed"]
+    (tmp_path / "new.txt").write_text("cat\nCAT\n")
+    labelled = ["--input", tmp_path / "out", "--taxonomy", tmp_path / "new.txt"]
+    done = command("pipelines.label", *labelled, *TWO_PROCESSES, timeout=100)
+    twins = "warning: taxonomy new: to this model these classes are the same: 'cat' and 'CAT'\n"
+    assert (done.returncode, done.stderr) == (0, twins), "a worker's warning is one line"
+    assert len(rows_of(tmp_path / "out", "labels/new")) == len(rows_of(reference))
 
 
 @pytest.mark.timeout(200)
@@ -183,28 +190,25 @@ def wait_for(condition, seconds):
     raise TimeoutError(f"nothing after {seconds} s")
 
 
-def test_nothing_larger_than_four_kilobytes_crosses_a_stage(inputs, tiny_checkpoint, tmp_path):
+def test_nothing_larger_than_four_kilobytes_crosses_a_stage(tiny_checkpoint, tmp_path):
     for i in range(150):
         write_tar(tmp_path / f"{i:05d}.tar", pair("a", i))
-    runner = FnApiRunner()
-    pipeline = beam.Pipeline(runner=runner)
-    classes = tuple(f"class number {i}" for i in range(300))
-    _ = pipeline | EmbedShards(
-        [str(tmp_path / "*.tar")],
-        str(tmp_path / "out"),
-        ClipSpec(tiny_checkpoint),
-        [Taxonomy.from_json("many", {"classes": list(classes)})],
-    )
-    result = pipeline.run()
-    sizes = {}
-    for info in result.monitoring_infos():
-        if info.urn == "beam:metric:sampled_byte_size:v1":
-            from apache_beam.metrics.monitoring_infos import extract_distribution
+    classes = [f"class number {i}" for i in range(300)]
+    out, spec = str(tmp_path / "out"), ClipSpec(tiny_checkpoint)
+    many, more = (Taxonomy.from_json(name, {"classes": classes}) for name in ("many", "more"))
+    for transform in (EmbedShards([str(tmp_path / "*.tar")], out, spec, [many]), LabelEmbeddings(out, [more])):
+        sizes = largest_elements(transform)
+        assert len(sizes) > 5, "no size metrics, so that this test would say nothing"
+        assert max(sizes.values()) < 4096, sizes
 
-            _, _, _, largest = extract_distribution(info)
-            sizes[info.labels["PCOLLECTION"]] = largest
-    assert len(sizes) > 5, "no size metrics, so that this test would say nothing"
-    assert max(sizes.values()) < 4096, sizes
+
+def largest_elements(transform):
+    """PCollection → the largest of the encoded sizes that the runner sampled."""
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    _ = pipeline | transform
+    infos = pipeline.run().monitoring_infos()
+    found = [info for info in infos if info.urn == "beam:metric:sampled_byte_size:v1"]
+    return {info.labels["PCOLLECTION"]: extract_distribution(info)[3] for info in found}
 
 
 def children(pid):
@@ -220,7 +224,7 @@ def alive(pid):
         return False
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
 def test_workers_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
     for i in range(40):
@@ -232,18 +236,21 @@ def test_workers_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     wait_for(lambda: len(list((tmp_path / "out").glob("embeddings/*.parquet"))) >= 2, 100)
     workers = children(launcher.pid)
     assert len(workers) >= 2
-    launcher.send_signal(number)
+    # A terminal sends Ctrl-C to the workers too.
+    os.killpg(launcher.pid, number) if number == signal.SIGINT else launcher.send_signal(number)
     launcher.wait(timeout=10)
     wait_for(lambda: not any(map(alive, workers)), 10)
     if number != signal.SIGKILL:
         assert launcher.returncode == 1
-        assert "the same command goes on from there" in launcher.stderr.read()
+        (line,) = launcher.stderr.read().strip().splitlines()
+        assert line.startswith(f"ended by {number.name}") and "the same command goes on from there" in line
     launcher.stderr.close()
-    assert command("pipelines.embed", *argv, timeout=100).returncode == 0
+    assert command("pipelines.embed", *argv, timeout=150).returncode == 0
     assert len(rows_of(tmp_path / "out")) == 2400 and not (tmp_path / "out" / "_temporary").exists()
     assert len(files_of(tmp_path / "out")) == 80
 

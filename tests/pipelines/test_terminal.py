@@ -1,0 +1,102 @@
+"""Streams and signals as a shell, a scheduler or a user may leave them."""
+
+import logging
+import signal
+import subprocess
+import sys
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from conftest import ROOT, command, make_tar, rows_of
+
+from pipelines import launch, terminal
+
+
+def argv(tmp_path, checkpoint):
+    tar = make_tar(tmp_path / "a.tar", 3)
+    return ["--input", tar, "--output", str(tmp_path / "out"), "--model", checkpoint]
+
+
+def test_a_run_whose_output_nobody_reads_goes_on(tmp_path, tiny_checkpoint):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.embed", *argv(tmp_path, tiny_checkpoint)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()  # as `| head -0` does
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_a_run_with_closed_streams_writes_no_line_into_a_part(tmp_path, tiny_checkpoint):
+    script = 'exec "$0" -m pipelines.embed "$@" <&- >&- 2>&-'
+    line = ["sh", "-c", script, sys.executable, *argv(tmp_path, tiny_checkpoint)]
+    assert subprocess.run(line, cwd=ROOT, timeout=60).returncode == 0
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(tmp_path, tiny_checkpoint):
+    done = command("pipelines.embed", "--help", env={"PYTHONPATH": ROOT, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and r"Image\u2013caption shards" in done.stdout
+
+
+def test_what_is_ignored_stays_ignored_as_under_nohup():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert set(terminal.on_signals(lambda *_: None)) == {signal.SIGINT, signal.SIGTERM}
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_workers_warning_is_its_message_alone():
+    text = 'severity: WARN timestamp { seconds: 17 } message: "\\\'cat\\\' and \\303\\244" thread: "t"'
+    record = logging.LogRecord("root", logging.WARNING, "", 0, "Worker: %s", (text,), None)
+    assert terminal._only_message(record) and record.getMessage() == "'cat' and ä"
+    ours = logging.LogRecord("root", logging.WARNING, "", 0, "%s has no _SUCCESS", ("out",), None)
+    assert terminal._only_message(ours) and ours.getMessage() == "out has no _SUCCESS"
+
+
+@pytest.mark.parametrize("name", ["DirectRunner", "fnapirunner", "SwitchingDirectRunner"])
+def test_every_runner_of_this_process_is_the_one_whose_workers_end_with_it(name):
+    pipeline = launch.make_pipeline(PipelineOptions(["--runner", name]))
+    assert isinstance(pipeline.runner, launch._FnApiRunner)
+
+
+class _Job:
+    """A detached job, whose service broke off while the launcher waited."""
+
+    def __init__(self, options, state):
+        self.options, self._state, self.run_folder = options, state, self
+        self.closed = False
+
+    def __or__(self, _):
+        return None
+
+    def run(self):
+        return self
+
+    def wait_until_finish(self):
+        raise ConnectionError("socket closed")
+
+    @property
+    def state(self):
+        if self._state is None:
+            raise ConnectionError("socket closed")
+        return self._state
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("state, closed", [(None, False), ("RUNNING", False), ("FAILED", True)])
+def test_the_folder_of_a_job_that_may_live_is_left_to_it(state, closed, capfd):
+    job = _Job(PipelineOptions(["--runner", "PortableRunner"]), state)
+    assert launch.launch(job, job) is False
+    assert job.closed is closed
+    assert ("the job may go on without this command" in capfd.readouterr().err) is not closed
