@@ -195,7 +195,12 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     cores = cores_of(job.launcher, job.workers)
     start = time.perf_counter()
     stream = DecodeAhead(
-        _read(units, job, batch_size_of(job, embedder)), embedder.model.preprocessing, embedder.ceiling, cores, seconds
+        _read(units, job, batch_size_of(job, embedder)),
+        embedder.model.preprocessing,
+        embedder.ceiling,
+        cores,
+        seconds,
+        job.settings.max_image_pixels,
     )
     with contextlib.closing(iter(stream)) as items:  # closed at once, also when something fails
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):

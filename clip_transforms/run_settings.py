@@ -26,6 +26,7 @@ class Settings:
         embedding_dtype: `float32` or `float16`.
         top_labels: length of a label's `top`.
         batch_size: samples that go through the model together; 0 for 32 on a CPU and 256 on a GPU.
+        max_image_pixels: of one picture, stored and resized before its crop.
         max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
         allow_damaged_shards: whether there is one though a shard could not be read to its end.
         overwrite: whether a dataset made with other settings may be replaced.
@@ -39,6 +40,7 @@ class Settings:
     embedding_dtype: str = "float32"
     top_labels: int = 5
     batch_size: int = 0
+    max_image_pixels: int = 89_478_485  # `clip.preprocess.MAX_IMAGE_PIXELS`
     max_reject_fraction: float = 0.05
     allow_damaged_shards: bool = False
     overwrite: bool = False
@@ -54,6 +56,8 @@ class Settings:
             raise ValueError(f"--top_labels is {self.top_labels}, but it must be 1 or more")
         if self.batch_size < 0:
             raise ValueError(f"--batch_size is {self.batch_size}, but it must be 1 or more, or 0 to choose by device")
+        if self.max_image_pixels < 1:
+            raise ValueError(f"--max_image_pixels is {self.max_image_pixels}, but it must be 1 or more")
         if not 0 <= self.max_reject_fraction <= 1:
             raise ValueError(
                 f"--max_reject_fraction is {self.max_reject_fraction}, but it is a fraction of the samples and must "
@@ -76,5 +80,6 @@ class Settings:
             "tokenizer": _TOKENIZER,
             "embedding_dtype": self.embedding_dtype,
             "columns": " ".join(columns),
+            "max_image_pixels": str(self.max_image_pixels),
             **{name: str(value or "") for name, value in reader_fields.items()},
         }

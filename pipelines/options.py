@@ -96,6 +96,16 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--image_column", metavar="NAME", help="of Parquet, where it is not called like an image")
     add("--caption_column", metavar="NAME", help="of Parquet; NAME[0] of a list")
     add("--key_column", metavar="NAME", help="of Parquet; else key, uid, __key__, else the row")
+    limit = "{} (%(default)s); what is over it is a reject, and not read".format
+    add("--max_image_bytes", type=int, default=64 << 20, metavar="N", help=limit("of one encoded image, in bytes"))
+    add(
+        "--max_image_pixels",
+        type=int,
+        default=89_478_485,
+        metavar="N",
+        help="of one picture, stored, and resized before its crop (%(default)s); what is over it is not decoded",
+    )
+    add("--max_caption_bytes", type=int, default=16_384, metavar="N", help=limit("of one caption, in bytes of UTF-8"))
     add("--dry_run", action="store_true", help="print what was found and what would be done, and stop")
     return parser
 
@@ -211,7 +221,10 @@ def embed_settings(options: argparse.Namespace) -> Settings:
             key_column=options.key_column,
             columns=columns,
             limit=options.limit,
+            max_image_bytes=options.max_image_bytes,
+            max_caption_bytes=options.max_caption_bytes,
         ),
+        max_image_pixels=options.max_image_pixels,
         embedding_dtype=options.embedding_dtype,
         top_labels=options.top_labels,
         batch_size=options.batch_size,

@@ -9,13 +9,15 @@ from schemas.embeddings import SHARD, described
 # Every (stage, reason) there is, with what it means; the list is closed.
 REASONS: dict[tuple[str, str], str] = {
     ("read", "several images"): "a tar offers several images under one key",
+    ("read", "image too large"): "the encoded image has more bytes than --max_image_bytes",
+    ("read", "caption too large"): "the caption has more bytes than --max_caption_bytes",
     ("read", "not UTF-8"): "the caption's bytes are not UTF-8",
     ("read", "not text"): "the caption's JSON value is not a string",
     ("read", "vanished"): "a file that the plan knows is gone (modality shard: the shard itself)",
     ("read", "unreadable"): "a file or a tar's member cannot be read (modality shard: the shard, from some place on)",
     ("decode", "empty"): "the image has no bytes",
     ("decode", "unknown format"): "the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF",
-    ("decode", "too many pixels"): "the stored or the resized picture is larger than the limit",
+    ("decode", "too many pixels"): "the stored or the resized picture is larger than --max_image_pixels",
     ("decode", "truncated"): "the file ends early",
     ("decode", "damaged"): "the decoder failed on the bytes",
     ("embed", "not finite"): "the model gave an embedding that is not finite",

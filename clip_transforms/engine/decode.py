@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Preprocessing, decode
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
@@ -77,6 +78,7 @@ class DecodeAhead:
         ceiling: Ceiling,
         threads: int,
         seconds: Counter | None = None,
+        max_pixels: int = MAX_IMAGE_PIXELS,
     ):
         """Start nothing yet; iterating does.
 
@@ -86,9 +88,12 @@ class DecodeAhead:
             ceiling: while it measures, one batch is decoded at a time.
             threads: of the pool.
             seconds: `read` and `decode` seconds are added to it.
+            max_pixels: of one picture, stored and resized.
         """
         self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
-        self._threads = threads
+        self._threads, self._max_pixels = threads, max_pixels
+        if max_pixels > MAX_IMAGE_PIXELS:  # Pillow's own limit would refuse first
+            Image.MAX_IMAGE_PIXELS = max_pixels
         self.seconds = seconds if seconds is not None else Counter()
         self._queue: queue.Queue = queue.Queue()
         self._room = threading.Condition()
@@ -151,7 +156,7 @@ class DecodeAhead:
         tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
         tokens = pool.submit(self._timed, tokenize, [text for _, text in captions], length)
         futures = [
-            (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._preprocessing))
+            (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._preprocessing, self._max_pixels))
             for place, (row, data) in enumerate(images)
         ]
         return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], num_bytes)
@@ -207,13 +212,13 @@ _END = object()
 
 
 def _decode_into(
-    pixels: np.ndarray, place: int, image: pa.BinaryScalar, preprocessing: Preprocessing
+    pixels: np.ndarray, place: int, image: pa.BinaryScalar, preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[str, tuple[int, int] | ImageError]:
     """Decode one image into its place; its SHA-256, and its stored size or why it cannot be used."""
     data = image.as_py()  # copied here, not when it was submitted: what waits in the queue is there once
     digest = hashlib.sha256(data).hexdigest()
     try:
-        decoded = decode(data, preprocessing, MAX_IMAGE_PIXELS)
+        decoded = decode(data, preprocessing, max_pixels)
     except ImageError as error:
         return digest, error
     pixels[place] = decoded.pixels

@@ -6,15 +6,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import samples_schema
 
-# A batch is closed early at so many bytes of images, so that a few huge files do not make a huge batch.
-_MAX_BATCH_BYTES = 16 << 20
+# A batch is closed early at so many bytes, so that a few huge files do not make a huge batch.
+MAX_BATCH_BYTES = 16 << 20
+# What is neither an image nor a caption (JSON, members of a user's columns) is not read beyond this.
+MAX_METADATA_BYTES = 16 << 20
+TOO_MUCH_METADATA = "JSON files and members of more than 16 MiB, which were not read"
+_BLOCK = 1 << 20
 
 
 def batch_samples(
@@ -56,8 +60,8 @@ def batch_samples(
             error = damage
             break
         rows.append(sample)
-        num_bytes += len(sample.get("image") or b"")
-        if len(rows) == batch_size or num_bytes >= _MAX_BATCH_BYTES:
+        num_bytes += sum(len(value) for value in sample.values() if isinstance(value, (bytes, str)))
+        if len(rows) == batch_size or num_bytes >= MAX_BATCH_BYTES:
             yield close()
             rows, num_bytes = [], 0
     if rows:
@@ -107,47 +111,70 @@ def read_reject(reason: str, message: str, num_bytes: int | None) -> dict[str, A
     return {"reason": reason, "message": message, "num_bytes": num_bytes}
 
 
-def decode_caption(data: bytes) -> dict[str, Any]:
+def read_up_to(file: IO[bytes], limit: int) -> bytes:
+    """The next bytes of a file: `limit` of them, or all that there are; a file may hand out less than it was asked."""
+    pieces, missing = [], limit
+    while missing > 0 and (piece := file.read(min(missing, _BLOCK))):
+        pieces.append(piece)
+        missing -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def too_large(modality: str, num_bytes: int | None, limit: int) -> dict[str, Any]:
+    """`image_reject` or `caption_reject` of what is over its limit; `num_bytes` is None where it was not read on."""
+    size = f"more than {limit:,} bytes" if num_bytes is None else f"{num_bytes:,} bytes"
+    message = f"{size}, but --max_{modality}_bytes takes at most {limit:,}"
+    return {f"{modality}_reject": read_reject(f"{modality} too large", message, num_bytes)}
+
+
+def image_fields(data: bytes, options: ReaderOptions) -> dict[str, Any]:
+    """Encoded bytes → `image`, or `image_reject` where they are too many."""
+    if len(data) > options.max_image_bytes:
+        return too_large("image", len(data), options.max_image_bytes)
+    return {"image": data}
+
+
+def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:
     """Bytes of a text file → `caption`, or nothing if there is but white space, or `caption_reject`.
 
     White space around it is the file's, not the caption's: the same captions give the same rows from every layout.
     """
+    if len(data) > options.max_caption_bytes:
+        return too_large("caption", len(data), options.max_caption_bytes)
     try:
-        return caption_fields(data.decode("utf-8-sig").strip())
+        return caption_fields(data.decode("utf-8-sig").strip(), options)
     except UnicodeDecodeError as error:
         message = f"not UTF-8 at byte {error.start}: {data[error.start : error.start + 8]!r}"
         return {"caption_reject": read_reject("not UTF-8", message, len(data))}
 
 
-def caption_fields(value: Any) -> dict[str, Any]:
+def caption_fields(value: Any, options: ReaderOptions) -> dict[str, Any]:
     """A JSON or text value → `caption`, `caption_reject`, or nothing where it is absent."""
     if value is None:
         return {}
     if not isinstance(value, str):
         message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text"
         return {"caption_reject": read_reject("not text", message, None)}
-    if not _is_utf8(value):
+    try:
+        num_bytes = len(value.encode())
+    except UnicodeEncodeError:
         return {"caption_reject": read_reject("not UTF-8", f"half a surrogate pair in {value[:80]!r}", None)}
+    if num_bytes > options.max_caption_bytes:
+        return too_large("caption", num_bytes, options.max_caption_bytes)
     return {"caption": value} if value.strip() else {}
 
 
-def _is_utf8(text: str) -> bool:
-    """Whether a text can be written at all: JSON may hold half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def decode_metadata(data: bytes | None, notes: Counter) -> tuple[str | None, dict[str, Any]]:
+    """Bytes of a JSON file → the text as it stood, and its fields; null and counted if it is no JSON object.
 
-
-def decode_metadata(data: bytes, notes: Counter) -> tuple[str | None, dict[str, Any]]:
-    """Bytes of a JSON file → the text as it stood, and its fields; null and counted if it is no JSON object."""
+    `data` is None where there were more than MAX_METADATA_BYTES.
+    """
     try:
-        text = data.decode("utf-8-sig")
+        text = "" if data is None else data.decode("utf-8-sig")
         fields = json.loads(text)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        notes["JSON files that are not a JSON object"] += 1
+        notes[TOO_MUCH_METADATA if data is None else "JSON files that are not a JSON object"] += 1
         return None, {}
     return text, fields

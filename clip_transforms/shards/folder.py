@@ -11,7 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import batch_samples, decode_caption, decode_metadata, read_reject
+from clip_transforms.shards.batches import (
+    MAX_METADATA_BYTES,
+    batch_samples,
+    decode_caption,
+    decode_metadata,
+    read_reject,
+    read_up_to,
+    too_large,
+)
 from clip_transforms.shards.unit import ReaderOptions, Unit
 
 # A folder's list of files, beside the plan: one row an image, null where there is no caption or metadata.
@@ -42,21 +50,31 @@ def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Coun
     sample: dict[str, Any] = {"key": files["key"], "row": row}
     paths = {name: files[name] and os.fsdecode(files[name]) for name in ("image", "caption", "metadata")}
     try:
-        sample["image"] = storage.read_bytes(paths["image"])
+        data = _read(paths["image"], options.max_image_bytes)
+        sample |= too_large("image", None, options.max_image_bytes) if data is None else {"image": data}
     except OSError as error:
         sample["image_reject"] = _reject(error)
     if paths["caption"]:
         try:
-            sample |= decode_caption(storage.read_bytes(paths["caption"]))
+            data = _read(paths["caption"], options.max_caption_bytes)
+            limit = options.max_caption_bytes
+            sample |= too_large("caption", None, limit) if data is None else decode_caption(data, options)
         except OSError as error:
             sample["caption_reject"] = _reject(error)
     if paths["metadata"]:
         try:
-            sample["metadata"], fields = decode_metadata(storage.read_bytes(paths["metadata"]), notes)
+            sample["metadata"], fields = decode_metadata(_read(paths["metadata"], MAX_METADATA_BYTES), notes)
             sample |= {column.name: fields.get(column.field) for column in options.columns}
         except OSError:
             notes["JSON files that could not be read"] += 1
     return sample
+
+
+def _read(uri: str, limit: int) -> bytes | None:
+    """A whole file; None if it has more than `limit` bytes, of which no more are read."""
+    with storage.open_input(uri) as file:
+        data = read_up_to(file, limit + 1)
+    return data if len(data) <= limit else None
 
 
 def _reject(error: OSError) -> dict[str, Any]:

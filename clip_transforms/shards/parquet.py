@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import caption_fields, cast, dumps, read_reject
+from clip_transforms.shards.batches import caption_fields, cast, dumps, read_reject, too_large
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
 from schemas.samples import READ_REJECT, samples_schema
 
@@ -172,14 +173,15 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
         found = (_key_text(value) for value in values_of(batch.column(key_name), Counter()))
         keys = pa.array([key or str(row) for key, row in zip(found, rows.to_pylist(), strict=True)])
     offered = _offered(batch, image)
-    captions, caption_rejects = _captions(batch, caption_name, offered)
+    image, image_rejects = _within_limit(image, options)
+    captions, caption_rejects = _captions(batch, caption_name, offered, options)
     used = {image_name, key_name, caption_name and caption_name[0], *(column.field for column in options.columns)}
     values: dict[str, Any] = {
         "key": keys,
         "row": rows,
         "image": image,
         "caption": captions,
-        "image_reject": pa.nulls(batch.num_rows, READ_REJECT),
+        "image_reject": image_rejects,
         "caption_reject": caption_rejects,
         "metadata": _metadata(batch, used, notes),
     }
@@ -194,6 +196,19 @@ def _image_bytes(array: pa.Array) -> pa.Array:
         # .field() ignores the struct's own nulls; flatten() respects them.
         array = array.flatten()[array.type.get_field_index("bytes")]
     return array.cast(pa.binary())
+
+
+def _within_limit(image: pa.Array, options: ReaderOptions) -> tuple[pa.Array, pa.Array]:
+    """Images without those of too many bytes, and what is rejected of them."""
+    sizes, limit = pc.binary_length(image), options.max_image_bytes
+    within = pc.less_equal(sizes, limit)
+    if pc.all(within).as_py() is not False:  # null where there is no image
+        return image, pa.nulls(len(image), READ_REJECT)
+    rejects = [
+        too_large("image", size, limit)["image_reject"] if size is not None and size > limit else None
+        for size in sizes.to_pylist()
+    ]
+    return pc.if_else(within, image, None), pa.array(rejects, READ_REJECT)
 
 
 def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
@@ -214,7 +229,7 @@ def _key_text(value: Any) -> str:
 
 
 def _captions(
-    batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool]
+    batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool], options: ReaderOptions
 ) -> tuple[pa.Array, pa.Array]:
     """Captions, null where absent, and what is rejected of them."""
     if column is None:
@@ -230,7 +245,7 @@ def _captions(
             continue
         if index is not None:
             value = value[index] if value is not None and len(value) > index else None
-        fields.append(caption_fields(value))
+        fields.append(caption_fields(value, options))
     captions = pa.array([field.get("caption") for field in fields], pa.string())
     return captions, pa.array([field.get("caption_reject") for field in fields], READ_REJECT)
 

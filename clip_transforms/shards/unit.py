@@ -37,6 +37,7 @@ class ReaderOptions:
         image_column, caption_column, key_column: names in Parquet, where the usual ones are not meant.
         columns: the user's own.
         limit: the first so many samples of each unit; 0 for all.
+        max_image_bytes, max_caption_bytes: of one encoded image, and of one caption in UTF-8.
     """
 
     input_format: str = "auto"
@@ -46,6 +47,8 @@ class ReaderOptions:
     key_column: str | None = None
     columns: tuple[Column, ...] = ()
     limit: int = 0
+    max_image_bytes: int = 64 << 20
+    max_caption_bytes: int = 16_384
 
     def __post_init__(self):
         """Refuse what no reader could follow."""
@@ -57,6 +60,9 @@ class ReaderOptions:
             raise ValueError(
                 f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or up to 2,147,483,647"
             )
+        for name in ("max_image_bytes", "max_caption_bytes"):
+            if not 1 <= getattr(self, name) < 1 << 31:  # beyond, one value would not fit into an Arrow array
+                raise ValueError(f"--{name} is {getattr(self, name)}, but it must be 1 to 2,147,483,647")
 
 
 @dataclasses.dataclass(frozen=True)

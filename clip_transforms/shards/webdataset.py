@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import posixpath
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
-from clip_transforms import storage
 from clip_transforms.shards.batches import (
+    MAX_METADATA_BYTES,
+    TOO_MUCH_METADATA,
     batch_samples,
     caption_fields,
     decode_caption,
     decode_metadata,
     read_reject,
+    too_large,
 )
+from clip_transforms.shards.tar import Member, read_members
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
 
-_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
+_NAMED = 5  # so many of a key's images are named in a reject
 
 
 def read_webdataset(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
@@ -34,68 +37,28 @@ def read_webdataset(unit: Unit, options: ReaderOptions, batch_size: int, notes: 
     yield from batch_samples(_samples(unit, options, notes), options, batch_size, notes)
 
 
-class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is not one ends the tar with an error; `tarfile` would end it without a word."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
-            raise ShardError(
-                "unreadable", f"{error} at byte {tar.offset}, where a tar header or end belongs"
-            ) from error
-
-
-def _members(unit: Unit) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Key, extension in lower case, and the member itself, which must be read before the next."""
-    try:
-        with (
-            storage.open_input(unit.uri) as file,
-            tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictTarInfo) as tar,
-        ):
-            for member in tar:
-                tar.members.clear()  # else a tar's headers pile up in memory
-                folder, base = posixpath.split(member.name)
-                if not member.isdir() and not base.startswith("."):
-                    stem, _, extension = base.partition(".")
-                    yield posixpath.join(folder, stem), extension.lower(), member, tar
-            while rest := tar.fileobj.read(1 << 20):
-                if rest.strip(b"\0"):  # two tars, one behind the other: `tarfile` stops at the end mark of the first
-                    raise ShardError(
-                        "unreadable", f"something follows the end mark at byte {tar.offset}; extract it apart"
-                    )
-    except FileNotFoundError as error:
-        raise ShardError("vanished", f"{unit.uri} is gone since the run was planned") from error
-    except _DAMAGE as error:
-        raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
-
-
 def _samples(unit: Unit, options: ReaderOptions, notes: Counter) -> Iterator[dict[str, Any]]:
     seen: set[bytes] = set()  # eight bytes a key
     group: _Group | None = None
     rows = 0
     try:
-        for key, extension, member, tar in _members(unit):
-            if group is None or key != group.key:
-                if group is not None:
-                    yield group.sample()
-                short = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-                if short in seen:
-                    notes["keys that come back after others"] += 1
-                seen.add(short)
-                group = _Group(key, rows, options, notes)
-                rows += 1
-            if group.wants(extension) and not member.isfile():
-                group.lose(
-                    extension, f"{member.name} is a link to {member.linkname} or no file; links are not followed"
-                )
-            elif group.wants(extension):
-                try:
-                    group.add(extension, tar.extractfile(member).read())
-                except _DAMAGE as error:
-                    group.lose(extension, f"{type(error).__name__}: {error}")
-                    raise ShardError("unreadable", f"{member.name}: {type(error).__name__}: {error}") from error
+        with contextlib.closing(read_members(unit.uri)) as members:
+            for member in members:
+                folder, base = posixpath.split(member.name)
+                if base.startswith("."):
+                    continue
+                stem, _, extension = base.partition(".")
+                key = posixpath.join(folder, stem)
+                if group is None or key != group.key:
+                    if group is not None:
+                        yield group.sample()
+                    short = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+                    if short in seen:
+                        notes["keys that come back after others"] += 1
+                    seen.add(short)
+                    group = _Group(key, rows, options, notes)
+                    rows += 1
+                group.add(extension.lower(), member)
     except ShardError as error:
         if group is not None:  # its members before the damage are whole, and the lost one is a reject
             yield group.sample()
@@ -104,70 +67,110 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter) -> Iterator[dic
         yield group.sample()
 
 
+@dataclasses.dataclass
+class _Candidates:
+    """The members that may be a key's image: the first of them, and how many there are."""
+
+    count: int = 0
+    num_bytes: int = 0
+    names: list[str] = dataclasses.field(default_factory=list)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def image(self) -> dict[str, Any]:
+        """`image`, `image_reject`, or nothing."""
+        if self.count < 2:
+            return self.fields
+        more = f" and {self.count - _NAMED:,} more" if self.count > _NAMED else ""
+        message = (
+            f"{self.count:,} images under one key ({', '.join(self.names)}{more}): choose one with --image_extension"
+        )
+        return {"image_reject": read_reject("several images", message, self.num_bytes)}
+
+
 class _Group:
-    """The members of one key."""
+    """The members of one key. However many there are, it holds no more than one image of a kind, and no text twice."""
 
     def __init__(self, key: str, row: int, options: ReaderOptions, notes: Counter):
         self.key, self.row, self.options, self.notes = key, row, options, notes
-        self.images: list[tuple[str, bytes]] = []
-        self.others: dict[str, bytes] = {}
-        self.lost: dict[str, Any] = {}
+        self.whole, self.tails = _Candidates(), _Candidates()  # a.jpg; a.seg.png, which serves where there is no other
+        self.captions: dict[str, dict[str, Any]] = {}  # extension → fields of the sample
+        self.others: dict[str, bytes | None] = {}
+        self.fields_wanted = {column.field.lower() for column in options.columns}
         self.others_images = 0  # images that --image_extension passes over
 
-    def wants(self, extension: str) -> bool:
-        """Whether a member of that extension is worth reading."""
-        if not self._is_image(extension) and extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
-            self.others_images += 1
-        return (
-            self._is_image(extension)
-            or extension == "json"
-            or extension in CAPTION_EXTENSIONS
-            or any(extension == column.field.lower() for column in self.options.columns)
-        )
+    def add(self, extension: str, member: Member) -> None:
+        """Take a member, and read it if it is wanted and within its limit.
 
-    def _is_image(self, extension: str) -> bool:
+        Raises:
+            ShardError: if the tar is damaged in it; the group knows then that it is lost.
+        """
+        candidates = self._candidates(extension)
+        if candidates is not None:
+            self._add_image(candidates, extension, member)
+            return
+        if extension in CAPTION_EXTENSIONS and extension not in self.captions:
+            self._add_caption(extension, member)
+        elif (extension == "json" or extension in self.fields_wanted) and extension not in self.others:
+            self.others[extension] = self._read_other(member)
+
+    def _candidates(self, extension: str) -> _Candidates | None:
         if self.options.image_extension:
-            return extension == self.options.image_extension.lower().removeprefix(".")
-        return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+            if extension == self.options.image_extension.lower().removeprefix("."):
+                return self.whole
+            self.others_images += extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+            return None
+        if extension in IMAGE_EXTENSIONS:
+            return self.whole
+        return self.tails if extension.rpartition(".")[2] in IMAGE_EXTENSIONS else None
 
-    def add(self, extension: str, data: bytes) -> None:
-        """Take a member."""
-        if self._is_image(extension):
-            self.images.append((extension, data))
-        else:
-            self.others.setdefault(extension, data)
+    def _add_image(self, candidates: _Candidates, extension: str, member: Member) -> None:
+        candidates.count += 1
+        candidates.num_bytes += member.size
+        if candidates.count <= _NAMED:
+            candidates.names.append(f".{extension}")
+        candidates.fields = {}
+        if candidates.count == 1:  # of several none is taken, so none is read
+            candidates.fields = {"image_reject": member.lost()}
+            if member.problem is None and member.size > self.options.max_image_bytes:
+                candidates.fields = too_large("image", member.size, self.options.max_image_bytes)
+            elif member.problem is None:
+                candidates.fields = {"image": member.read()}
 
-    def lose(self, extension: str, message: str) -> None:
-        """Take note of a member that the damage of the tar fell into."""
-        if self._is_image(extension):
-            self.images.clear()
-            self.lost["image_reject"] = read_reject("unreadable", message, None)
-        elif extension in CAPTION_EXTENSIONS:
-            self.lost["caption_reject"] = read_reject("unreadable", message, None)
-        else:
-            self.notes["members that could not be read"] += 1
+    def _add_caption(self, extension: str, member: Member) -> None:
+        self.captions[extension] = {"caption_reject": member.lost()}
+        if member.problem is None and member.size > self.options.max_caption_bytes:
+            self.captions[extension] = too_large("caption", member.size, self.options.max_caption_bytes)
+        elif member.problem is None:
+            data = member.read()
+            self.captions[extension] = decode_caption(data, self.options)
+            if extension in self.fields_wanted:
+                self.others[extension] = data
+
+    def _read_other(self, member: Member) -> bytes | None:
+        if member.problem is None and member.size <= MAX_METADATA_BYTES:
+            try:
+                return member.read()
+            except ShardError:
+                self.notes["members that could not be read"] += 1
+                raise
+        self.notes["members that could not be read" if member.problem else TOO_MUCH_METADATA] += 1
+        return None
 
     def sample(self) -> dict[str, Any]:
         """What the members make."""
-        text, fields = decode_metadata(self.others["json"], self.notes) if "json" in self.others else (None, {})
-        caption = next((self.others[e] for e in CAPTION_EXTENSIONS if e in self.others), None)
-        sample = {"key": _text(self.key), "row": self.row, "metadata": text, **self._image()}
-        sample |= caption_fields(fields.get("caption")) if caption is None else decode_caption(caption)
+        json_bytes = self.others.get("json")
+        text, fields = (None, {}) if json_bytes is None else decode_metadata(json_bytes, self.notes)
+        caption = next((self.captions[e] for e in CAPTION_EXTENSIONS if e in self.captions), None)
+        if caption is None:
+            caption = caption_fields(fields.get("caption"), self.options)
+        candidates = self.whole if self.whole.count else self.tails
+        if not candidates.count and self.others_images:
+            self.notes["keys whose only images have another extension than --image_extension"] += 1
+        sample = {"key": _text(self.key), "row": self.row, "metadata": text, **candidates.image(), **caption}
         for column in self.options.columns:
             member = self.others.get(column.field.lower())
             sample[column.name] = fields.get(column.field) if member is None else member
-        return sample | self.lost
-
-    def _image(self) -> dict[str, Any]:
-        whole = [image for image in self.images if self.options.image_extension or image[0] in IMAGE_EXTENSIONS]
-        candidates = whole or self.images
-        if not candidates and self.others_images:
-            self.notes["keys whose only images have another extension than --image_extension"] += 1
-        if len(candidates) > 1:
-            names = ", ".join(f".{extension}" for extension, _ in candidates)
-            message = f"{len(candidates)} images under one key ({names}): choose one with --image_extension"
-            return {"image_reject": read_reject("several images", message, sum(len(data) for _, data in candidates))}
-        return {"image": candidates[0][1]} if candidates else {}
+        return sample
 
 
 def _text(name: str) -> str:

@@ -13,28 +13,12 @@ import pytest
 from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reading import read
 
 from clip_transforms.shards.plan import plan_units
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ReaderOptions, ShardError
-from schemas.samples import Column, samples_schema
-
-
-def read(path, tmp_path, options=None, batch_size=3):
-    """All rows of an input, its notes, and the shard errors."""
-    options = options or ReaderOptions()
-    plan = plan_units([str(path)], options)
-    for name, table in plan.lists.items():
-        pq.write_table(table, tmp_path / name)
-    rows, notes, errors = [], Counter(), []
-    for unit in plan.units:
-        try:
-            for batch in read_unit(unit, options, batch_size, notes, str(tmp_path)):
-                assert batch.schema == samples_schema(options.columns) and 0 < batch.num_rows <= batch_size
-                rows += batch.to_pylist()
-        except ShardError as error:
-            errors.append((error.reason, str(error)))
-    return rows, dict(notes), errors
+from schemas.samples import Column
 
 
 def tar(tmp_path, members):

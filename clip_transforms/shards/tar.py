@@ -1,0 +1,151 @@
+"""The members of a tar, streaming, out of any bytes: what is damaged ends it with one error, never with a hang."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from clip_transforms import storage
+from clip_transforms.shards.batches import read_reject, read_up_to
+from clip_transforms.shards.unit import ShardError
+
+# What reading damaged bytes raises; `tarfile` and the decompressors let much through.
+_DAMAGE = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    RecursionError,  # a thousand headers that each announce the next
+)
+_COMPRESSIONS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
+_MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header, which `tarfile` reads whole
+_MAX_READS_AT_END = 100  # `tarfile` goes on asking in some of its loops
+
+
+class Member:
+    """A member of a tar.
+
+    Attributes:
+        name: as it stands in the tar: a key, never a path.
+        size: in bytes, from its header.
+        problem: why it cannot be read, though the tar can.
+    """
+
+    def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo):
+        """Read nothing yet."""
+        self._tar, self._info = tar, info
+        self.name, self.size = info.name, info.size
+        self.problem = None if info.isfile() else "a link or no file; links are not followed"
+        if not info.isfile():
+            self.size = 0
+
+    def read(self) -> bytes:
+        """Its bytes; before the next member is asked for.
+
+        Raises:
+            ShardError: if the tar ends or is damaged in it.
+        """
+        try:
+            return self._tar.extractfile(self._info).read()
+        except _DAMAGE as error:
+            raise _damaged(f"{self.name[:200]!r}", self._info.offset_data, error) from error
+
+    def lost(self) -> dict[str, Any]:
+        """The reject of a modality that this member offers, should it not be read."""
+        problem = self.problem or "the shard ends or is damaged in it"
+        return read_reject("unreadable", f"{self.name[:200]!r}: {problem}", None)
+
+
+def read_members(uri: str) -> Iterator[Member]:
+    """The members that are no folders, in order.
+
+    Raises:
+        ShardError: where the tar is damaged or ends without its end mark.
+    """
+    try:
+        with storage.open_input(uri) as file:
+            yield from _members(_Source(_decompressed(file)))
+    except FileNotFoundError as error:
+        raise ShardError("vanished", f"{uri} is gone since the run was planned") from error
+    except OSError as error:
+        raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _members(source: _Source) -> Iterator[Member]:
+    tar = None
+    try:
+        tar = tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # else a tar's headers pile up in memory
+            if not info.isdir():
+                yield Member(tar, info)
+        while rest := tar.fileobj.read(1 << 20):
+            if rest.strip(b"\0"):  # two tars, one behind the other: `tarfile` stops at the end mark of the first
+                raise ShardError("unreadable", f"something follows the end mark at byte {tar.offset:,}")
+    except _DAMAGE as error:
+        raise _damaged("the tar", tar.offset if tar else 0, error) from error
+
+
+def _damaged(what: str, offset: int, error: Exception) -> ShardError:
+    return ShardError("unreadable", f"{what} is damaged behind byte {offset:,}: {type(error).__name__}: {error}")
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header that is not one ends the tar with an error; `tarfile` would end it without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            raise ShardError(
+                "unreadable", f"{error} at byte {tar.offset:,}, where a tar header or end belongs"
+            ) from error
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADER_TYPES and not 0 <= self.size <= _MAX_HEADER_BYTES:
+            raise ShardError("unreadable", f"a header of {self.size:,} bytes at byte {tar.offset:,}")
+        return super()._proc_member(tar)
+
+
+_HEADER_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Source:
+    """What `tarfile` reads from: whole blocks, and an error for whoever goes on reading at the end."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._reads_at_end = 0
+
+    def read(self, size: int) -> bytes:
+        data = read_up_to(self._file, size)
+        if not data:
+            self._reads_at_end += 1
+            if self._reads_at_end > _MAX_READS_AT_END:
+                raise EOFError("it ends there")
+        return data
+
+
+def _decompressed(file: IO[bytes]) -> IO[bytes]:
+    """The bytes of the tar itself, by what the file begins with, not by its name."""
+    start = read_up_to(file, 6)
+    file.seek(0)
+    opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
+    return file if opener is None else opener(file)
