@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import posixpath
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +27,7 @@ from clip_transforms.parts.run_folder import RunFolder, new_run_id
 from clip_transforms.parts.run_manifest import OutputError, check_taxonomies, clear_success, read_dataset, write_dataset
 from clip_transforms.parts.writer import make_folders
 from clip_transforms.run_settings import Settings
-from clip_transforms.shards.plan import plan_units
+from clip_transforms.shards.plan import RowList, plan_units
 from clip_transforms.shards.unit import Unit
 from schemas.provenance import Footer
 
@@ -44,7 +46,7 @@ class RunPlan:
         obsolete: parts of shards that are in this run's input and are cut otherwise now; they go at the end.
         replaces: whether the output holds a dataset of other settings.
         detection: lines that say what was taken from the input and what was not.
-        lists: name → list of files, for folder units.
+        lists: name → list beside the plan, of the units of folders and listings.
     """
 
     settings: Settings
@@ -58,7 +60,7 @@ class RunPlan:
     obsolete: list[str]
     replaces: bool
     detection: list[str]
-    lists: dict[str, pa.Table]
+    lists: dict[str, RowList]
 
     @property
     def pending(self) -> int:
@@ -97,8 +99,9 @@ class RunPlan:
         make_folders(settings.output, [taxonomy.name for taxonomy in settings.taxonomies])
         if self.pending or self.stale or self.obsolete:
             clear_success(settings.output)
-        for name, table in self.lists.items():
-            _write_table(folder.uri, name, table)
+        pending = {unit.part for unit in self.units if unit.part not in self.committed}
+        for name in sorted({unit.uri for unit in self.units if unit.part in pending and unit.uri in self.lists}):
+            _write_list(folder.uri, name, self.lists[name], pending)
         taxonomies = {taxonomy.name: taxonomy.to_json() for taxonomy in settings.taxonomies}
         storage.write_bytes(storage.join(folder.uri, "taxonomies.json"), json.dumps(taxonomies).encode(), folder.uri)
         storage.write_bytes(storage.join(folder.uri, "obsolete.json"), json.dumps(self.obsolete).encode(), folder.uri)
@@ -245,6 +248,20 @@ def _refuse_half_a_taxonomy(
                 f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "
                 f"python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of them anew"
             )
+
+
+def _write_list(folder: str, name: str, rows: RowList, wanted: Container[str]) -> None:
+    """Write a list beside the plan, one row group at a time: it may be larger than memory."""
+    handle, local = tempfile.mkstemp(dir=folder if storage.is_local(folder) else None)
+    os.close(handle)
+    try:
+        with pq.ParquetWriter(local, rows.schema) as writer:
+            for table in rows.tables(wanted):
+                writer.write_table(table)
+        storage.commit_file(local, storage.join(folder, name))
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # it was moved
+            os.unlink(local)
 
 
 def _write_table(folder: str, name: str, table: pa.Table) -> None:

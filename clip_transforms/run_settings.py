@@ -68,7 +68,9 @@ class Settings:
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
         """What decides the numbers of the dataset, by name."""
         reader_fields = {
-            k: v for k, v in dataclasses.asdict(self.reader).items() if k not in ("input_format", "columns")
+            k: v
+            for k, v in dataclasses.asdict(self.reader).items()
+            if k not in ("input_format", "columns", "allow_uri")
         }
         columns = [f"{c.name}={c.field}:{c.type}" for c in self.reader.columns]
         return {

@@ -46,7 +46,7 @@ def embed_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="URI",
-        help="(required) folders, tars, Parquet files, globs, {0..9}, @file",
+        help="(required) folders, tars, Parquet files, listings (CSV, TSV, JSONL), globs, {0..9}, @file",
     )
     add("--output", default="", metavar="URI", help="(required) folder of the dataset, new or of an earlier run")
     add("--model", default="", help="(required) a published name such as ViT-B/32, a checkpoint file, or demo")
@@ -93,9 +93,17 @@ def embed_parser() -> argparse.ArgumentParser:
     )
     add("--input_format", choices=INPUT_FORMATS, default="auto", help="take only this from the input (%(default)s)")
     add("--image_extension", metavar="EXT", help="of the image, where a tar has several images under a key")
-    add("--image_column", metavar="NAME", help="of Parquet, where it is not called like an image")
-    add("--caption_column", metavar="NAME", help="of Parquet; NAME[0] of a list")
-    add("--key_column", metavar="NAME", help="of Parquet; else key, uid, __key__, else the row")
+    add("--image_column", metavar="NAME", help="of Parquet and listings, where it is not called like an image or a URI")
+    add("--caption_column", metavar="NAME", help="of Parquet and listings; NAME[0] of a list")
+    add("--key_column", metavar="NAME", help="of Parquet and listings; else key, uid, __key__, else the row")
+    add(
+        "--allow_uri",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="where a listing's URIs may point to besides its own folder: a folder, a host, or https:// for all public "
+        "hosts; repeatable",
+    )
     limit = "{} (%(default)s); what is over it is a reject, and not read".format
     add("--max_image_bytes", type=int, default=64 << 20, metavar="N", help=limit("of one encoded image, in bytes"))
     add(
@@ -223,6 +231,7 @@ def embed_settings(options: argparse.Namespace) -> Settings:
             limit=options.limit,
             max_image_bytes=options.max_image_bytes,
             max_caption_bytes=options.max_caption_bytes,
+            allow_uri=tuple(options.allow_uri),
         ),
         max_image_pixels=options.max_image_pixels,
         embedding_dtype=options.embedding_dtype,

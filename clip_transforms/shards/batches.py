@@ -108,7 +108,12 @@ def _finite(value: Any) -> Any:
 
 def read_reject(reason: str, message: str, num_bytes: int | None) -> dict[str, Any]:
     """The value of `image_reject` or `caption_reject`."""
-    return {"reason": reason, "message": message, "num_bytes": num_bytes}
+    return {"reason": reason, "message": writable(message), "num_bytes": num_bytes}
+
+
+def writable(text: str) -> str:
+    """A text without what cannot be written: names of files and broken texts may hold lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def read_up_to(file: IO[bytes], limit: int) -> bytes:
@@ -162,6 +167,13 @@ def caption_fields(value: Any, options: ReaderOptions) -> dict[str, Any]:
     if num_bytes > options.max_caption_bytes:
         return too_large("caption", num_bytes, options.max_caption_bytes)
     return {"caption": value} if value.strip() else {}
+
+
+def key_text(value: Any) -> str:
+    """A value of a key column as text; empty where there is none."""
+    if value is None:
+        return ""
+    return writable(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def decode_metadata(data: bytes | None, notes: Counter) -> tuple[str | None, dict[str, Any]]:

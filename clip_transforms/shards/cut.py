@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +39,7 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
 
 def cut_folder(
     root: str, source: str, name: str, images: list[FileInfo], visible: list[FileInfo]
-) -> tuple[list[Unit], pa.Table]:
+) -> tuple[list[Unit], FolderFiles]:
     """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's.
 
     Args:
@@ -73,7 +74,19 @@ def cut_folder(
             num_bytes = sum(size for _, size in stamps[start:stop])
             units.append(Unit(shard, name, "folder", start, stop, 0, stamp, num_bytes, part_name(shard, shard)))
             start = stop
-    return units, table
+    return units, FolderFiles(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderFiles:
+    """The list of a folder's files, as it is written beside the plan."""
+
+    table: pa.Table
+    schema = FILES
+
+    def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
+        """All of it, whatever units are wanted."""
+        yield self.table
 
 
 def _lower_extension(uri: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,154 +13,111 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import caption_fields, cast, dumps, read_reject, too_large
-from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
+from clip_transforms.shards.batches import caption_fields, cast, dumps, key_text, read_reject, too_large
+from clip_transforms.shards.parquet_columns import (
+    ColumnError,
+    caption_column,
+    check_columns,
+    has_bytes,
+    image_column,
+    key_column,
+)
+from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
 from schemas.samples import READ_REJECT, samples_schema
 
-IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
-CAPTION_COLUMNS = ("caption", "text", "txt")
-KEY_COLUMNS = ("key", "uid", "__key__")
+# What reading damaged bytes raises.
+DAMAGE = (pa.ArrowException, OSError)
 # img2dataset keeps the rows that it could not download, with null bytes: nothing was offered there.
 _FAILED = ("failed_to_download", "failed_to_resize")
-_INDEXED = re.compile(r"(.+)\[(\d+)\]")
-
-
-class ColumnError(ValueError):
-    """A column that was asked for and cannot serve, in one sentence."""
-
-
-def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """The column that holds image bytes: a binary one, or a struct with binary `bytes`; None if there is none.
-
-    Raises:
-        ColumnError: if `--image_column` names another thing.
-    """
-    if options.image_column:
-        if options.image_column not in schema.names:
-            raise _missing("image_column", options.image_column, schema)
-        if not _holds_bytes(schema.field(options.image_column).type):
-            raise ColumnError(
-                f"--image_column {options.image_column} is {schema.field(options.image_column).type}, but it must be "
-                "binary or a struct with binary bytes"
-            )
-        return options.image_column
-    names = {name.lower(): name for name in reversed(schema.names)}
-    candidates = (names[name] for name in IMAGE_COLUMNS if name in names)
-    return next((name for name in candidates if _holds_bytes(schema.field(name).type)), None)
-
-
-def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int | None] | None:
-    """The column of captions, and the place in it where it lists several; None if there is none.
-
-    Raises:
-        ColumnError: if `--caption_column` names another thing, or the column lists several and no place is given.
-    """
-    asked, index = options.caption_column, None
-    if asked and asked not in schema.names and (match := _INDEXED.fullmatch(asked)):
-        asked, index = match[1], int(match[2])
-    if asked and asked not in schema.names:
-        raise _missing("caption_column", asked, schema)
-    # What is only called like a caption, and is a number or a struct, is passed over; what was asked for must serve.
-    names = (
-        [asked] if asked else [n for n in CAPTION_COLUMNS if n in schema.names and not _is_other(schema.field(n).type)]
-    )
-    if not names:
-        return None
-    name, type_ = names[0], schema.field(names[0]).type
-    listed = _is_list(type_)
-    if listed and index is None:
-        raise ColumnError(f"the column {name} lists several captions a row; choose one: --caption_column '{name}[0]'")
-    if not listed and index is not None:
-        raise ColumnError(
-            f"--caption_column {options.caption_column}: {name} is {type_}, no list; leave [{index}] away"
-        )
-    text = type_.value_type if listed or pa.types.is_dictionary(type_) else type_
-    if not (_is_text(text) or pa.types.is_null(text)):
-        raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
-    return name, index
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-
-
-def _is_other(type_: pa.DataType) -> bool:
-    """Neither text nor a list nor nothing at all."""
-    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
-    return not (_is_text(plain) or _is_list(plain) or pa.types.is_null(plain))
-
-
-def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """The column of keys; None if the row is the key.
-
-    Raises:
-        ColumnError: if `--key_column` names a column that is not there.
-    """
-    if options.key_column and options.key_column not in schema.names:
-        raise _missing("key_column", options.key_column, schema)
-    if options.key_column and pa.types.is_nested(schema.field(options.key_column).type):
-        type_ = schema.field(options.key_column).type
-        raise ColumnError(f"--key_column {options.key_column} is {type_}, but it must be text, bytes or a number")
-    usual = (n for n in KEY_COLUMNS if n in schema.names and not pa.types.is_nested(schema.field(n).type))
-    return options.key_column or next(usual, None)
-
-
-def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
-    """Refuse what `read_parquet` could not serve.
-
-    Raises:
-        ColumnError: naming the column.
-    """
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
-        raise ColumnError(f"the Parquet file has two columns called {twice[0]}; write it again with one of each name")
-    caption_column(schema, options)
-    key_column(schema, options)
-    for column in options.columns:
-        if column.field not in schema.names:
-            raise _missing("columns", column.field, schema)
-
-
-def _missing(flag: str, name: str, schema: pa.Schema) -> ColumnError:
-    return ColumnError(f"--{flag} {name} is no column of the Parquet file; it has {', '.join(schema.names)}")
-
-
-def _holds_bytes(type_: pa.DataType) -> bool:
-    if pa.types.is_struct(type_):
-        place = type_.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(type_.field(place).type)
-    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
-
-
-def _has_bytes(type_: pa.DataType) -> bool:
-    """Whether there are bytes anywhere in it."""
-    if _holds_bytes(type_) or pa.types.is_fixed_size_binary(type_):
-        return True
-    return pa.types.is_nested(type_) and any(_has_bytes(type_.field(i).type) for i in range(type_.num_fields))
+_NAMED = 5  # so many damaged places are named in a reject
 
 
 def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
     """Read the row groups of one unit; memory holds pages, not row groups.
 
     Raises:
-        ShardError: after the rows before the damage, if the file cannot be read.
+        ShardError: after all rows that can be read, if some cannot, or the columns do not serve.
     """
-    row = unit.first_row
     try:
         with storage.open_input(unit.uri) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            groups = list(range(unit.start, unit.stop))
-            for batch in parquet.iter_batches(batch_size, row_groups=groups, use_threads=False):
+            # Checksums are there where the writer was asked for them; then a flipped bit is found, and not embedded.
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+            check_columns(parquet.schema_arrow, options)
+            if image_column(parquet.schema_arrow, options) is None or unit.stop > parquet.num_row_groups:
+                raise ShardError("unreadable", "it has no column of image bytes, or fewer rows than planned")
+            for row, batch in read_row_groups(parquet, range(unit.start, unit.stop), unit.first_row, batch_size):
                 yield _to_samples(batch, row, options, notes)
-                row += batch.num_rows
     except FileNotFoundError as error:
         raise ShardError("vanished", f"{unit.uri} is gone since the run was planned") from error
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError("unreadable", f"after row {row:,}: {type(error).__name__}: {error}") from error
+    except (*DAMAGE, ColumnError) as error:
+        raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def read_row_groups(
+    parquet: pq.ParquetFile, groups: Sequence[int], first_row: int, batch_size: int, columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches, each behind the place of its first row. What is damaged costs the rest of its row group, no more.
+
+    Args:
+        parquet: the file.
+        groups: consecutive row groups.
+        first_row: place of their first row.
+        batch_size: the most rows of a batch.
+        columns: to read; all by default.
+    Raises:
+        ShardError: after all rows that can be read, naming those that cannot.
+    """
+    row, start, lost = first_row, first_row, []
+    try:
+        for batch in parquet.iter_batches(batch_size, list(groups), columns, use_threads=False):
+            batch.validate()
+            yield row, batch
+            row += batch.num_rows
+    except DAMAGE as error:
+        lost.append(f"{type(error).__name__}: {error}")
+    if not lost and row == first_row + sum(parquet.metadata.row_group(group).num_rows for group in groups):
+        return
+    lost.clear()
+    for group in groups:  # once more, each by itself, without what was handed out already
+        stop = start + parquet.metadata.row_group(group).num_rows
+        problem = "it ends early"
+        try:
+            for batch in _row_by_row(parquet, group, row - start, batch_size, columns) if row < stop else ():
+                yield row, batch
+                row += batch.num_rows
+        except DAMAGE as error:
+            problem = f"{type(error).__name__}: {error}"
+        if row < stop:
+            lost.append(f"rows {row:,} to {stop - 1:,} cannot be read ({problem})")
+        row, start = max(row, stop), stop
+    if lost:
+        more = f"; {len(lost) - _NAMED:,} more" if len(lost) > _NAMED else ""
+        raise ShardError("unreadable", "; ".join(lost[:_NAMED]) + more)
+
+
+def _row_by_row(
+    parquet: pq.ParquetFile, group: int, skipped: int, batch_size: int, columns: list[str] | None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a group behind the first so many, up to the one that is damaged, wherever batches would end."""
+    waiting: list[pa.RecordBatch] = []
+    failure = None
+    rows = parquet.iter_batches(1, [group], columns, use_threads=False)
+    for place in itertools.count():
+        try:
+            row = next(rows, None)
+            if row is not None:
+                row.validate()
+        except DAMAGE as error:
+            row, failure = None, error
+        if row is not None and place >= skipped:
+            waiting.append(row)
+        if waiting and (row is None or len(waiting) == batch_size):
+            yield pa.concat_batches(waiting)
+            waiting = []
+        if row is None:
+            break
+    if failure is not None:
+        raise failure
 
 
 def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, notes: Counter) -> pa.RecordBatch:
@@ -170,7 +127,7 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
     rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
     keys = rows.cast(pa.string())
     if key_name:
-        found = (_key_text(value) for value in values_of(batch.column(key_name), Counter()))
+        found = (key_text(value) for value in values_of(batch.column(key_name), Counter()))
         keys = pa.array([key or str(row) for key, row in zip(found, rows.to_pylist(), strict=True)])
     offered = _offered(batch, image)
     image, image_rejects = _within_limit(image, options)
@@ -186,7 +143,8 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
         "metadata": _metadata(batch, used, notes),
     }
     for column in options.columns:
-        values[column.name] = _cast(batch.column(column.field), column.arrow_type, notes)
+        found = batch.column(column.field) if column.field in schema.names else pa.nulls(batch.num_rows)
+        values[column.name] = _cast(found, column.arrow_type, notes)
     target = samples_schema(options.columns)
     return pa.RecordBatch.from_arrays([values[name] for name in target.names], schema=target)
 
@@ -222,12 +180,6 @@ def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
     ]
 
 
-def _key_text(value: Any) -> str:
-    if value is None:
-        return ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def _captions(
     batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool], options: ReaderOptions
 ) -> tuple[pa.Array, pa.Array]:
@@ -251,7 +203,7 @@ def _captions(
 
 
 def _metadata(batch: pa.RecordBatch, used: set[str | None], notes: Counter) -> pa.Array:
-    names = [f.name for f in batch.schema if f.name not in used and not _has_bytes(f.type)]
+    names = [f.name for f in batch.schema if f.name not in used and not has_bytes(f.type)]
     if not names:
         return pa.nulls(batch.num_rows, pa.string())
     columns = [values_of(batch.column(name), notes) for name in names]

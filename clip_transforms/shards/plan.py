@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import posixpath
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from typing import Protocol
 
-import braceexpand
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.shards.cut import cut_folder, cut_parquet, text_of
-from clip_transforms.shards.parquet import ColumnError, check_columns, image_column
-from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, Unit, part_name
+from clip_transforms.shards.cut_listing import ListingRows, inspect
+from clip_transforms.shards.detection import describe, missing_tars
+from clip_transforms.shards.fence import Fence, FenceError
+from clip_transforms.shards.inputs import expand, root_of
+from clip_transforms.shards.kinds import ParquetFiles, by_kind, is_hidden, kind_of, sort_parquet
+from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
+from clip_transforms.shards.records import read_header
+from clip_transforms.shards.unit import IMAGE_EXTENSIONS, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
 
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_FOOTER_THREADS = 16
 
+class RowList(Protocol):
+    """A list that lies beside the plan, from which units of folders and listings are read."""
 
-class PlanError(ValueError):
-    """An input that cannot be used, in one sentence."""
+    schema: pa.Schema
+
+    def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
+        """Its row groups, in which parts that are not wanted may be empty."""
 
 
 @dataclasses.dataclass
@@ -33,13 +39,17 @@ class Plan:
 
     Attributes:
         units: sorted by shard and cut.
-        lists: name → list of files (`folder.FILES`), for the folder units.
+        lists: name → list beside the plan, for the units of folders and listings.
         detection: lines that say what was taken and what was not.
+        broken: Parquet files that became units without rows, since they cannot be read, and why, in a sentence.
+        columns: names of all columns of Parquet files and listings.
     """
 
     units: list[Unit] = dataclasses.field(default_factory=list)
-    lists: dict[str, pa.Table] = dataclasses.field(default_factory=dict)
+    lists: dict[str, RowList] = dataclasses.field(default_factory=dict)
     detection: list[str] = dataclasses.field(default_factory=list)
+    broken: dict[str, ValueError] = dataclasses.field(default_factory=dict)
+    columns: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def formats(self) -> set[str]:
@@ -59,16 +69,16 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
     plan = Plan()
     taken: set[str] = set()  # one shard named twice is read once
     named: dict[str, list[FileInfo]] = defaultdict(list)  # folder → pictures that inputs name one by one
-    for pattern in _expand(inputs):
+    for pattern in expand(inputs):
         files, folders = storage.list_matching(pattern)
         if not files and not folders:
             raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
-        if not storage.is_glob(pattern) and files and _kind(files[0].uri) == "image":
+        if not storage.is_glob(pattern) and files and kind_of(files[0].uri) == "image":
             named[posixpath.dirname(files[0].uri)].extend(files)
             continue
         found = 0
         if files:
-            found += _take(plan, pattern, files, _root_of(pattern, files), options, taken)
+            found += _take(plan, pattern, files, root_of(pattern, files), options, taken)
         for folder in folders:
             found += _take(plan, folder, storage.list_below(folder), storage.normalise(folder), options, taken)
         if not found:
@@ -82,79 +92,106 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
             raise _nothing_to_read(files[0].uri, files, [], options.input_format)
     if len({unit.part for unit in plan.units}) < len(plan.units):
         raise RuntimeError("two units of the input would have the same part; please report this with the command")
-    _check_flags(plan, options)
+    _check(plan, options)
     return plan
-
-
-def _expand(inputs: Iterable[str]) -> list[str]:
-    patterns = []
-    for text in inputs:
-        if text.startswith("@"):
-            try:
-                lines = [line.strip() for line in storage.read_bytes(text[1:]).decode().splitlines() if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise PlanError(
-                    f"--input {text} cannot be read: {error}; it must be a text file, an input a line"
-                ) from None
-            if not lines or any(line.startswith("@") for line in lines):
-                raise PlanError(
-                    f"--input {text} must hold inputs, one a line, and no further @file; write at least one"
-                )
-            patterns.extend(_expand(lines))
-        else:
-            patterns.extend([text] if "{" not in text or storage.exists(text) else _braces(text))
-    return list(dict.fromkeys(patterns))
-
-
-def _braces(text: str) -> list[str]:
-    try:
-        return list(braceexpand.braceexpand(text, escape=False))
-    except ValueError as error:
-        raise PlanError(f"--input {text} is no brace pattern: {error}; write {{00000..00999}} or {{a,b}}") from None
-
-
-def _root_of(pattern: str, files: list[FileInfo]) -> str:
-    """The folder that a pattern's pictures are keyed from: the last one before its first glob character."""
-    fixed = storage.normalise(
-        pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))] + "x"
-    )
-    return posixpath.dirname(fixed) if storage.is_glob(pattern) else posixpath.dirname(files[0].uri)
 
 
 def _take(plan: Plan, name: str, files: list[FileInfo], root: str, options: ReaderOptions, taken: set[str]) -> int:
     """Add what one input holds to the plan; the count of shards and pictures found."""
     wanted = options.input_format
     files, outputs = _without_datasets(files)
-    visible = [file for file in files if not _hidden(file.uri, root)]
-    kinds: dict[str, list[FileInfo]] = defaultdict(list)
-    for file in visible:
-        kinds[_kind(file.uri)].append(file)
+    visible = [file for file in files if not is_hidden(file.uri, root)]
+    kinds = by_kind(visible)
     tars = kinds["tar"] if wanted in ("auto", "webdataset") else []
-    parquets, sidecars = ([], [])
-    if wanted in ("auto", "parquet"):
-        parquets, sidecars = _split_parquet(kinds["parquet"], visible, options)
-    images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not tars and not parquets) else []
-    fresh = [file for file in tars if file.uri not in taken]
-    for file in fresh:
-        plan.units.append(Unit(file.uri, file.uri, "webdataset", 0, 0, 0, file.stamp, file.size, part_name(file.uri)))
-    for file, metadata in parquets:
-        if file.uri not in taken:
-            plan.units.extend(cut_parquet(file, metadata))
-    if images:
-        whole = storage.normalise(name) == root
-        # A glob such as *.jpg names the pictures alone; their captions lie beside them.
-        beside = visible if whole else storage.list_below(root)
-        list_name = f"files-{len(plan.lists)}.parquet"
-        source, fresh = root if whole else storage.normalise(name), [i for i in images if i.uri not in taken]
-        units, plan.lists[list_name] = cut_folder(root, source, list_name, fresh, beside)
-        plan.units.extend(units)
-    for file in (*tars, *(file for file, _ in parquets)):
+    parquet = ParquetFiles()
+    if wanted in ("auto", "parquet", "listing"):
+        parquet = sort_parquet(kinds["parquet"], visible, options)
+    shards = [*tars, *(file for file, _ in parquet.images)]
+    images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not shards) else []
+    listings: list[tuple[FileInfo, pa.Schema | None]] = []
+    if wanted == "listing" or (wanted == "auto" and not shards and not images):
+        listings = [*((file, None) for file in kinds["listing"]), *parquet.listings]
+    if parquet.others and not shards and not images and not listings:
+        file, schema = parquet.others[0]
+        raise PlanError(
+            f"{file.uri} has no column of image bytes, of URIs or of captions (columns: {', '.join(schema.names)}); "
+            "name one with --image_column or --caption_column, or give only the files that have one"
+        )
+    for file in (*shards, *(file for file, _ in (*listings, *parquet.broken))):
         if text_of(file.uri) != file.uri:
             raise PlanError(f"{text_of(file.uri)}: the name of this shard is not UTF-8; rename it")
-    taken.update(file.uri for file in (*tars, *(file for file, _ in parquets), *images))
-    line = _detection(name, kinds, len(tars), len(parquets), images, len(sidecars))
+    for file in tars:
+        if file.uri not in taken:
+            unit = Unit(file.uri, file.uri, "webdataset", 0, 0, 0, file.stamp, file.size, part_name(file.uri))
+            plan.units.append(unit)
+    for file, metadata in parquet.images:
+        plan.columns |= set(metadata.schema.to_arrow_schema().names)
+        if file.uri not in taken:
+            plan.units.extend(cut_parquet(file, metadata))
+    for file, error in parquet.broken:
+        if file.uri not in taken:
+            part = part_name(file.uri, "0-0")
+            plan.units.append(Unit(file.uri, file.uri, "parquet", 0, 0, 0, file.stamp, file.size, part))
+            plan.broken[part] = error
+    if images:
+        _take_images(plan, name, root, [image for image in images if image.uri not in taken], visible)
+    hints = [
+        hint
+        for file, schema in listings
+        if file.uri not in taken
+        for hint in _take_listing(plan, file, schema, options)
+    ]
+    taken.update(file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken))))
+    line = describe(name, kinds, tars, images, listings, parquet)
     plan.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
-    return len(tars) + len(parquets) + len(images)
+    plan.detection += hints + missing_tars(visible, tars)
+    return len(shards) + len(images) + len(listings) + len(parquet.broken)
+
+
+def _take_images(plan: Plan, name: str, root: str, images: list[FileInfo], visible: list[FileInfo]) -> None:
+    whole = storage.normalise(name) == root
+    # A glob such as *.jpg names the pictures alone; their captions lie beside them.
+    beside = visible if whole else storage.list_below(root)
+    list_name = f"files-{len(plan.lists)}.parquet"
+    source = root if whole else storage.normalise(name)
+    units, plan.lists[list_name] = cut_folder(root, source, list_name, images, beside)
+    plan.units.extend(units)
+
+
+def _take_listing(plan: Plan, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
+    """Add the units of a listing; a line if it cannot come to much."""
+    names = None if schema is None else schema.names
+    if file.uri.lower().endswith((".csv", ".tsv")):
+        try:
+            names = read_header(file.uri)
+        except (ValueError, OSError) as error:
+            raise PlanError(f"{file.uri} cannot be read: {error}; mend it or leave it out of --input") from None
+    try:
+        offers, uris = inspect(file.uri, names, options)
+    except ColumnError as error:
+        raise PlanError(f"{error} ({file.uri})") from None
+    if not offers and (names or file.size):
+        raise PlanError(
+            f"{file.uri} has no column of URIs or of captions (columns: {', '.join(names or []) or 'none'}); name one "
+            "with --image_column or --caption_column; a CSV's first line must name its columns"
+        )
+    plan.columns |= set(names or [])
+    name = f"rows-{len(plan.lists)}.parquet"
+    plan.lists[name] = rows = ListingRows(file.uri, name, offers)
+    plan.units.extend(rows.cut())
+    fence = Fence(posixpath.dirname(file.uri), options.allow_uri)
+    refused = [error for uri in uris if (error := _refusal(fence, uri))]
+    if refused and len(refused) == len(uris):
+        return [f"warning: {file.uri}: the first images cannot be fetched: {refused[0]}"]
+    return []
+
+
+def _refusal(fence: Fence, uri: str) -> FenceError | None:
+    try:
+        fence.resolve(uri)
+    except FenceError as error:
+        return error
+    return None
 
 
 def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], int]:
@@ -165,113 +202,38 @@ def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], int]:
     return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, len(outputs)
 
 
-def _hidden(uri: str, root: str) -> bool:
-    relative = uri.removeprefix(root).lstrip("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in relative.split("/"))
-
-
-def _kind(uri: str) -> str:
-    lower = posixpath.basename(uri).lower()
-    extension = lower.rpartition(".")[2] if "." in lower else ""
-    if lower.endswith(_TAR_SUFFIXES):
-        return "tar"
-    if extension in IMAGE_EXTENSIONS:
-        return "image"
-    if lower.endswith("_stats.json"):
-        return "statistics"
-    if extension in CAPTION_EXTENSIONS:
-        return "caption"
-    return extension if extension in ("parquet", "json") else f".{extension}" if "." in lower else "no extension"
-
-
-def _split_parquet(
-    files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions
-) -> tuple[list[tuple[FileInfo, pq.FileMetaData]], list[FileInfo]]:
-    """Parquet files with image bytes, with their footers; and those that only describe what lies beside them."""
-    tars = [file for file in visible if _kind(file.uri) == "tar"] if options.input_format == "auto" else []
-    tar_stems = {_stem(file.uri) for file in tars}
-    image_folders = {posixpath.dirname(file.uri) for file in visible if _kind(file.uri) == "image"}
-    sidecars = [file for file in files if _stem(file.uri) in tar_stems]
-    rest = [file for file in files if _stem(file.uri) not in tar_stems]
-    shards = []
-    with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        for file, metadata in zip(rest, pool.map(_footer, rest), strict=True):
-            schema = metadata.schema.to_arrow_schema()
-            try:
-                if image_column(schema, options) is not None:
-                    check_columns(schema, options)
-                    shards.append((file, metadata))
-                    continue
-            except ColumnError as error:
-                raise PlanError(f"{error} ({file.uri})") from None
-            if _stem(file.uri) not in image_folders and not any(_kind(f.uri) in ("image", "tar") for f in visible):
-                raise PlanError(
-                    f"{file.uri} has no column of image bytes (columns: {', '.join(schema.names)}); name one with "
-                    "--image_column, or give only the files that have one"
-                )
-            sidecars.append(file)
-    return shards, sidecars
-
-
-def _stem(uri: str) -> str:
-    for suffix in (*_TAR_SUFFIXES, ".parquet"):
-        if uri.lower().endswith(suffix):
-            return uri[: -len(suffix)]
-    return uri
-
-
-def _footer(file: FileInfo) -> pq.FileMetaData:
-    try:
-        with storage.open_input(file.uri) as opened:
-            return pq.read_metadata(opened)
-    except (pa.ArrowException, OSError) as error:
-        raise PlanError(
-            f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input"
-        ) from error
-
-
-def _detection(
-    name: str, kinds: dict[str, list[FileInfo]], tars: int, parquets: int, images: list[FileInfo], sidecars: int
-) -> str:
-    """One line: what was taken, and what was not."""
-    took, left = [], Counter({kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no "))})
-    if tars:
-        took.append(_count(tars, "webdataset shard"))
-    if parquets:
-        took.append(_count(parquets, "Parquet shard with images", "Parquet shards with images"))
-    if images:
-        took.append(f"a folder of {_count(len(images), 'picture')}")
-    else:
-        left["pictures" if tars or parquets else "pictures (--input_format)"] = len(kinds["image"])
-    left["sidecar Parquet"] = sidecars
-    left["Parquet"] = len(kinds["parquet"]) - parquets - sidecars
-    left["tars"] = len(kinds["tar"]) - tars
-    left["_stats.json"] = len(kinds["statistics"])
-    ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
-    return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
-
-
-def _count(number: int, word: str, plural: str | None = None) -> str:
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"
-
-
 def _nothing_to_read(pattern: str, files: list[FileInfo], folders: list[str], input_format: str) -> PlanError:
     if folders and not files and not any(storage.list_below(folder) for folder in folders):
         return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
     if input_format != "auto":
         return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; leave that flag away")
     pictures = ", ".join(IMAGE_EXTENSIONS)
-    return PlanError(f"--input {pattern} holds no pictures ({pictures}), .tar or .parquet files; check the path")
+    return PlanError(
+        f"--input {pattern} holds no pictures ({pictures}), .tar, .parquet, .csv, .tsv or .jsonl files; check the path"
+    )
 
 
-def _check_flags(plan: Plan, options: ReaderOptions) -> None:
-    """A flag that no shard of this run can follow is a mistake, not a wish."""
-    for flag, value, format_ in (
-        ("image_extension", options.image_extension, "webdataset"),
-        ("image_column", options.image_column, "parquet"),
-        ("caption_column", options.caption_column, "parquet"),
-        ("key_column", options.key_column, "parquet"),
+def _check(plan: Plan, options: ReaderOptions) -> None:
+    """Refuse what no shard of this run can follow: that is a mistake, not a wish."""
+    whole = [unit for unit in plan.units if unit.part not in plan.broken]
+    for part, error in plan.broken.items():
+        # One damaged file among others is explained in the rejects; where there is no other, the person was wrong.
+        if not whole or (isinstance(error, ColumnError) and not any(unit.format == "parquet" for unit in whole)):
+            raise PlanError(str(error))
+        shard = next(unit.shard for unit in plan.units if unit.part == part)
+        plan.detection.append(f"warning: {shard} will be a reject: {error}")
+    if plan.formats <= {"parquet", "listing"} and plan.columns:
+        try:
+            check_wanted(sorted(plan.columns), options)
+        except ColumnError as error:
+            raise PlanError(str(error)) from None
+    tables = "Parquet files and listings"
+    for flag, value, formats, kind in (
+        ("image_extension", options.image_extension, {"webdataset"}, "webdataset tars"),
+        ("image_column", options.image_column, {"parquet", "listing"}, tables),
+        ("caption_column", options.caption_column, {"parquet", "listing"}, tables),
+        ("key_column", options.key_column, {"parquet", "listing"}, tables),
+        ("allow_uri", " ".join(options.allow_uri), {"listing"}, "listings"),
     ):
-        if value and format_ not in plan.formats:
-            kind = "webdataset tars" if format_ == "webdataset" else "Parquet files"
+        if value and not formats & plan.formats:
             raise PlanError(f"--{flag} {value} is for {kind}, but --input has none; leave it away")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from clip_transforms.shards.folder import read_folder
+from clip_transforms.shards.listing import read_listing
 from clip_transforms.shards.parquet import read_parquet
 from clip_transforms.shards.unit import ReaderOptions, Unit
 from clip_transforms.shards.webdataset import read_webdataset
@@ -23,7 +24,7 @@ def read_unit(
         options: the reader's choices; `options.limit` ends the unit early.
         batch_size: the most rows of a batch. Batches never span units.
         notes: counts what is worth telling.
-        lists: URI of the folder of the plan, where a folder's units have their lists of files.
+        lists: URI of the folder of the plan, where units of folders and listings have their lists.
     Yields:
         Batches of `schemas.samples`.
     Raises:
@@ -35,6 +36,8 @@ def read_unit(
         batches = read_webdataset(unit, options, batch_size, notes)
     elif unit.format == "parquet":
         batches = read_parquet(unit, options, batch_size, notes)
+    elif unit.format == "listing":
+        batches = read_listing(unit, options, batch_size, notes, lists)
     else:
         batches = read_folder(unit, options, batch_size, notes, lists)
     left = options.limit or None

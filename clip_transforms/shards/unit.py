@@ -11,7 +11,12 @@ from schemas.samples import Column
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
-INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet")
+LISTING_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson")
+INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet", "listing")
+
+
+class PlanError(ValueError):
+    """An input that cannot be used, in one sentence."""
 
 
 class ShardError(Exception):
@@ -29,15 +34,17 @@ class ShardError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
-    """What planning and the readers are told. All but `input_format` is part of the fingerprint.
+    """What planning and the readers are told. All but `input_format` and `allow_uri` is part of the fingerprint.
 
     Attributes:
         input_format: one of INPUT_FORMATS; `auto` takes what is found.
         image_extension: of the member that is the image, where a tar has several.
-        image_column, caption_column, key_column: names in Parquet, where the usual ones are not meant.
+        image_column, caption_column, key_column: names in Parquet and listings, where the usual ones are not meant.
         columns: the user's own.
         limit: the first so many samples of each unit; 0 for all.
         max_image_bytes, max_caption_bytes: of one encoded image, and of one caption in UTF-8.
+        allow_uri: where the URIs of a listing may point to besides its own folder: folders, hosts, or `https://` for
+            every public host.
     """
 
     input_format: str = "auto"
@@ -49,6 +56,7 @@ class ReaderOptions:
     limit: int = 0
     max_image_bytes: int = 64 << 20
     max_caption_bytes: int = 16_384
+    allow_uri: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Refuse what no reader could follow."""
@@ -60,6 +68,11 @@ class ReaderOptions:
             raise ValueError(
                 f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or up to 2,147,483,647"
             )
+        for uri in self.allow_uri:
+            if "://" not in uri and not uri.startswith("/"):
+                raise ValueError(
+                    f"--allow_uri is {uri!r}, but it must be an absolute path, or begin with a scheme such as https://"
+                )
         for name in ("max_image_bytes", "max_caption_bytes"):
             if not 1 <= getattr(self, name) < 1 << 31:  # beyond, one value would not fit into an Arrow array
                 raise ValueError(f"--{name} is {getattr(self, name)}, but it must be 1 to 2,147,483,647")
@@ -71,9 +84,10 @@ class Unit:
 
     Attributes:
         shard: URI of the shard; of a folder's unit `<folder>#<the path it starts after>`.
-        uri: of the file to read; of a folder's unit, the name of a list of files beside the plan.
-        format: `webdataset`, `parquet` or `folder`.
-        start, stop: row groups of a Parquet file, or rows of a folder's list; 0, 0 for a whole tar.
+        uri: of the file to read; of a folder's or a listing's unit, the name of a list beside the plan.
+        format: `webdataset`, `parquet`, `folder` or `listing`.
+        start, stop: row groups of a Parquet file or of a listing's list, or rows of a folder's list; 0, 0 for a whole
+            tar, and for a Parquet file that could not be planned.
         first_row: `row` of its first sample.
         stamp: of the source, see DATASET.md section 4.
         num_bytes: of the source, roughly; for the progress bar.
@@ -97,6 +111,6 @@ def part_name(shard: str, cut: str = "") -> str:
     It depends on nothing else in the run, and never starts with `_` or `.`, which pandas and Spark skip.
     """
     stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
-    stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet)$", "", stem)
+    stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|csv|tsv|jsonl|ndjson)$", "", stem)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", stem).lstrip(".-")[:80] or "part"
     return f"{stem}-{hashlib.sha256(f'{shard}|{cut}'.encode()).hexdigest()[:12]}"

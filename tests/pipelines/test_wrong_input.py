@@ -131,6 +131,12 @@ CASES = {
     "unknown runner": ([*GOOD, "--runner", "NopeRunner"], ["NopeRunner"]),
     "no cuda": ([*GOOD, "--device", "cuda"], ["--device is cuda", "--device cpu"]),
     "parquet is none": ([*INPUT, "broken.parquet"], ["not readable as Parquet", "leave it out"]),
+    "listing without a header": ([*INPUT, "plain.csv"], ["plain.csv has no column of URIs", "a.jpg", "first line"]),
+    "listing not utf-8": ([*INPUT, "utf16.csv"], ["utf16.csv cannot be read", "UTF-8"]),
+    "listing of lists": ([*INPUT, "lists.jsonl", "--caption_column", "captions"], ["captions[0]", "lists.jsonl"]),
+    "listing column missing": ([*INPUT, "good.csv", "--columns", "a=x"], ["--columns x is no column", "caption"]),
+    "allow_uri": ([*INPUT, "good.csv", "--allow_uri", "example.com"], ["--allow_uri is 'example.com'", "https://"]),
+    "allow_uri without a listing": ([*GOOD, "--allow_uri", "https://x/"], ["--allow_uri https://x/ is for listings"]),
     "list of inputs missing": ([*INPUT, "@gone.txt"], ["--input @gone.txt cannot be read"]),
 }
 ENVIRONMENT = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
@@ -172,9 +178,13 @@ def workplace(tmp_path_factory, tiny_checkpoint):
         "b/t.txt": "dog",
         "two words.txt": "cat",
         "broken.parquet": "PAR1 no",
+        "plain.csv": "a.jpg,a cat\n",
+        "good.csv": "uri,caption\na.jpg,a cat\n",
+        "lists.jsonl": '{"captions": ["a", "b"]}\n',
     }
     for name, text in files.items():
         (path / name).write_text(text)
+    (path / "utf16.csv").write_text("uri,caption\n", encoding="utf-16")
     (path / "latin.txt").write_bytes(b"a\xff")
     torch.save({"weight": torch.ones(2)}, path / "other.pt")
     import safetensors.torch

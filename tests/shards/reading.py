@@ -10,12 +10,19 @@ from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import samples_schema
 
 
+def write_lists(plan, folder):
+    """Write the lists of a plan, as a run does beside its plan."""
+    for name, rows in plan.lists.items():
+        with pq.ParquetWriter(folder / name, rows.schema) as writer:
+            for table in rows.tables({unit.part for unit in plan.units}):
+                writer.write_table(table)
+
+
 def read(path, tmp_path, options=None, batch_size=3):
     """All rows of an input, its notes, and the shard errors."""
     options = options or ReaderOptions()
     plan = plan_units([str(path)], options)
-    for name, table in plan.lists.items():
-        pq.write_table(table, tmp_path / name)
+    write_lists(plan, tmp_path)
     rows, notes, errors = [], Counter(), []
     for unit in plan.units:
         try:

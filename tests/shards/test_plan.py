@@ -130,6 +130,11 @@ def test_a_part_is_called_after_its_shard_and_never_hidden(shard):
     assert name != part_name(shard + "2") and name != part_name(shard, "0-1")
 
 
+def numbers(path):
+    pq.write_table(pa.table({"n": [1]}), path)
+    return path
+
+
 @pytest.mark.parametrize(
     "prepare, options, sentence",
     [
@@ -141,7 +146,8 @@ def test_a_part_is_called_after_its_shard_and_never_hidden(shard):
         (lambda p: make_tar(p / "a.tar", 1), {"caption_column": "x"}, "--caption_column x is for Parquet"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"image_extension": "x"}, "--image_extension x is for webdataset"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"image_column": "x"}, "--image_column x is no column"),
-        (lambda p: make_parquet(p / "a.parquet", 1), {"image_column": "key"}, "must be binary"),
+        (lambda p: numbers(p / "a.parquet"), {"image_column": "n"}, "must be binary"),
+        (lambda p: numbers(p / "a.parquet"), {}, "no column of image bytes, of URIs or of captions (columns: n)"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"caption_column": "image"}, "must be text"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"caption_column": "caption[0]"}, "no list"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"key_column": "x"}, "--key_column x is no column"),

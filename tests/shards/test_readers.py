@@ -13,7 +13,7 @@ import pytest
 from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reading import read
+from reading import read, write_lists
 
 from clip_transforms.shards.plan import plan_units
 from clip_transforms.shards.reader import read_unit
@@ -205,7 +205,7 @@ def test_a_glob_of_pictures_finds_the_captions_beside_them(tmp_path):
 def test_a_picture_that_vanished_after_planning_is_a_reject(tmp_path):
     make_folder(tmp_path / "photos", 2)
     plan = plan_units([str(tmp_path / "photos")], ReaderOptions())
-    pq.write_table(plan.lists["files-0.parquet"], tmp_path / "files-0.parquet")
+    write_lists(plan, tmp_path)
     (tmp_path / "photos" / "000000.jpg").unlink()
     (tmp_path / "photos" / "000001.txt").unlink()
     (batch,) = read_unit(plan.units[0], ReaderOptions(), 9, Counter(), str(tmp_path))

@@ -1,0 +1,127 @@
+"""A listing → units of its rows, which lie beside the plan: what is appended to it later leaves them alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from clip_transforms.shards.parquet_columns import (
+    CAPTION_COLUMNS,
+    URI_COLUMNS,
+    asked_caption,
+    find,
+    several_captions,
+)
+from clip_transforms.shards.records import Record, read_records
+from clip_transforms.shards.unit import PlanError, ReaderOptions, Unit, part_name
+
+ROWS_PER_UNIT = 10_000  # a constant, not a flag: changing it cuts every dataset anew
+# The list of a listing's rows, beside the plan; see `records.Record`.
+ROWS = pa.schema([("row", pa.int64()), ("text", pa.binary()), ("problem", pa.string()), ("short", pa.bool_())])
+OFFERS = b"offers"  # in its footer: the modalities that the listing has columns for
+_BYTES_PER_GROUP = 32 << 20  # rows are held, written and read in pieces of about so many bytes
+_LOOKED_AT = 1_000  # rows of a JSONL file, which has no header
+
+
+class ListingRows:
+    """The rows of one listing, read twice: to cut it into units, and to write those that are to be done."""
+
+    def __init__(self, uri: str, name: str, offers: Sequence[str]):
+        """Read nothing yet.
+
+        Args:
+            uri: of the listing.
+            name: of the list beside the plan.
+            offers: the modalities that it has columns for.
+        """
+        self._uri, self._name = uri, name
+        self.schema = ROWS.with_metadata({OFFERS: " ".join(offers)})
+        self.units: list[Unit] = []
+
+    def cut(self) -> list[Unit]:
+        """Units of ROWS_PER_UNIT rows, each with a hash of them, so that appending leaves the earlier ones alone."""
+        groups = 0
+        for place, pieces in itertools.groupby(self._pieces(), key=lambda piece: piece[0]):
+            digest, start, num_bytes = hashlib.sha256(), groups, 0
+            for _, records in pieces:
+                num_bytes += _add(digest, records)
+                groups += 1
+            first = place * ROWS_PER_UNIT
+            part = part_name(self._uri, f"rows {first}")
+            stamp = digest.hexdigest()[:32]
+            self.units.append(Unit(self._uri, self._name, "listing", start, groups, first, stamp, num_bytes, part))
+        return self.units
+
+    def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
+        """One table a row group; those of units that are not wanted are empty.
+
+        Args:
+            wanted: names of parts.
+        Raises:
+            PlanError: if the listing was changed since it was cut.
+        """
+        pieces = self._pieces()
+        for unit in self.units:
+            digest = hashlib.sha256()
+            for _, records in itertools.islice(pieces, unit.stop - unit.start):
+                _add(digest, records)
+                columns = zip(*records, strict=True) if records and unit.part in wanted else [[]] * len(ROWS)
+                yield pa.table([pa.array(c, f.type) for c, f in zip(columns, ROWS, strict=True)], schema=self.schema)
+            if digest.hexdigest()[:32] != unit.stamp:
+                raise PlanError(f"{self._uri} was changed while the run was planned; run the same command again")
+
+    def _pieces(self) -> Iterator[tuple[int, list[Record]]]:
+        """Consecutive rows of one unit, at most _BYTES_PER_GROUP of them; at least one piece."""
+        piece: list[Record] = []
+        place = num_bytes = 0
+        for record in read_records(self._uri):
+            # What ends a damaged listing belongs to the last unit that there is.
+            here = record.row // ROWS_PER_UNIT if record.text is not None else place
+            if piece and (here != place or num_bytes >= _BYTES_PER_GROUP):
+                yield place, piece
+                piece, num_bytes = [], 0
+            place = here
+            piece.append(record)
+            num_bytes += len(record.text or b"")
+        if piece or not place:
+            yield place, piece
+
+
+def _add(digest: Any, records: Sequence[Record]) -> int:
+    """Put rows into a hash; how many bytes they have."""
+    num_bytes = 0
+    for record in records:
+        text = record.text or b""
+        digest.update(f"{record.row} {len(text)} {record.problem} {record.short};".encode(errors="replace") + text)
+        num_bytes += len(text)
+    return num_bytes
+
+
+def inspect(uri: str, names: Sequence[str] | None, options: ReaderOptions) -> tuple[list[str], list[str]]:
+    """What a listing offers, and the URIs of its first rows.
+
+    Args:
+        uri: of the listing.
+        names: of its columns; None for JSONL, of which the first rows are looked at.
+        options: which columns to take, where not the usual ones.
+    Raises:
+        ColumnError: if the captions are lists, and no place in them was named.
+    """
+    rows = []
+    for record in itertools.islice(read_records(uri), _LOOKED_AT):
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # rejected when it is read
+            rows.append(record.fields())
+    names = list(dict.fromkeys(name for row in rows for name in row)) if names is None else list(names)
+    uri_name = options.image_column or find(names, URI_COLUMNS)
+    caption_name, index = asked_caption(names, options)
+    caption_name = caption_name or find(names, CAPTION_COLUMNS)
+    if index is None and any(isinstance(row.get(caption_name), list) for row in rows):
+        raise several_captions(caption_name)
+    offers = [m for m, name in (("image", uri_name), ("caption", caption_name)) if name in names]
+    found = (row.get(uri_name) for row in rows)
+    return offers, [text.strip() for text in found if isinstance(text, str) and text.strip()]

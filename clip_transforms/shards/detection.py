@@ -1,0 +1,76 @@
+"""What was found in an input, in words: a wrong guess must be seen before the run is over."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+
+import pyarrow as pa
+
+from clip_transforms import storage
+from clip_transforms.shards.kinds import ParquetFiles
+from clip_transforms.storage import FileInfo
+
+
+def describe(
+    name: str,
+    kinds: dict[str, list[FileInfo]],
+    tars: list[FileInfo],
+    images: list[FileInfo],
+    listings: list[tuple[FileInfo, pa.Schema | None]],
+    parquet: ParquetFiles,
+) -> str:
+    """One line: what was taken of an input, and what was not.
+
+    Args:
+        name: of the input.
+        kinds: its files, by what their names say.
+        tars: that were taken.
+        images: that were taken.
+        listings: that were taken.
+        parquet: what was taken, and what was passed over.
+    """
+    left = Counter({kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no "))})
+    took = [
+        _count(len(files), one, many)
+        for files, one, many in (
+            (tars, "webdataset shard", "webdataset shards"),
+            (parquet.images, "Parquet shard with images", "Parquet shards with images"),
+            (listings, "listing", "listings"),
+            (parquet.broken, "Parquet file that cannot be read", "Parquet files that cannot be read"),
+        )
+        if files
+    ]
+    if images:
+        took.append(f"a folder of {_count(len(images), 'picture', 'pictures')}")
+    else:
+        left["pictures" if tars or parquet.images else "pictures (--input_format)"] = len(kinds["image"])
+    taken = {file.uri for file, _ in (*listings, *parquet.images, *parquet.broken)}
+    passed = [file for file in kinds["parquet"] if file.uri not in taken]
+    left["sidecar Parquet"] = len(parquet.sidecars)
+    left["Parquet that cannot be read"] = len(parquet.unread)
+    left["Parquet"] = len(passed) - len(parquet.sidecars) - len(parquet.unread)
+    left["listings (--input_format listing)"] = sum(file.uri not in taken for file in kinds["listing"])
+    left["tars"] = len(kinds["tar"]) - len(tars)
+    left["_stats.json"] = len(kinds["statistics"])
+    if images:
+        stems = {image.uri.rpartition(".")[0] for image in images}
+        left["texts without a picture"] = sum(f.uri.rpartition(".")[0] not in stems for f in kinds["caption"])
+    ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
+    return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:
+    """A line where CLIP_benchmark's `nshards.txt` names more tars than lie beside it."""
+    lines = []
+    for file in [file for file in visible if posixpath.basename(file.uri) == "nshards.txt" and file.size < 100]:
+        folder = posixpath.dirname(file.uri)
+        text = storage.read_bytes(file.uri).strip()
+        found = sum(posixpath.dirname(tar.uri) == folder for tar in tars)
+        if text.isdigit() and int(text) != found and tars:
+            lines.append(f"warning: {file.uri} says {int(text):,} shards, but {found:,} tars lie beside it")
+    return lines

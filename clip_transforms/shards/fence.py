@@ -1,0 +1,130 @@
+"""Where the URIs of a listing may point: below the listing's own folder, or below what --allow_uri names."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import posixpath
+import re
+import socket
+from collections.abc import Sequence
+from urllib.parse import SplitResult, unquote, urlsplit
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PORTS = {"http": 80, "https": 443}
+
+
+class FenceError(ValueError):
+    """A URI that is not allowed, or is none; the message holds nothing of its query, which may hold a secret."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fence:
+    """What the images of a listing may be fetched from.
+
+    Attributes:
+        root: URI of the listing's folder.
+        prefixes: further ones, each a folder, a host, or a scheme alone (`https://`) for every public host.
+    """
+
+    root: str
+    prefixes: Sequence[str] = ()
+
+    def resolve(self, text: str) -> str:
+        """What a URI of the listing stands for, absolute, if it is allowed.
+
+        Raises:
+            FenceError: if it is not.
+        """
+        if any(ord(character) < 32 or ord(character) == 127 for character in text):
+            raise FenceError("the URI has control characters")
+        match = _SCHEME.match(text)
+        if match and match[1].lower() == "file":
+            return self._local(text[match.end() :])
+        if match:
+            return self._remote(text)
+        if not _SCHEME.match(self.root):
+            return self._local(posixpath.join(self.root, text))
+        if text.startswith("/"):
+            raise FenceError(f"{text[:200]} is a path of this machine, but the listing is not")
+        return self._remote(f"{self.root.rstrip('/')}/{text}")
+
+    def follow(self, uri: str) -> str:
+        """As `resolve`, for a redirect: an absolute URI of another place."""
+        if not _SCHEME.match(uri):
+            raise FenceError("the redirect is no URI")
+        return self._remote(uri)
+
+    def addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, each public or named by a prefix as it is; connect to these, not to the name.
+
+        Raises:
+            FenceError: if one of them is of a private network, of this machine, or otherwise not public.
+            OSError: if the name cannot be resolved.
+        """
+        found = list(dict.fromkeys(info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        named = {split.hostname for prefix in self.prefixes if (split := urlsplit(prefix)).scheme in _PORTS}
+        for address in found:
+            if address not in named and not is_public(address) and not (host == "localhost" and host in named):
+                raise FenceError(
+                    f"{host} is at {address}, which is no public address; --allow_uri http://{address}/ permits it"
+                )
+        return found
+
+    def _local(self, path: str) -> str:
+        """The file itself, all links followed."""
+        try:
+            real = os.path.realpath(path)
+        except (OSError, ValueError) as error:
+            raise FenceError(f"the path cannot be resolved: {error}") from None
+        for place in (self.root, *self.prefixes):
+            folder = place.removeprefix("file://")
+            if not _SCHEME.match(folder) and real.startswith(os.path.realpath(folder).rstrip("/") + "/"):
+                return real
+        raise FenceError(f"{real[:200]} lies outside the listing's folder; --allow_uri permits more")
+
+    def _remote(self, uri: str) -> str:
+        try:
+            split = urlsplit(uri)
+            port = split.port
+        except ValueError as error:
+            raise FenceError(f"the URI is malformed: {error}") from None
+        shown = f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"[:200]
+        if "@" in split.netloc or "\\" in uri or "::" in uri:
+            raise FenceError(f"{shown} has a user, a backslash or :: in it")
+        if any(part in (".", "..") for part in unquote(split.path).split("/")):
+            raise FenceError(f"{shown} climbs")
+        if split.scheme in _PORTS and (not split.hostname or port == 0):
+            raise FenceError(f"{shown} names no host")
+        if not any(_below(split, urlsplit(place)) for place in (self.root, *self.prefixes) if _SCHEME.match(place)):
+            raise FenceError(f"{shown} lies outside the listing's folder; --allow_uri permits more")
+        return uri
+
+
+def _below(uri: SplitResult, place: SplitResult) -> bool:
+    if uri.scheme != place.scheme:
+        return False
+    if not place.netloc and not place.path.strip("/"):
+        return True  # a scheme alone
+    if uri.scheme in _PORTS:
+        same = (uri.hostname, uri.port or _PORTS[uri.scheme]) == (place.hostname, place.port or _PORTS[place.scheme])
+        return same and _starts(uri.path, place.path)
+    return _starts(uri.netloc + uri.path, place.netloc + place.path)
+
+
+def _starts(path: str, folder: str) -> bool:
+    path, folder = path.lstrip("/"), folder.strip("/")
+    return not folder or path == folder or path.startswith(f"{folder}/")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, also where it wraps another one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # an IPv4 address behind a translator
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast

@@ -1,0 +1,177 @@
+"""URI of a listing → the bytes of an image, or why not. HTTP connects to the address that was checked, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import os
+import socket
+import ssl
+import stat
+import threading
+from typing import IO, Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from clip_transforms import storage
+from clip_transforms.shards.batches import read_reject, read_up_to
+from clip_transforms.shards.fence import Fence, FenceError
+
+_TRIES = 3
+_FIRST_WAIT = 0.5  # seconds, doubled after each try
+_SILENCE = 20.0  # seconds without a byte
+_AT_MOST = 60.0  # seconds for one try, whatever comes
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 5
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+class TooLargeError(Exception):
+    """More bytes than the limit; `num_bytes` where the answer said so."""
+
+    def __init__(self, num_bytes: int | None):
+        super().__init__(num_bytes)
+        self.num_bytes = num_bytes
+
+
+class _StatusError(OSError):
+    """An answer that is no image."""
+
+    def __init__(self, status: int):
+        super().__init__(f"HTTP status {status}")
+        self.transient = status in _TRANSIENT
+
+
+def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -> dict[str, Any]:
+    """Fetch one image.
+
+    Args:
+        text: as it stands in the listing.
+        fence: what is allowed.
+        limit: the most bytes to take.
+        stopped: set when nobody wants it any more.
+    Returns:
+        `image`, or `image_reject`.
+    Raises:
+        TooLargeError: if it has more bytes.
+    """
+    try:
+        uri = fence.resolve(text)
+        return {"image": _read(uri, fence, limit, stopped)}
+    except FenceError as error:
+        return {"image_reject": read_reject("not allowed", str(error), None)}
+    # What a file system says of one URI is data of the user's: each has its own errors, and none may end the run.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        return {"image_reject": read_reject("not fetched", f"{type(error).__name__}: {what}", None)}
+
+
+def _read(uri: str, fence: Fence, limit: int, stopped: threading.Event) -> bytes:
+    if uri.startswith("/"):
+        return _read_local(uri, limit)
+    if not uri.startswith(("http://", "https://")):
+        with storage.open_input(uri) as file:
+            return _read_file(file, limit)
+    for left in range(_TRIES - 1, -1, -1):
+        try:
+            return _read_http(uri, fence, limit)
+        except (OSError, http.client.HTTPException) as error:
+            if not left or not _is_transient(error) or stopped.wait(_FIRST_WAIT * 2 ** (_TRIES - 1 - left)):
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _read_file(file: IO[bytes], limit: int) -> bytes:
+    data = read_up_to(file, limit + 1)
+    if len(data) > limit:
+        raise TooLargeError(None)
+    return data
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, _StatusError):
+        return error.transient
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    return not isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _read_local(path: str, limit: int) -> bytes:
+    # The links were followed when the path was checked; a pipe must not be waited for.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("no regular file")
+        return _read_file(file, limit)
+
+
+def _read_http(uri: str, fence: Fence, limit: int) -> bytes:
+    for _ in range(_MAX_REDIRECTS + 1):
+        target = _get(uri, fence, limit)
+        if isinstance(target, bytes):
+            return target
+        uri = fence.follow(urljoin(uri, target))
+        if not uri.startswith(("http://", "https://")):
+            raise FenceError("the redirect leads to another scheme")
+    raise FenceError(f"more than {_MAX_REDIRECTS} redirects")
+
+
+def _get(uri: str, fence: Fence, limit: int) -> bytes | str:
+    """The body, or where the answer says that it is."""
+    split = urlsplit(uri)
+    host = split.hostname.encode("idna").decode() if not split.hostname.isascii() else split.hostname
+    port = split.port or (443 if split.scheme == "https" else 80)
+    connection = _connect(split.scheme, host, port, fence.addresses(host, port))
+    # A server may send a byte now and then, for ever.
+    hung_up = threading.Event()
+    watch = threading.Timer(_AT_MOST, _hang_up, [connection.sock, hung_up])
+    watch.daemon = True
+    watch.start()
+    try:
+        path = quote(split.path or "/", safe="/%:@!$&'()*+,;=~", errors="surrogateescape")
+        query = quote(split.query, safe="/%:@!$&'()*+,;=~?[]", errors="surrogateescape")
+        headers = {"User-Agent": "clip-transforms", "Accept-Encoding": "identity", "Connection": "close"}
+        connection.request("GET", f"{path}?{query}" if query else path, headers=headers)
+        response = connection.getresponse()
+        if response.status in _REDIRECTS and (target := response.headers.get("Location")):
+            return target
+        if response.status != 200:
+            raise _StatusError(response.status)
+        if response.length is not None and response.length > limit:
+            raise TooLargeError(response.length)
+        data = _read_file(response, limit)
+        if response.length:
+            raise http.client.IncompleteRead(data, response.length)
+        if hung_up.is_set():  # an answer without a length looks whole
+            raise TimeoutError(f"not all of it came within {_AT_MOST:.0f} s")
+        return data
+    finally:
+        watch.cancel()
+        connection.close()
+
+
+def _connect(scheme: str, host: str, port: int, addresses: list[str]) -> http.client.HTTPConnection:
+    """A connection to an address that was checked; the name is asked for no second time."""
+    connection = http.client.HTTPConnection(host, port)
+    error: OSError = OSError(f"{host} has no address")
+    for address in addresses:
+        try:
+            connection.sock = socket.create_connection((address, port), _SILENCE)
+            if scheme == "https":
+                connection.sock = _tls().wrap_socket(connection.sock, server_hostname=host)
+            return connection
+        except OSError as found:
+            error = found
+            connection.close()
+    raise error
+
+
+@functools.lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _hang_up(sock: socket.socket, hung_up: threading.Event) -> None:
+    hung_up.set()
+    with contextlib.suppress(OSError):  # it is closed already
+        sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,161 @@
+"""Files → what they are by their names, and for Parquet by their footers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import posixpath
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.shards.parquet_columns import (
+    CAPTION_COLUMNS,
+    ColumnError,
+    asked_caption,
+    check_columns,
+    find,
+    image_column,
+    uri_column,
+)
+from clip_transforms.shards.unit import (
+    CAPTION_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    LISTING_EXTENSIONS,
+    PlanError,
+    ReaderOptions,
+)
+from clip_transforms.storage import FileInfo
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_FOOTER_THREADS = 16
+
+
+def kind_of(uri: str) -> str:
+    """`tar`, `image`, `listing`, `parquet`, `caption`, `json`, `statistics`, or the extension of anything else."""
+    lower = posixpath.basename(uri).lower()
+    extension = lower.rpartition(".")[2] if "." in lower else ""
+    if lower.endswith(_TAR_SUFFIXES):
+        return "tar"
+    if extension in IMAGE_EXTENSIONS:
+        return "image"
+    if extension in LISTING_EXTENSIONS:
+        return "listing"
+    if lower.endswith("_stats.json"):
+        return "statistics"
+    if extension in CAPTION_EXTENSIONS:
+        return "caption"
+    return extension if extension in ("parquet", "json") else f".{extension}" if "." in lower else "no extension"
+
+
+def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
+    """Files, sorted by what their names say."""
+    kinds: dict[str, list[FileInfo]] = defaultdict(list)
+    for file in files:
+        kinds[kind_of(file.uri)].append(file)
+    return kinds
+
+
+def is_hidden(uri: str, root: str) -> bool:
+    """Whether a file is a dot file or macOS's, or lies in such a folder."""
+    relative = uri.removeprefix(root).lstrip("/")
+    return any(part.startswith(".") or part == "__MACOSX" for part in relative.split("/"))
+
+
+@dataclasses.dataclass
+class ParquetFiles:
+    """The Parquet files of one input.
+
+    Attributes:
+        images: with image bytes, and their footers.
+        listings: without, but with URIs or captions, and the names of their columns.
+        sidecars: that only describe what lies beside them.
+        unread: beside tars or pictures, that cannot be read; most probably sidecars.
+        others: that have nothing for us, and their schemas.
+        broken: that cannot be read, or whose columns do not serve, and why, in a sentence.
+    """
+
+    images: list[tuple[FileInfo, pq.FileMetaData]] = dataclasses.field(default_factory=list)
+    listings: list[tuple[FileInfo, pa.Schema]] = dataclasses.field(default_factory=list)
+    sidecars: list[FileInfo] = dataclasses.field(default_factory=list)
+    unread: list[FileInfo] = dataclasses.field(default_factory=list)
+    others: list[tuple[FileInfo, pa.Schema]] = dataclasses.field(default_factory=list)
+    broken: list[tuple[FileInfo, ValueError]] = dataclasses.field(default_factory=list)
+
+
+def sort_parquet(files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions) -> ParquetFiles:
+    """Look into the footers of Parquet files.
+
+    Args:
+        files: these.
+        visible: all files of the input; tars and pictures make sidecars of what lies beside them.
+        options: which columns to take.
+    """
+    alone = options.input_format != "auto"  # nothing is beside what was asked for
+    tars = set() if alone else {_stem(file.uri) for file in visible if kind_of(file.uri) == "tar"}
+    folders = {posixpath.dirname(file.uri) for file in visible if kind_of(file.uri) == "image"}
+    beside = any(kind_of(file.uri) in ("image", "tar") for file in visible) and options.input_format != "listing"
+    # A sidecar is told by its name alone: opening each would turn planning from seconds into minutes.
+    found = ParquetFiles(sidecars=[file for file in files if _stem(file.uri) in tars])
+    rest = [file for file in files if _stem(file.uri) not in tars]
+    with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        for file, metadata in zip(rest, pool.map(_footer, rest), strict=True):
+            if not isinstance(metadata, pq.FileMetaData):
+                if beside:
+                    found.unread.append(file)
+                else:
+                    found.broken.append((file, metadata))
+                continue
+            schema = metadata.schema.to_arrow_schema()
+            try:
+                if options.input_format != "listing" and image_column(schema, options) is not None:
+                    check_columns(schema, options)
+                    found.images.append((file, metadata))
+                elif beside or _stem(file.uri) in folders:
+                    found.sidecars.append(file)
+                elif is_listing(schema, options):
+                    check_columns(schema, options)
+                    found.listings.append((file, schema))
+                else:
+                    found.others.append((file, schema))
+            except ColumnError as error:
+                found.broken.append((file, ColumnError(f"{error} ({file.uri})")))
+    _recognise_damaged(found, options)
+    return found
+
+
+def _recognise_damaged(found: ParquetFiles, options: ReaderOptions) -> None:
+    """A file whose image column is of another type than its siblings' is a damaged shard, not a stranger."""
+    names = {image_column(metadata.schema.to_arrow_schema(), options) for _, metadata in found.images}
+    for files in (found.listings, found.others):
+        for file, schema in [pair for pair in files if names & set(pair[1].names)]:
+            files.remove((file, schema))
+            name = next(name for name in names if name in schema.names)
+            type_ = schema.field(name).type
+            found.broken.append((file, ColumnError(f"{name} is {type_}, but binary in the other files ({file.uri})")))
+
+
+def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
+    """Whether there is a column of URIs or of captions."""
+    asked, _ = asked_caption(schema.names, options)
+    return bool(uri_column(schema, options) or asked in schema.names or find(schema.names, CAPTION_COLUMNS))
+
+
+def _stem(uri: str) -> str:
+    for suffix in (*_TAR_SUFFIXES, ".parquet"):
+        if uri.lower().endswith(suffix):
+            return uri[: -len(suffix)]
+    return uri
+
+
+def _footer(file: FileInfo) -> pq.FileMetaData | PlanError:
+    try:
+        with storage.open_input(file.uri) as opened:
+            metadata = pq.read_metadata(opened)
+            metadata.schema.to_arrow_schema()
+            return metadata
+    except (pa.ArrowException, OSError) as error:
+        return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")

@@ -1,0 +1,165 @@
+"""Listings: CSV, TSV, JSONL or Parquet with a URI, a caption or both a row. Their rows lie beside the plan."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import posixpath
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.shards.batches import (
+    batch_samples,
+    caption_fields,
+    dumps,
+    key_text,
+    read_reject,
+    too_large,
+    writable,
+)
+from clip_transforms.shards.cut_listing import OFFERS
+from clip_transforms.shards.fence import Fence
+from clip_transforms.shards.fetch import TooLargeError, fetch_image
+from clip_transforms.shards.parquet_columns import (
+    CAPTION_COLUMNS,
+    KEY_COLUMNS,
+    URI_COLUMNS,
+    asked_caption,
+    find,
+)
+from clip_transforms.shards.records import Record
+from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
+
+_FETCHES = 16
+_AHEAD = 64  # rows whose images are fetched or wait for their turn
+_SMALL = 4 << 20  # bytes; a larger image is fetched when its turn has come, so that they do not pile up
+
+
+def read_listing(
+    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, lists: str
+) -> Iterator[pa.RecordBatch]:
+    """Read the rows of one unit; images are fetched some at a time, ahead, and handed out in order.
+
+    Args:
+        unit: its `uri` names a list of rows below `lists`; `start` and `stop` are row groups of it.
+        options: what is allowed, the columns, and the limits.
+        batch_size: the most rows of a batch.
+        notes: counts what is worth telling.
+        lists: URI of the folder of the plan.
+    Raises:
+        ShardError: after its rows, if the listing could not be read to its end.
+    """
+    with contextlib.closing(_samples(unit, options, notes, lists)) as samples:
+        yield from batch_samples(samples, options, batch_size, notes)
+
+
+def _samples(unit: Unit, options: ReaderOptions, notes: Counter, lists: str) -> Iterator[dict[str, Any]]:
+    fence = Fence(posixpath.dirname(unit.shard), options.allow_uri)
+    limit = min(options.max_image_bytes, _SMALL)
+    stopped = threading.Event()
+    waiting: collections.deque[tuple[dict[str, Any], str | None, Any]] = collections.deque()
+    damage: ShardError | None = None
+    samples = itertools.islice(_samples_of(unit, options, notes, lists), options.limit or None)
+    pool = concurrent.futures.ThreadPoolExecutor(_FETCHES, "fetch")
+    try:
+        while True:
+            try:
+                while len(waiting) < _AHEAD and (found := next(samples, None)) is not None:
+                    sample, uri = found
+                    waiting.append((*found, uri and pool.submit(fetch_image, uri, fence, limit, stopped)))
+            except ShardError as error:  # what was read before the damage goes out first
+                damage = error
+            if not waiting:
+                break
+            sample, uri, future = waiting.popleft()
+            yield sample | (_fetched(future, uri, fence, options, stopped) if future else {})
+    finally:
+        stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+    if damage is not None:
+        raise damage
+
+
+def _fetched(
+    future: concurrent.futures.Future, uri: str, fence: Fence, options: ReaderOptions, stopped: threading.Event
+) -> dict[str, Any]:
+    try:
+        return future.result()
+    except TooLargeError as error:
+        if options.max_image_bytes <= _SMALL or (error.num_bytes or 0) > options.max_image_bytes:
+            return too_large("image", error.num_bytes, options.max_image_bytes)
+    try:
+        return fetch_image(uri, fence, options.max_image_bytes, stopped)
+    except TooLargeError as error:
+        return too_large("image", error.num_bytes, options.max_image_bytes)
+
+
+def _samples_of(
+    unit: Unit, options: ReaderOptions, notes: Counter, lists: str
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The samples of a unit without their images, and the URI of each, if there is one.
+
+    Raises:
+        ShardError: behind the last row, if the listing is damaged there.
+    """
+    with storage.open_input(storage.join(lists, unit.uri)) as file:
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        offers = parquet.schema_arrow.metadata[OFFERS].decode().split()
+        for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                record = Record(*values)
+                if record.text is None:
+                    raise ShardError("unreadable", record.problem or "")
+                yield _sample(record, options, offers, notes)
+
+
+def _sample(
+    record: Record, options: ReaderOptions, offers: Sequence[str], notes: Counter
+) -> tuple[dict[str, Any], str | None]:
+    sample = {"key": str(record.row), "row": record.row}
+    problem = record.problem
+    if problem is None:
+        try:
+            fields = record.fields()
+        except (ValueError, RecursionError) as error:
+            problem = f"no JSON object: {error}"
+    if problem is None:
+        if record.short:
+            notes["rows of listings that have fewer fields than the header"] += 1
+        try:
+            found, uri = _of_fields(fields, options)
+            return sample | found, uri
+        except RecursionError as error:  # it could be read, but not written
+            problem = str(error)
+    reject = read_reject("malformed row", f"{problem}: {record.text[:80]!r}", len(record.text))
+    return sample | {f"{modality}_reject": reject for modality in offers}, None
+
+
+def _of_fields(fields: dict[str, Any], options: ReaderOptions) -> tuple[dict[str, Any], str | None]:
+    names = list(fields)
+    key_name = options.key_column or find(names, KEY_COLUMNS)
+    caption_name, index = asked_caption(names, options)
+    caption_name = caption_name or find(names, CAPTION_COLUMNS)
+    caption = fields.get(caption_name)
+    if index is not None:
+        caption = caption[index] if isinstance(caption, list) and index < len(caption) else None
+    used = {key_name, caption_name, *(column.field for column in options.columns)}
+    others = {name: value for name, value in fields.items() if name not in used}
+    key, uri = key_text(fields.get(key_name)), fields.get(options.image_column or find(names, URI_COLUMNS))
+    sample = {"key": key} if key else {}
+    sample |= caption_fields(caption, options)
+    sample |= {column.name: fields.get(column.field) for column in options.columns}
+    sample["metadata"] = writable(dumps(others)) if others else None
+    if uri is not None and not isinstance(uri, str):
+        message = f"the URI is {json.dumps(uri, default=str)[:80]}, but it must be a text"
+        return sample | {"image_reject": read_reject("not text", message, None)}, None
+    return sample, (uri or "").strip() or None

@@ -1,0 +1,170 @@
+"""Which column of a Parquet file is the image, the caption, the key: found by name and type, or as the flags say."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
+
+IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
+URI_COLUMNS = ("image", "uri", "url", "path", "file")
+CAPTION_COLUMNS = ("caption", "text", "txt")
+KEY_COLUMNS = ("key", "uid", "__key__")
+_INDEXED = re.compile(r"(.+)\[(\d+)\]")
+
+
+class ColumnError(ValueError):
+    """A column that was asked for and cannot serve, in one sentence."""
+
+
+def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
+    """The column that holds image bytes: a binary one, or a struct with binary `bytes`; None if there is none.
+
+    Raises:
+        ColumnError: if `--image_column` names what is neither that nor a text, which may be URIs.
+    """
+    if options.image_column:
+        if options.image_column not in schema.names:
+            raise _missing("image_column", options.image_column, schema.names)
+        type_ = schema.field(options.image_column).type
+        if _is_text(_plain(type_)):
+            return None
+        if not holds_bytes(type_):
+            raise ColumnError(
+                f"--image_column {options.image_column} is {type_}, but it must be binary, a struct with binary bytes, "
+                "or text that holds URIs"
+            )
+        return options.image_column
+    candidates = (name for usual in IMAGE_COLUMNS if (name := find(schema.names, [usual])))
+    return next((name for name in candidates if holds_bytes(schema.field(name).type)), None)
+
+
+def find(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """The first of the usual names that is there, in any case; as written goes first."""
+    lower = {name.lower(): name for name in reversed(names)}
+    return next((name if name in names else lower[name] for name in usual if name in lower), None)
+
+
+def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int | None] | None:
+    """The column of captions, and the place in it where it lists several; None if there is none.
+
+    Raises:
+        ColumnError: if `--caption_column` names another thing, or the column lists several and no place is given.
+    """
+    asked, index = asked_caption(schema.names, options)
+    if asked and asked not in schema.names:
+        raise _missing("caption_column", asked, schema.names)
+    # What is only called like a caption, and is a number or a struct, is passed over; what was asked for must serve.
+    name = asked or find([f.name for f in schema if not _is_other(f.type)], CAPTION_COLUMNS)
+    if name is None:
+        return None
+    type_ = schema.field(name).type
+    listed = _is_list(type_)
+    if listed and index is None:
+        raise several_captions(name)
+    if not listed and index is not None:
+        raise ColumnError(
+            f"--caption_column {options.caption_column}: {name} is {type_}, no list; leave [{index}] away"
+        )
+    text = type_.value_type if listed else _plain(type_)
+    if not (_is_text(text) or pa.types.is_null(text)):
+        raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
+    return name, index
+
+
+def several_captions(name: str) -> ColumnError:
+    """The refusal of a column of lists, of which no place was named."""
+    return ColumnError(f"the column {name} lists several captions a row; choose one: --caption_column '{name}[0]'")
+
+
+def asked_caption(names: Sequence[str], options: ReaderOptions) -> tuple[str | None, int | None]:
+    """The column that `--caption_column` names, and the place in it."""
+    asked = options.caption_column
+    if asked and asked not in names and (match := _INDEXED.fullmatch(asked)):
+        return match[1], int(match[2])
+    return asked, None
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
+
+def _is_other(type_: pa.DataType) -> bool:
+    """Neither text nor a list nor nothing at all."""
+    plain = _plain(type_)
+    return not (_is_text(plain) or _is_list(plain) or pa.types.is_null(plain))
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
+    """The column of keys; None if the row is the key.
+
+    Raises:
+        ColumnError: if `--key_column` names a column that is not there.
+    """
+    if options.key_column and options.key_column not in schema.names:
+        raise _missing("key_column", options.key_column, schema.names)
+    if options.key_column and pa.types.is_nested(schema.field(options.key_column).type):
+        type_ = schema.field(options.key_column).type
+        raise ColumnError(f"--key_column {options.key_column} is {type_}, but it must be text, bytes or a number")
+    return options.key_column or find([f.name for f in schema if not pa.types.is_nested(f.type)], KEY_COLUMNS)
+
+
+def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
+    """Refuse what the reader could not serve. Columns of `--columns` may be missing here and be there in other files.
+
+    Raises:
+        ColumnError: naming the column.
+    """
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise ColumnError(f"the Parquet file has two columns called {twice[0]}; write it again with one of each name")
+    caption_column(schema, options)
+    key_column(schema, options)
+
+
+def check_wanted(names: Sequence[str], options: ReaderOptions) -> None:
+    """Refuse a column of `--columns` that no shard has.
+
+    Raises:
+        ColumnError: naming it.
+    """
+    for column in options.columns:
+        if column.field not in names:
+            raise _missing("columns", column.field, names)
+
+
+def uri_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
+    """The column that holds the URIs of images; None if there is none."""
+    texts = [field.name for field in schema if _is_text(_plain(field.type))]
+    return options.image_column if options.image_column in texts else find(texts, URI_COLUMNS)
+
+
+def _missing(flag: str, name: str, names: Sequence[str]) -> ColumnError:
+    return ColumnError(f"--{flag} {name} is no column of the input; it has {', '.join(names)}")
+
+
+def holds_bytes(type_: pa.DataType) -> bool:
+    """Whether it is binary, or a struct with binary `bytes`."""
+    if pa.types.is_struct(type_):
+        place = type_.get_field_index("bytes")
+        return place >= 0 and holds_bytes(type_.field(place).type)
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+
+
+def has_bytes(type_: pa.DataType) -> bool:
+    """Whether there are bytes anywhere in it."""
+    if holds_bytes(type_) or pa.types.is_fixed_size_binary(type_):
+        return True
+    return pa.types.is_nested(type_) and any(has_bytes(type_.field(i).type) for i in range(type_.num_fields))

@@ -1,0 +1,235 @@
+"""The rows of a listing as JSON objects, whatever it is written in; one that cannot be read is a row all the same."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.shards.batches import dumps
+from clip_transforms.shards.parquet import read_row_groups
+from clip_transforms.shards.parquet_columns import holds_bytes
+from clip_transforms.shards.unit import ShardError
+
+MAX_RECORD_BYTES = 1 << 20
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_BLOCK = 1 << 20
+_SHOWN = 200  # bytes of a row that cannot be read
+
+
+class Record(NamedTuple):
+    """A row.
+
+    Attributes:
+        row: its place in the listing, from 0; blank lines are none.
+        text: a JSON object in UTF-8, in which bytes that were none are lone surrogates; None behind the last row of
+            a listing that is damaged there.
+        problem: why the row cannot be read; `text` is its beginning then.
+        short: whether it has fewer fields than the header.
+    """
+
+    row: int
+    text: bytes | None
+    problem: str | None = None
+    short: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the row.
+
+        Raises:
+            ValueError: if it is no JSON object; RecursionError if it is too deep a one.
+        """
+        fields = json.loads(self.text.decode("utf-8", "surrogatepass"))
+        if not isinstance(fields, dict):
+            raise ValueError("a value of another kind")
+        return fields
+
+
+def read_header(uri: str) -> list[str]:
+    """The names of a CSV's or TSV's columns.
+
+    Raises:
+        ValueError: if the first line is no header, in a few words.
+    """
+    with storage.open_input(uri) as file:
+        line = next((line for line in _lines(file) if line.strip()), b"")
+    try:
+        fields = next(csv.reader([_text(line).encode().decode()], delimiter=_delimiter(uri), strict=True))
+    except (csv.Error, UnicodeError):
+        raise ValueError("its first line is no header in UTF-8") from None
+    if any("\0" in name for name in fields):
+        raise ValueError("its first line is no header in UTF-8")
+    return fields
+
+
+def read_records(uri: str) -> Iterator[Record]:
+    """All rows, in order, streaming.
+
+    A listing that is damaged, or that storage does not give to its end, ends with a record without text.
+    """
+    extension = uri.rpartition(".")[2].lower()
+    row = -1
+    try:
+        with storage.open_input(uri) as file:
+            if extension == "parquet":
+                records = _parquet(file)
+            elif extension in _DELIMITERS:
+                records = _delimited(file, _delimiter(uri))
+            else:
+                records = _jsonl(file)
+            for record in records:
+                row = record.row
+                yield record
+    except (ShardError, OSError, pa.ArrowException) as error:
+        yield Record(row + 1, None, f"after row {row:,}: {error}" if row >= 0 else str(error))
+
+
+def _delimiter(uri: str) -> str:
+    return _DELIMITERS[uri.rpartition(".")[2].lower()]
+
+
+def _text(line: bytes) -> str:
+    """Foreign bytes become lone surrogates, so that one field's do not spoil the others."""
+    return line.decode("utf-8", "surrogateescape")
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines without their line feed and without a byte-order mark; of one that is too long, a beginning that is."""
+    rest, skipping = b"", False
+    first = True
+    for block in itertools.chain(iter(lambda: file.read(_BLOCK), b""), [None]):
+        lines = (rest + (block or b"")).split(b"\n")
+        rest = lines.pop() if block is not None else b""
+        for line in lines:
+            if skipping:
+                skipping = False
+                continue
+            yield line.removeprefix(b"\xef\xbb\xbf") if first else line
+            first = False
+        if skipping:
+            rest = b""
+        elif len(rest) > MAX_RECORD_BYTES:
+            yield rest
+            rest, skipping, first = b"", True, False
+
+
+def _too_long(line: bytes) -> str | None:
+    return f"the row has more than {MAX_RECORD_BYTES:,} bytes" if len(line) > MAX_RECORD_BYTES else None
+
+
+def _jsonl(file: IO[bytes]) -> Iterator[Record]:
+    row = 0
+    for line in _lines(file):
+        if line.strip():
+            problem = _too_long(line)
+            text = line[:_SHOWN] if problem else _text(line).strip().encode("utf-8", "surrogatepass")
+            yield Record(row, text, problem)
+            row += 1
+
+
+def _delimited(file: IO[bytes], delimiter: str) -> Iterator[Record]:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+    lines = _Lines(line for line in _lines(file))
+    header: list[str] | None = None
+    row = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        fields, problem = _fields(line, lines, delimiter, len(header or ()))
+        if header is None:
+            header = fields
+            continue
+        if problem is None and len(fields) > len(header):
+            problem = f"the row has {len(fields):,} fields, but the header has {len(header):,}"
+        if problem is not None:
+            yield Record(row, line[:_SHOWN], problem)
+        else:
+            values = dict(itertools.zip_longest(header, fields))
+            yield Record(row, _encode(values), None, len(fields) < len(header))
+        row += 1
+
+
+class _Lines:
+    """Lines, some of which may be put back."""
+
+    def __init__(self, lines: Iterable[bytes]):
+        self._lines, self._back = iter(lines), collections.deque()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._back.popleft() if self._back else next(self._lines)
+
+    def put_back(self, lines: Sequence[bytes]) -> None:
+        self._back.extendleft(reversed(lines))
+
+
+def _fields(line: bytes, lines: _Lines, delimiter: str, expected: int) -> tuple[list[str], str | None]:
+    """The fields of the row that begins with a line, of which a quoted one may go on over further lines.
+
+    Where the quotes do not fit, the line alone is the row, so that a stray quote costs one row and not the listing.
+    """
+    problem = _too_long(line)
+    if problem or b'"' not in line:
+        return _text(line).removesuffix("\r").split(delimiter), problem
+    taken: list[bytes] = []
+
+    def more() -> Iterator[str]:
+        yield _text(line) + "\n"
+        num_bytes = len(line)
+        for further in lines:
+            taken.append(further)
+            num_bytes += len(further)
+            if num_bytes > MAX_RECORD_BYTES:
+                return
+            yield _text(further) + "\n"
+
+    try:
+        return next(csv.reader(more(), delimiter=delimiter, strict=True)), None
+    except csv.Error as error:
+        lines.put_back(taken)
+        plain = _text(line).removesuffix("\r").split(delimiter)
+        if delimiter == "\t" and len(plain) == expected:
+            return plain, None  # most programs that write tabs know no quotes
+        return [], f"its quotes do not fit: {error}"
+
+
+def _parquet(file: IO[bytes]) -> Iterator[Record]:
+    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    schema = parquet.schema_arrow
+    names = [field.name for field in schema if not holds_bytes(field.type)]
+    for row, batch in read_row_groups(parquet, range(parquet.num_row_groups), 0, 1_000, names):
+        columns = [_values(batch.column(name)) for name in names]
+        for place, values in enumerate(zip(*columns, strict=True)):
+            text = _encode(dict(zip(names, values, strict=True)))
+            problem = _too_long(text)
+            yield Record(row + place, text[:_SHOWN] if problem else text, problem)
+
+
+def _values(array: pa.Array) -> list[Any]:
+    """Python values of a column; a text that is no UTF-8 keeps its bytes as lone surrogates."""
+    try:
+        return array.to_pylist()
+    except (UnicodeDecodeError, OverflowError, ValueError, KeyError, pa.ArrowException):
+        return [_value(scalar) for scalar in array]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return _text(error.object)
+    except (OverflowError, ValueError, KeyError, pa.ArrowException):
+        return str(scalar)
+
+
+def _encode(values: dict[str, Any]) -> bytes:
+    return dumps(values).encode("utf-8", "surrogatepass")

@@ -1,0 +1,385 @@
+"""Listings: every row is a sample, in order, whatever is wrong with it; memory does not grow with their length."""
+
+import json
+import threading
+import tracemalloc
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import files_of, make_tar, picture, rows_of
+from reading import read
+
+from clip_transforms.parts.run_manifest import read_run
+from clip_transforms.shards import cut_listing, listing, records
+from clip_transforms.shards.plan import PlanError, plan_units
+from clip_transforms.shards.unit import ReaderOptions
+from schemas.samples import Column
+
+ROWS = [("a.jpg", "a cat"), ("sub/b.jpg", "a dog, red"), ("", 'she said "hi"'), ("c.jpg", None), (None, "two\nlines")]
+
+
+def pictures(folder, names=("a.jpg", "sub/b.jpg", "c.jpg")):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(seed))
+
+
+def write_csv(path, delimiter=","):
+    import csv
+
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([["uri", "caption"], *ROWS])
+    return path
+
+
+def write_jsonl(path):
+    path.write_text("\n".join(json.dumps({"uri": uri, "caption": caption}) for uri, caption in ROWS))
+    return path
+
+
+def write_parquet(path):
+    pq.write_table(pa.table({"uri": [r[0] for r in ROWS], "caption": [r[1] for r in ROWS]}), path, row_group_size=2)
+    return path
+
+
+WRITERS = {
+    "csv": lambda folder: write_csv(folder / "l.csv"),
+    "tsv": lambda folder: write_csv(folder / "l.tsv", "\t"),
+    "jsonl": lambda folder: write_jsonl(folder / "l.jsonl"),
+    "parquet": lambda folder: write_parquet(folder / "l.parquet"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_every_kind_of_listing_gives_the_same_rows(kind, batch_size, tmp_path):
+    pictures(tmp_path)
+    rows, notes, errors = read(WRITERS[kind](tmp_path), tmp_path, batch_size=batch_size)
+    assert not errors and not notes
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4] and [row["key"] for row in rows] == list("01234")
+    assert [row["image"] for row in rows] == [picture(0), picture(1), None, picture(2), None]
+    assert [row["caption"] for row in rows] == ["a cat", "a dog, red", 'she said "hi"', None, "two\nlines"]
+    assert all(row["image_reject"] is None and row["caption_reject"] is None for row in rows)
+    assert json.loads(rows[1]["metadata"]) == {"uri": "sub/b.jpg"}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_listing_on_another_file_system_gives_the_same_rows(kind, tmp_path):
+    pictures(tmp_path / "in")
+    WRITERS[kind](tmp_path / "in")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "in"), "/listed", recursive=True)
+    try:
+        rows, _, _ = read(f"memory://listed/l.{kind}", tmp_path)
+        assert [row["image"] for row in rows] == [picture(0), picture(1), None, picture(2), None]
+    finally:
+        memory.rm("/listed", recursive=True)
+
+
+def test_a_listing_without_uris_is_captions_only(tmp_path, embed):
+    (tmp_path / "l.csv").write_text("TEXT,n\na cat,1\na dog,2\n")
+    rows, _, _ = read(tmp_path / "l.csv", tmp_path, ReaderOptions(columns=(Column("n", "n", "int8"),)))
+    assert [(row["image"], row["caption"], row["n"]) for row in rows] == [(None, "a cat", 1), (None, "a dog", 2)]
+    assert embed(tmp_path / "l.csv", output=tmp_path / "out") == 0
+    assert [row["caption"] for row in rows_of(tmp_path / "out")] == ["a cat", "a dog"]
+
+
+def test_keys_and_columns_by_flag_and_by_name(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "l.jsonl").write_text('{"uid": "x", "pic": "a.jpg", "alt": ["one", "two"], "url": "no"}\n{"uid": 7}\n')
+    options = ReaderOptions(image_column="pic", caption_column="alt[1]", columns=(Column("url", "url"),))
+    first, second = read(tmp_path / "l.jsonl", tmp_path, options)[0]
+    assert (first["key"], first["image"], first["caption"], first["url"]) == ("x", picture(0), "two", "no")
+    assert json.loads(first["metadata"]) == {"pic": "a.jpg"}
+    assert (second["key"], second["image"], second["caption"], second["metadata"]) == ("7", None, None, None)
+
+
+def test_a_key_of_the_csv_named_by_flag(tmp_path):
+    (tmp_path / "l.csv").write_text("caption,id\na cat,one\na dog,\n")
+    rows, _, _ = read(tmp_path / "l.csv", tmp_path, ReaderOptions(key_column="id"))
+    assert [row["key"] for row in rows] == ["one", "1"]
+
+
+ODD = {
+    "byte-order mark": (b"\xef\xbb\xbfcaption,n\na cat,1\n", ["a cat"]),
+    "crlf": (b"caption,n\r\na cat,1\r\na dog,2\r\n", ["a cat", "a dog"]),
+    "no last newline": (b"caption,n\na cat,1\na dog,2", ["a cat", "a dog"]),
+    "blank lines": (b"caption,n\n\na cat,1\n\r\n\na dog,2\n", ["a cat", "a dog"]),
+    "quoted newline": (b'caption,n\n"a\r\nb\n\nc",1\nd,2\n', ["a\r\nb\n\nc", "d"]),
+    "nul": (b"caption,n\na\0b,1\nc,2\n", ["a\0b", "c"]),
+    "lone carriage return": (b"caption,n\na\rb,1\nc,2\n", ["a\rb", "c"]),
+    "too few fields": (b"n,caption\n1\n2,b\n", [None, "b"]),
+    "too many fields": (b"caption,n\na cat, red,1\nb,2\n", ["malformed row", "b"]),
+    "stray quote": (b'caption,n\n"a cat,1\nb,2\nc,3\n', ["malformed row", "b", "c"]),
+    "stray quote, closed later": (b'caption,n\n"a cat,1\n"b",2\nc,3\n', ["malformed row", "b", "c"]),
+    "text behind a quote": (b'caption,n\n"a" cat,1\nb,2\n', ["malformed row", "b"]),
+    "inches": (b'caption,n\n5" pipe,1\nb,2\n', ['5" pipe', "b"]),
+    "not UTF-8": (b"caption,n\ngr\xfcn,1\nb,2\n", ["not UTF-8", "b"]),
+    "not UTF-8 elsewhere": (b"n,caption\ngr\xfcn,a\n2,b\n", ["a", "b"]),
+    "header alone": (b"caption,n\n", []),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_csv_costs_no_row(name, tmp_path):
+    data, expected = ODD[name]
+    (tmp_path / "l.csv").write_bytes(data)
+    rows, notes, errors = read(tmp_path / "l.csv", tmp_path)
+    found = [row["caption"] or (row["caption_reject"] and row["caption_reject"]["reason"]) for row in rows]
+    assert found == expected and not errors
+    assert all(row["image_reject"] is None for row in rows)  # it has no column of URIs, so none is offered
+    few = {"rows of listings that have fewer fields than the header": 1}
+    assert notes == (few if name == "too few fields" else {})
+
+
+def test_a_tsv_of_a_program_that_knows_no_quotes(tmp_path):
+    (tmp_path / "l.tsv").write_text('caption\tn\n"Hello" she said\t1\n"open\t2\nplain\t3\n"quoted\tone"\t4\n')
+    rows, _, _ = read(tmp_path / "l.tsv", tmp_path)
+    assert [row["caption"] for row in rows] == ['"Hello" she said', '"open', "plain", "quoted\tone"]
+
+
+JSONL = {
+    "no JSON": (b'{"caption": "a"}\n{"caption": \n{"caption": "b"}\n', ["a", "malformed row", "b"]),
+    "no object": (b'["a"]\n{"caption": "b"}\n7\n', ["malformed row", "b", "malformed row"]),
+    "deep": (b'{"caption": "a"}\n' + b"[" * 100_000 + b'\n{"caption": "b"}', ["a", "malformed row", "b"]),
+    "deep in a field": (
+        b'{"caption": "a", "x": ' + b"[" * 900 + b"]" * 900 + b'}\n{"caption": "b"}',
+        None,  # as deep as this Python goes, so either may come of it
+    ),
+    "many digits": (b'{"caption": "a", "n": ' + b"1" * 5000 + b'}\n{"caption": "b"}', ["malformed row", "b"]),
+    "number": (b'{"caption": 7}\n{"caption": "b"}', ["not text", "b"]),
+    "not UTF-8": (b'{"caption": "gr\xfcn"}\n{"caption": "b"}', ["not UTF-8", "b"]),
+    "half a surrogate pair": (b'{"caption": "\\ud83d"}\n{"caption": "b"}', ["not UTF-8", "b"]),
+    "byte-order mark": (b'\xef\xbb\xbf{"caption": "a"}\n\n{"caption": "b"}\r\n', ["a", "b"]),
+    "nan": (b'{"caption": "a", "n": NaN}\n', ["a"]),
+}
+
+
+@pytest.mark.parametrize("name", JSONL)
+def test_an_odd_jsonl_costs_no_row(name, tmp_path):
+    data, expected = JSONL[name]
+    (tmp_path / "l.jsonl").write_bytes(data)
+    rows, _, errors = read(tmp_path / "l.jsonl", tmp_path)
+    found = [row["caption"] or row["caption_reject"]["reason"] for row in rows]
+    assert not errors and (found == expected or (expected is None and found[1] == "b"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_row_of_fifty_megabytes_is_one_reject_and_takes_no_such_memory(kind, tmp_path):
+    path = tmp_path / f"l.{kind}"
+    with open(path, "wb") as file:
+        file.write(b"caption\na\n" if kind == "csv" else b'{"caption": "a"}\n')
+        file.write(b"x" * (50 << 20) + (b"\nb\n" if kind == "csv" else b'\n{"caption": "b"}\n'))
+    tracemalloc.start()
+    try:
+        rows, _, _ = read(path, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [row["caption"] for row in rows] == ["a", None, "b"] and peak < 35 << 20
+    assert rows[1]["caption_reject"]["reason"] == "malformed row"
+    assert "more than 1,048,576 bytes" in rows[1]["caption_reject"]["message"]
+
+
+def test_a_uri_that_is_no_text_and_one_that_is_not_there(tmp_path):
+    (tmp_path / "l.jsonl").write_text('{"uri": 7}\n{"uri": "gone.jpg"}\n{"uri": "   "}\n{"uri": "."}\n')
+    rows, _, _ = read(tmp_path / "l.jsonl", tmp_path)
+    reasons = [row["image_reject"] and row["image_reject"]["reason"] for row in rows]
+    assert reasons == ["not text", "not fetched", None, "not allowed"]
+    assert "FileNotFoundError" in rows[1]["image_reject"]["message"]
+
+
+def test_images_over_the_limit_and_large_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "_SMALL", 1000)
+    for name, size in (("small", 1000), ("large", 5000), ("limit", 6000), ("over", 6001)):
+        (tmp_path / f"{name}.jpg").write_bytes(b"x" * size)
+    (tmp_path / "l.csv").write_text("uri\nover.jpg\nlarge.jpg\nlimit.jpg\nsmall.jpg\n")
+    rows, _, _ = read(tmp_path / "l.csv", tmp_path, ReaderOptions(max_image_bytes=6000))
+    assert [len(row["image"] or b"") for row in rows] == [0, 5000, 6000, 1000]
+    assert rows[0]["image_reject"]["reason"] == "image too large"
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(cut_listing, "ROWS_PER_UNIT", 10)
+
+
+def captions(count):
+    return "caption\n" + "".join(f"picture number {i}\n" for i in range(count))
+
+
+def stamps(path):
+    return {unit.part: unit.stamp for unit in plan_units([str(path)], ReaderOptions()).units}
+
+
+@pytest.mark.parametrize("count, sizes", [(0, [0]), (9, [9]), (10, [10]), (11, [10, 1]), (30, [10, 10, 10])])
+def test_units_are_so_many_rows_in_file_order(count, sizes, small_units, tmp_path, monkeypatch):
+    monkeypatch.setattr(cut_listing, "_BYTES_PER_GROUP", 150)  # some row groups a unit
+    (tmp_path / "l.csv").write_text(captions(count))
+    units = plan_units([str(tmp_path / "l.csv")], ReaderOptions()).units
+    assert [unit.first_row for unit in units] == [10 * i for i in range(len(sizes))]
+    rows, _, _ = read(tmp_path / "l.csv", tmp_path)
+    assert [row["row"] for row in rows] == list(range(count))
+    assert [row["caption"] for row in rows] == [f"picture number {i}" for i in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_appending_leaves_the_earlier_units_alone(kind, small_units, tmp_path):
+    def write(count, start="picture"):
+        texts = [f"{start} number {i}" for i in range(count)]
+        if kind == "parquet":
+            pq.write_table(pa.table({"caption": texts}), tmp_path / "l.parquet", row_group_size=count // 2 + 1)
+        elif kind == "csv":
+            (tmp_path / "l.csv").write_text("\n".join(["caption", *texts]))
+        else:
+            (tmp_path / "l.jsonl").write_text("\n".join(json.dumps({"caption": text}) for text in texts))
+
+    write(25)
+    before = stamps(tmp_path / f"l.{kind}")
+    write(47)
+    after = stamps(tmp_path / f"l.{kind}")
+    assert len(before) == 3 and len(after) == 5 and set(before) < set(after)
+    assert [before[part] == after[part] for part in before] == [True, True, False]
+    write(47, "photo")
+    assert not set(after.values()) & set(stamps(tmp_path / f"l.{kind}").values())
+
+
+def test_a_run_over_an_appended_listing_does_its_new_rows_alone(small_units, tmp_path, embed):
+    (tmp_path / "l.csv").write_text(captions(20))
+    out = tmp_path / "out"
+    assert embed(tmp_path / "l.csv", output=out) == 0
+    before = files_of(out)
+    (tmp_path / "l.csv").write_text(captions(33))
+    assert embed(tmp_path / "l.csv", output=out) == 0
+    after = files_of(out)
+    assert {name: after[name] for name in before} == before and len(after) == 2 * len(before)
+    run = read_run(str(out))
+    assert (run["units"]["committed"], run["units"]["skipped"]) == (2, 2)
+    assert [row["caption"] for row in rows_of(out)] == [f"picture number {i}" for i in range(33)]
+    (tmp_path / "l.csv").write_text(captions(12))  # rows that are gone go from the dataset too
+    assert embed(tmp_path / "l.csv", output=out) == 0
+    assert len(rows_of(out)) == 12
+
+
+def test_only_the_rows_that_are_to_be_done_lie_beside_the_plan(small_units, tmp_path):
+    (tmp_path / "l.csv").write_text(captions(25))
+    plan = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
+    (rows,) = plan.lists.values()
+    tables = list(rows.tables({plan.units[1].part}))
+    assert [table.num_rows for table in tables] == [0, 10, 0]
+
+
+def test_a_listing_that_is_changed_while_it_is_planned_is_no_quiet_mixture(small_units, tmp_path):
+    (tmp_path / "l.csv").write_text(captions(25))
+    plan = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
+    (tmp_path / "l.csv").write_text(captions(24) + "something else\n")
+    (rows,) = plan.lists.values()
+    with pytest.raises(PlanError, match="was changed while the run was planned"):
+        list(rows.tables({unit.part for unit in plan.units}))
+
+
+@pytest.mark.parametrize("damage", ["page", "storage"])
+def test_a_listing_that_is_damaged_gives_its_rows_and_one_shard_error(damage, tmp_path, monkeypatch):
+    if damage == "page":
+        path = tmp_path / "l.parquet"
+        pq.write_table(pa.table({"caption": [f"c{i}" for i in range(6)]}), path, row_group_size=2, compression="none")
+        data = bytearray(path.read_bytes())
+        place = pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset
+        data[place : place + 8] = b"\xff" * 8
+        path.write_bytes(data)
+        expected = ["c0", "c1", "c4", "c5"]
+    else:
+        path = tmp_path / "l.csv"
+        path.write_text(captions(4))
+        original = records._lines
+
+        def failing(file):
+            for place, line in enumerate(original(file)):
+                if place == 3:
+                    raise TimeoutError("the storage does not answer")
+                yield line
+
+        monkeypatch.setattr(records, "_lines", failing)
+        expected = ["picture number 0", "picture number 1"]
+    rows, _, errors = read(path, tmp_path)
+    assert [row["caption"] for row in rows] == expected
+    assert len(errors) == 1 and errors[0][0] == "unreadable"
+    assert ("rows 2 to 3" if damage == "page" else "does not answer") in errors[0][1]
+
+
+def test_planning_and_reading_a_long_listing_take_no_more_memory_than_a_short_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(cut_listing, "ROWS_PER_UNIT", 1_000)
+    monkeypatch.setattr(records, "_BLOCK", 1 << 16)
+
+    def peak(count):
+        with open(tmp_path / "l.csv", "w") as file:
+            file.write("caption,n\n")
+            for i in range(count):
+                file.write(f"picture number {i},{'x' * 100}\n")
+        tracemalloc.start()
+        try:
+            plan = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
+            (rows,) = plan.lists.values()
+            assert sum(table.num_rows for table in rows.tables({u.part for u in plan.units})) == count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(15_000) < 1.1 * peak(5_000)
+
+
+def test_images_are_fetched_some_at_a_time_and_handed_out_in_order(tmp_path, monkeypatch):
+    names = [f"{i:03d}.jpg" for i in range(200)]
+    pictures(tmp_path, names)
+    (tmp_path / "l.csv").write_text("\n".join(["uri", *names]))
+    running, most, lock = [], [], threading.Lock()
+    original = listing.fetch_image
+
+    def slow(text, *args):
+        with lock:
+            running.append(text)
+            most.append(len(running))
+        threading.Event().wait(0.02 if int(text[:3]) % 7 == 0 else 0.001)
+        try:
+            return original(text, *args)
+        finally:
+            with lock:
+                running.remove(text)
+
+    monkeypatch.setattr(listing, "fetch_image", slow)
+    rows, _, _ = read(tmp_path / "l.csv", tmp_path)
+    assert [row["image"] for row in rows] == [picture(i) for i in range(200)]
+    assert 1 < max(most) <= 16
+
+
+def test_what_lies_in_a_folder_decides_what_is_taken(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "l.csv").write_text("caption\na\n")
+    found = plan_units([str(tmp_path)], ReaderOptions())
+    assert found.formats == {"folder"}
+    assert found.detection == [f"{tmp_path}: a folder of 3 pictures; not read: 1 listings (--input_format listing)"]
+    assert plan_units([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
+    (tmp_path / "t").mkdir()
+    make_tar(tmp_path / "t" / "a.tar", 1)
+    (tmp_path / "t" / "l.csv").write_text("caption\na\n")
+    assert plan_units([str(tmp_path / "t")], ReaderOptions()).formats == {"webdataset"}
+    (tmp_path / "u").mkdir()
+    for name in ("a.csv", "b.jsonl"):
+        (tmp_path / "u" / name).write_text("caption\na\n" if name == "a.csv" else '{"caption": "a"}')
+    found = plan_units([str(tmp_path / "u"), str(tmp_path / "u" / "a.csv"), f"{tmp_path}/u/*.csv"], ReaderOptions())
+    assert [unit.format for unit in found.units] == ["listing", "listing"]
+    assert found.detection[0] == f"{tmp_path / 'u'}: 2 listings"
+
+
+def test_a_listing_whose_uris_all_lie_elsewhere_is_warned_of_before_the_run(tmp_path):
+    (tmp_path / "l.csv").write_text("url,caption\nhttps://example.com/a.jpg?token=secret,a\nhttps://example.com/b,b\n")
+    found = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
+    assert found.detection[1] == (
+        f"warning: {tmp_path}/l.csv: the first images cannot be fetched: https://example.com/a.jpg lies outside the "
+        "listing's folder; --allow_uri permits more"
+    )
+    allowed = ReaderOptions(allow_uri=("https://example.com/",))
+    assert len(plan_units([str(tmp_path / "l.csv")], allowed).detection) == 1
