@@ -15,6 +15,7 @@ from clip_transforms import storage
 DEFAULT_TEMPLATE = "a photo of a {}."
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SLOTS = ("{}", "{c}")  # OpenAI's and CLIP_benchmark's
+_CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # of a CLIP_benchmark folder
 
 
 class TaxonomyError(ValueError):
@@ -94,26 +95,22 @@ class Taxonomy:
     def load(cls, uri: str) -> Taxonomy:
         """Read a taxonomy: JSON with `classes` and `templates`, or a text file with a class a line.
 
-        Its name is the file's stem.
+        Its name is the file's stem. A folder of CLIP_benchmark, with `classnames.txt` and perhaps
+        `zeroshot_classification_templates.txt` in it, is a taxonomy under its own name.
 
         Raises:
             TaxonomyError: if the file is missing, empty, or malformed; the sentence says where.
         """
-        try:
-            text = storage.read_bytes(uri).decode("utf-8-sig")
-        except FileNotFoundError:
-            raise TaxonomyError(f"--taxonomy {uri} does not exist; give the path of a .json or .txt file") from None
-        except (IsADirectoryError, PermissionError) as error:
-            raise TaxonomyError(
-                f"--taxonomy {uri} cannot be read: {error.strerror}; give a .json or .txt file"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise TaxonomyError(f"--taxonomy {uri} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        if storage.exists(storage.join(uri, _CLASS_NAMES)):
+            classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, _CLASS_NAMES))))
+            templates, own = (DEFAULT_TEMPLATE,), storage.join(uri, _TEMPLATES)
+            if storage.exists(own):
+                templates = tuple(dict.fromkeys(_lines(_read(own))))
+            return cls(posixpath.basename(storage.normalise(uri)), classes, templates)
+        text = _read(uri)
         name, extension = posixpath.splitext(posixpath.basename(uri))
-        if not text.strip():
-            raise TaxonomyError(f"--taxonomy {uri} is empty; write a class a line, or JSON")
         if extension.lower() != ".json":
-            return cls(name, tuple(TaxonomyClass(line.strip()) for line in text.splitlines() if line.strip()))
+            return cls(name, tuple(TaxonomyClass(line) for line in _lines(text)))
         try:
             content = json.loads(text)
         except RecursionError:
@@ -154,6 +151,24 @@ def check_names(taxonomies: Iterable[Taxonomy]) -> None:
     for name, count in Counter(t.name for t in taxonomies).items():
         if count > 1:
             raise TaxonomyError(f"--taxonomy {name} is given {count} times; the files' stems must differ")
+
+
+def _read(uri: str) -> str:
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise TaxonomyError(f"--taxonomy {uri} does not exist; give the path of a .json or .txt file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise TaxonomyError(f"--taxonomy {uri} cannot be read: {error.strerror}; give a .json or .txt file") from None
+    except UnicodeDecodeError as error:
+        raise TaxonomyError(f"--taxonomy {uri} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if not text.strip():
+        raise TaxonomyError(f"--taxonomy {uri} is empty; write a class a line, or JSON")
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _broken(text: str) -> bool:

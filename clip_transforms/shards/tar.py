@@ -27,7 +27,7 @@ _DAMAGE = (
     KeyError,
     RecursionError,  # a thousand headers that each announce the next
 )
-_COMPRESSIONS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
+_COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header, which `tarfile` reads whole
 _MAX_READS_AT_END = 100  # `tarfile` goes on asking in some of its loops
 
@@ -113,8 +113,9 @@ class _StrictTarInfo(tarfile.TarInfo):
             ) from error
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _HEADER_TYPES and not 0 <= self.size <= _MAX_HEADER_BYTES:
-            raise ShardError("unreadable", f"a header of {self.size:,} bytes at byte {tar.offset:,}")
+        if self.size < 0 or (self.type in _HEADER_TYPES and self.size > _MAX_HEADER_BYTES):
+            what = "a header" if self.type in _HEADER_TYPES else "a member"
+            raise ShardError("unreadable", f"{what} of {self.size:,} bytes at byte {tar.offset:,}")
         return super()._proc_member(tar)
 
 
