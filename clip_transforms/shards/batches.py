@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
@@ -123,6 +124,21 @@ def read_up_to(file: IO[bytes], limit: int) -> bytes:
         pieces.append(piece)
         missing -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class WholeReads:
+    """A file whose `read` gives all that it was asked for, as pyarrow takes for granted."""
+
+    def __init__(self, file: IO[bytes]):
+        """Wrap a file that is open for reading."""
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, less only at the end; all of them without a size."""
+        return read_up_to(self._file, size if size >= 0 else sys.maxsize)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def too_large(modality: str, num_bytes: int | None, limit: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.shards.batches import (
     MAX_METADATA_BYTES,
+    WholeReads,
     batch_samples,
     decode_caption,
     decode_metadata,
@@ -40,7 +41,7 @@ def read_folder(
         lists: URI of the folder of the plan.
     """
     with storage.open_input(storage.join(lists, unit.uri)) as file:
-        table = pq.ParquetFile(file).read(use_threads=False)
+        table = pq.ParquetFile(WholeReads(file)).read(use_threads=False)
     files = table.slice(unit.start, unit.stop - unit.start).to_pylist()
     samples = (_sample(row, paths, options, notes) for row, paths in enumerate(files))
     yield from batch_samples(samples, options, batch_size, notes)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.shards.batches import WholeReads
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
     ColumnError,
@@ -154,7 +155,7 @@ def _stem(uri: str) -> str:
 def _footer(file: FileInfo) -> pq.FileMetaData | PlanError:
     try:
         with storage.open_input(file.uri) as opened:
-            metadata = pq.read_metadata(opened)
+            metadata = pq.read_metadata(WholeReads(opened))
             metadata.schema.to_arrow_schema()
             return metadata
     except (pa.ArrowException, OSError) as error:

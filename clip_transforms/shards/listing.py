@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import (
+    WholeReads,
     batch_samples,
     caption_fields,
     dumps,
@@ -112,7 +113,7 @@ def _samples_of(
         ShardError: behind the last row, if the listing is damaged there.
     """
     with storage.open_input(storage.join(lists, unit.uri)) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        parquet = pq.ParquetFile(WholeReads(file), pre_buffer=False, buffer_size=1 << 20)
         offers = parquet.schema_arrow.metadata[OFFERS].decode().split()
         for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):

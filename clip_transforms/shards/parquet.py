@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import caption_fields, cast, dumps, key_text, read_reject, too_large
+from clip_transforms.shards.batches import WholeReads, caption_fields, cast, dumps, key_text, read_reject, too_large
 from clip_transforms.shards.parquet_columns import (
     ColumnError,
     caption_column,
@@ -41,7 +41,9 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
     try:
         with storage.open_input(unit.uri) as file:
             # Checksums are there where the writer was asked for them; then a flipped bit is found, and not embedded.
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+            parquet = pq.ParquetFile(
+                WholeReads(file), pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+            )
             check_columns(parquet.schema_arrow, options)
             if image_column(parquet.schema_arrow, options) is None or unit.stop > parquet.num_row_groups:
                 raise ShardError("unreadable", "it has no column of image bytes, or fewer rows than planned")

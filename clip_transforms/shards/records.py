@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import dumps
+from clip_transforms.shards.batches import WholeReads, dumps
 from clip_transforms.shards.parquet import read_row_groups
 from clip_transforms.shards.parquet_columns import holds_bytes
 from clip_transforms.shards.unit import ShardError
@@ -203,7 +203,7 @@ def _fields(line: bytes, lines: _Lines, delimiter: str, expected: int) -> tuple[
 
 
 def _parquet(file: IO[bytes]) -> Iterator[Record]:
-    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    parquet = pq.ParquetFile(WholeReads(file), pre_buffer=False, buffer_size=1 << 20)
     schema = parquet.schema_arrow
     names = [field.name for field in schema if not holds_bytes(field.type)]
     for row, batch in read_row_groups(parquet, range(parquet.num_row_groups), 0, 1_000, names):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import read_reject, read_up_to
+from clip_transforms.shards.batches import WholeReads, read_reject, read_up_to
 from clip_transforms.shards.unit import ShardError
 
 # What reading damaged bytes raises; `tarfile` and the decompressors let much through.
@@ -74,7 +74,7 @@ def read_members(uri: str) -> Iterator[Member]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_Source(_decompressed(file)))
+            yield from _members(_Source(_decompressed(WholeReads(file))))
     except FileNotFoundError as error:
         raise ShardError("vanished", f"{uri} is gone since the run was planned") from error
     except OSError as error:
