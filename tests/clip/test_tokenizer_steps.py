@@ -1,0 +1,34 @@
+"""The cost of byte-pair merging is counted in steps, not in seconds."""
+
+import pytest
+
+from clip_transforms.clip import tokenizer as tokenizer_module
+from clip_transforms.clip.tokenizer import default_tokenizer
+
+
+class CountingRanks(dict):
+    """The merges, which count how often they are asked."""
+
+    asked = 0
+
+    def __contains__(self, pair):
+        self.asked += 1
+        return super().__contains__(pair)
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", "é", "😀", "abcdefgh", "the"], ids=str)
+def test_a_caption_of_one_long_word_merges_in_n_log_n_steps(unit):
+    def steps(length):
+        ranks = CountingRanks(default_tokenizer()._ranks)
+        symbols = [default_tokenizer()._byte_symbols[byte] for byte in (unit * length).encode()[:length]]
+        tokenizer_module._merge(symbols, ranks)
+        return ranks.asked
+
+    limit = 16_384
+    assert steps(limit) <= 4 * limit  # each place is looked at when it comes into being; log n is the heap's
+    assert steps(limit) <= 2.2 * steps(limit // 2)
+
+
+def test_a_caption_at_the_limit_of_bytes_is_cut_and_gives_the_same_tokens_as_its_beginning():
+    ids, cut = default_tokenizer().encode("x" * 16_384)
+    assert cut and len(ids) == 77
