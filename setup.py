@@ -26,12 +26,13 @@ setup(
         "openai-clip>=1.0.1",  # for its vocabulary file alone; the package is never imported
     ],
     extras_require={
-        "gcp": ["apache-beam[gcp]", "gcsfs"],
-        "aws": ["s3fs"],
+        "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow
+        "aws": ["s3fs>=2024.6"],  # s3://
         "demo": ["duckdb"],
         "test": [
             *("pytest", "pytest-timeout", "hypothesis", "ruff", "build"),
             *("duckdb", "polars", "pandas", "datasets", "transformers"),
+            *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],
     },
 )

@@ -24,7 +24,14 @@ from clip_transforms.parts import reader
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.run_folder import RunFolder, new_run_id
-from clip_transforms.parts.run_manifest import OutputError, check_taxonomies, clear_success, read_dataset, write_dataset
+from clip_transforms.parts.run_manifest import (
+    OutputError,
+    check_taxonomies,
+    clear_success,
+    read_dataset,
+    without_secrets,
+    write_dataset,
+)
 from clip_transforms.parts.writer import make_folders
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards.plan import RowList, plan_units
@@ -119,7 +126,7 @@ class RunPlan:
             workers=workers,
             others=add(footer["counts"] for footer in self.others.values()),
             other_parts=len(self.others),
-            command=tuple(command),
+            command=without_secrets(command),
             launcher=os.getpid(),
             started=time.time(),
         )

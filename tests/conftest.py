@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -140,6 +141,45 @@ def embed(tiny_checkpoint):
         return command.main(argv)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The port of a real S3 server on loopback."""
+    moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel("ERROR")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """An empty bucket `s3://bucket` behind a `FaultyProxy`, with the packages' own retries switched off."""
+    import fsspec
+    import s3fs
+    from faulty_server import FaultyProxy
+
+    from clip_transforms.storage import retry
+
+    keys = {"AWS_ACCESS_KEY_ID": "AKIAFAKEFAKEFAKE", "AWS_SECRET_ACCESS_KEY": "c2VjcmV0/c2VjcmV0"}
+    for name, value in {**keys, "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    with FaultyProxy(s3_server) as proxy:
+        kwargs = {"read_timeout": 0.5, "connect_timeout": 1, "retries": {"max_attempts": 0}}
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": proxy.url, "config_kwargs": kwargs})
+        s3fs.S3FileSystem.clear_instance_cache()
+        proxy.fs = fsspec.filesystem("s3")
+        proxy.fs.mkdir("bucket")
+        proxy.seen.clear()
+        yield proxy
+        proxy.fault = lambda *_: None
+        proxy.fs.invalidate_cache()
+        proxy.fs.rm("bucket", recursive=True)
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Place → the places of ours that it may import. `top` is clip_transforms/*.py.
 ALLOWED = {
     "schemas": {"schemas"},
-    "storage": set(),
+    "storage": {"storage"},
     "clip": {"clip", "storage"},
     "shards": {"shards", "schemas", "storage", "clip"},
     "engine": {"engine", "schemas", "storage", "clip"},

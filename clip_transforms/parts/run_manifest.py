@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.parts.fingerprint import Fields, fingerprint
+
+_SECRET_FLAG = re.compile("secret|password|token|credential|access_key|connection_string")
 
 
 class OutputError(ValueError):
@@ -88,6 +91,22 @@ def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mappi
 def write_json(uri: str, content: Mapping[str, Any], scratch: str) -> None:
     """Replace a small JSON file whole, by way of the run's temporary folder."""
     storage.write_bytes(uri, json.dumps(content, indent=1).encode() + b"\n", scratch)
+
+
+def without_secrets(command: Sequence[str]) -> tuple[str, ...]:
+    """A command line as it may stand in run.json: the values of flags for keys and passwords, of which runners have
+    some, are left out.
+    """
+    shown, secret = [], False
+    for word in command:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("--"):
+            secret = bool(_SECRET_FLAG.search(flag))
+            shown.append(f"{flag}=…" if secret and equals else word)
+            secret = secret and not equals
+        else:
+            shown.append("…" if secret else word)
+    return tuple(shown)
 
 
 def read_run(output: str) -> dict[str, Any]:

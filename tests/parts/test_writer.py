@@ -120,12 +120,10 @@ def test_the_embeddings_appear_last(settings, tmp_path, monkeypatch):
 
 
 def test_every_file_is_synced_before_it_is_renamed(settings, monkeypatch):
-    from clip_transforms import storage
-
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(storage.os, "fsync", lambda handle: calls.append("fsync") or fsync(handle))
-    monkeypatch.setattr(storage.os, "replace", lambda a, b: calls.append("replace") or replace(a, b))
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda a, b: calls.append("replace") or replace(a, b))
     writer, samples = write(settings, rows(0, 3))
     writer.commit(samples, {})
     assert calls == ["fsync", "replace", "fsync"] * 3

@@ -1,0 +1,45 @@
+"""Files anywhere that fsspec reaches: list, open, the stamp of a file, and whole-file commit. Knows nothing of CLIP."""
+
+from clip_transforms.storage.listing import (
+    FileInfo,
+    exists,
+    is_folder,
+    is_glob,
+    list_below,
+    list_matching,
+    names_in,
+    sizes_in,
+)
+from clip_transforms.storage.location import StorageError, check_writable, filesystem, is_local, join, normalise
+from clip_transforms.storage.reading import ResumingFile, local_copy, open_input, read_bytes, sha256, sha256_of
+from clip_transforms.storage.retry import FileChangedError, retried
+from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
+
+__all__ = [
+    "FileChangedError",
+    "FileInfo",
+    "ResumingFile",
+    "StorageError",
+    "check_writable",
+    "commit_file",
+    "exists",
+    "filesystem",
+    "is_folder",
+    "is_glob",
+    "is_local",
+    "join",
+    "list_below",
+    "list_matching",
+    "local_copy",
+    "make_folder",
+    "names_in",
+    "normalise",
+    "open_input",
+    "read_bytes",
+    "remove",
+    "retried",
+    "sha256",
+    "sha256_of",
+    "sizes_in",
+    "write_bytes",
+]

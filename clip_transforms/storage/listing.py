@@ -1,0 +1,207 @@
+"""What lies where: files with their sizes and stamps, from as few listings as possible."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from clip_transforms.storage.location import filesystem, token_of
+from clip_transforms.storage.retry import retried
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file as a listing shows it.
+
+    Attributes:
+        uri: normalised, see `normalise`.
+        size: bytes.
+        stamp: size and etag; locally size and mtime in ns. It differs when the file was changed.
+    """
+
+    uri: str
+    size: int
+    stamp: str
+
+
+def exists(uri: str) -> bool:
+    """Whether something lies there.
+
+    Raises:
+        OSError: if that cannot be told.
+    """
+    return _type_of(uri) is not None
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder lies there.
+
+    Raises:
+        OSError: if that cannot be told.
+    """
+    return _type_of(uri) == "directory"
+
+
+def _type_of(uri: str) -> str | None:
+    """`file`, `directory` or another word; None where nothing is.
+
+    Not the file systems' own `exists`, most of which take every failure for a no.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return "directory" if os.path.isdir(path) else "file" if os.path.exists(path) else None
+    try:
+        return retried(lambda: fs.info(path), uri)["type"]
+    except FileNotFoundError:
+        return None
+
+
+def list_below(uri: str) -> list[FileInfo]:
+    """Every file below a folder, at any depth, sorted by URI; none if there is no such folder.
+
+    Locally, links are followed: a link to a file is a file, one to a folder is a folder, once.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return sorted(_walk(path, set()), key=lambda info: info.uri)
+
+    def find() -> dict[str, Any]:
+        fs.invalidate_cache(path)
+        return dict(_below(fs, path)) if _leaves_out(fs) else fs.find(path, detail=True)
+
+    return _infos(fs, retried(find, uri)) if exists(uri) else []
+
+
+def _walk(path: str, above: set[tuple[int, int]]) -> Iterator[FileInfo]:
+    try:
+        entries = list(os.scandir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nothing; listed, so that it is found missing and said so, not passed over
+            yield FileInfo(entry.path, 0, "broken link")
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield _local_info(entry.path, status)
+        elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in above:
+            yield from _walk(entry.path, above | {(status.st_dev, status.st_ino)})
+
+
+def _local_info(path: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def list_matching(pattern: str) -> tuple[list[FileInfo], list[str]]:
+    """The files, and the URIs of the folders, that a path or a glob names, sorted; none if nothing matches."""
+    fs, path = filesystem(pattern)
+    if isinstance(fs, LocalFileSystem):
+        return _matching_here(fs.glob(path) if is_glob(pattern) else [path])
+    globbed = is_glob(pattern)
+
+    def find() -> dict[str, Any]:
+        fs.invalidate_cache()
+        if globbed:
+            return _glob(fs, path) if _leaves_out(fs) else fs.glob(path, detail=True)
+        try:
+            return {path: fs.info(path)}
+        except FileNotFoundError:
+            return {}
+
+    found = retried(find, pattern)
+    folders = [fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "directory"]
+    return _infos(fs, found), sorted(folders)
+
+
+def _matching_here(paths: Iterable[str]) -> tuple[list[FileInfo], list[str]]:
+    infos, folders = [], []
+    for path in paths:
+        try:
+            status = os.stat(path)  # of what a link points to
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            infos.append(_local_info(path, status))
+        elif stat.S_ISDIR(status.st_mode):
+            folders.append(path)
+    return sorted(infos, key=lambda info: info.uri), sorted(folders)
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a path is a glob: it has one of its characters, and no file is called so."""
+    return any(character in pattern for character in "*?[") and not exists(pattern)
+
+
+def _leaves_out(fs: AbstractFileSystem) -> bool:
+    """Whether the file system goes through its folders as fsspec does by itself, without those that it cannot list."""
+    if isinstance(fs, AsyncFileSystem):
+        return type(fs)._find is AsyncFileSystem._find
+    return type(fs).find is AbstractFileSystem.find
+
+
+def _below(fs: AbstractFileSystem, path: str, depth: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path → info of all below a folder, up to a depth; what cannot be listed is an error."""
+    for info in fs.ls(path, detail=True):
+        name = info["name"].rstrip("/")
+        if name != path.rstrip("/"):
+            yield name, info
+            if info["type"] == "directory" and depth != 1:
+                yield from _below(fs, name, depth and depth - 1)
+
+
+def _glob(fs: AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    magic = min(pattern.index(character) for character in "*?[" if character in pattern)
+    root, rest = pattern[:magic].rpartition("/")[0], pattern[magic:]
+    matches = re.compile(glob_translate(pattern)).match
+    depth = None if "**" in rest else rest.count("/") + 1
+    try:
+        return {name: info for name, info in _below(fs, root, depth) if matches(name)}
+    except FileNotFoundError:
+        if fs.exists(root):
+            raise
+        return {}
+
+
+def _infos(fs: AbstractFileSystem, found: dict[str, dict]) -> list[FileInfo]:
+    infos = [
+        FileInfo(fs.unstrip_protocol(path), info["size"], f"{info['size']}-{token_of(info)}")
+        for path, info in found.items()
+        if info["type"] == "file"
+    ]
+    return sorted(infos, key=lambda info: info.uri)
+
+
+def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
+    """Name → bytes of what lies in a folder, from one listing; folders and broken links too. Empty if there is none."""
+    fs, path = filesystem(uri)
+
+    def list_it() -> list[dict[str, Any]]:
+        fs.invalidate_cache(path)
+        return fs.ls(path, detail=True)
+
+    try:
+        if isinstance(fs, LocalFileSystem):
+            with os.scandir(path) as entries:
+                # Of a link its own size: what it points to may be gone, and the link is there all the same.
+                return {e.name: e.stat(follow_symlinks=False).st_size for e in entries if e.name.endswith(suffix)}
+        entries = retried(list_it, uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    sizes = {posixpath.basename(entry["name"].rstrip("/")): entry.get("size") or 0 for entry in entries}
+    return {name: size for name, size in sizes.items() if name.endswith(suffix)}
+
+
+def names_in(uri: str, suffix: str = "") -> list[str]:
+    """The names of `sizes_in`."""
+    return list(sizes_in(uri, suffix))

@@ -1,0 +1,209 @@
+"""Open and read files; what breaks off on its way is opened again and goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from clip_transforms.storage.location import filesystem, token_of
+from clip_transforms.storage.retry import FileChangedError, retried
+
+# Of one request; s3fs alone would take 50 MB, for each of the files that are open at a time.
+_BLOCK_BYTES = 8 << 20
+_SKIP_BYTES = 1 << 20
+
+
+def open_input(uri: str) -> IO[bytes]:
+    """Open a file for reading; one on this machine as it is, any other as a `ResumingFile`."""
+    fs, path = filesystem(uri)
+    return open(path, "rb") if isinstance(fs, LocalFileSystem) else ResumingFile(fs, path, uri)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole small file."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        with open(path, "rb") as file:
+            return file.read()
+    return retried(lambda: fs.cat_file(path), uri)
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A path of this machine with a file's bytes: the file itself, or a copy that is gone after the block."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        yield path
+        return
+    handle, local = tempfile.mkstemp(prefix="clip-transforms-")
+    try:
+        with os.fdopen(handle, "wb") as copy, open_input(uri) as file:
+            shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+        yield local
+    finally:
+        os.unlink(local)
+
+
+def sha256(uri: str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open_input(uri) as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Hex SHA-256 of an open file, from where it stands to its end."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class ResumingFile(io.RawIOBase):
+    """A file of any fsspec file system, for reading; where that breaks off, it is opened again at the same byte.
+
+    `read` gives as many bytes as were asked for, or up to the end, like a file on this machine.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str, uri: str):
+        """Open it.
+
+        Raises:
+            OSError: if it cannot be opened, also after some tries where that may help.
+        """
+        super().__init__()
+        self._fs, self._path, self._uri = fs, path, uri
+        self._place = 0
+        self._file: Any = None
+        self._version: tuple[int | None, str] | None = None
+        retried(self._open, uri)
+
+    def _open(self) -> None:
+        """Open the file at the place where it was left.
+
+        Raises:
+            FileChangedError: if it is another one by now.
+        """
+        if self._version is not None:
+            self._fs.invalidate_cache(self._path)  # else its old size and etag would be believed
+        file = self._fs.open(self._path, "rb", block_size=_BLOCK_BYTES)
+        try:
+            info = getattr(file, "details", None) or {}
+            info = info if token_of(info) else self._fs.info(self._path)
+            version = (info.get("size"), token_of(info))
+            if self._version not in (None, version):
+                raise self._changed()
+            self._version = version
+            if self._place:
+                self._go_to_place(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+
+    def _go_to_place(self, file: Any) -> None:
+        try:
+            file.seek(self._place)
+        except ValueError:  # a server that knows no ranges
+            left = self._place
+            while left:
+                skipped = len(file.read(min(left, _SKIP_BYTES)))
+                if not skipped:
+                    raise ConnectionError(f"{self._uri} ended before byte {self._place:,}") from None
+                left -= skipped
+
+    def _changed(self) -> FileChangedError:
+        return FileChangedError(f"{self._uri} was changed while it was read; run again when nothing writes to it")
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read `size` bytes, or all that are left.
+
+        Raises:
+            OSError: if that fails for good.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        blocks, left = [], size
+        while left:
+            block = retried(functools.partial(self._read_once, left), self._uri)
+            if not block:
+                break
+            blocks.append(block)
+            left -= len(block)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    def readall(self) -> bytes:
+        """Read all that is left."""
+        blocks = []
+        while block := self.read(_BLOCK_BYTES):
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def _read_once(self, size: int) -> bytes:
+        """At least a byte, or none at the end."""
+        if self._file is None:
+            self._open()
+        try:
+            block = self._file.read(size)
+            total = self._version[0]
+            if not block and total is not None and self._place < total:
+                raise ConnectionError(f"{self._uri} ended at byte {self._place:,} of {total:,}")
+            self._place += len(block)
+            return block
+        except Exception as error:
+            self._drop()
+            if type(error).__name__ == "FileExpired":  # s3fs, which compares the etags itself
+                raise self._changed() from error
+            raise
+
+    def _drop(self) -> None:
+        file, self._file = self._file, None
+        file.close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; the number of bytes."""
+        block = self.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is, unless the server of this file knows no ranges; then `seek` says so."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to another place.
+
+        Raises:
+            io.UnsupportedOperation: if the server of this file knows no ranges.
+        """
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._version[0] or 0}[whence]
+        if self._file is not None:
+            try:
+                self._file.seek(base + offset)
+            except ValueError as error:
+                raise io.UnsupportedOperation(f"{self._uri}: {error}") from error
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+        return self._place
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            self._drop()
+        super().close()

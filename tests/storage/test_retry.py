@@ -1,0 +1,148 @@
+"""What is transient is tried again, what is final never; from the errors that the packages really raise."""
+
+import asyncio
+import errno
+import logging
+
+import pytest
+
+from clip_transforms.storage import FileChangedError, retried, retry
+from clip_transforms.storage.retry import is_transient
+
+
+def boto(status, code="x"):
+    from botocore.exceptions import ClientError
+
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+
+def translated(status, code):
+    from s3fs.errors import translate_boto_error
+
+    return translate_boto_error(boto(status, code))
+
+
+def of_aiohttp(name, *args, **kwargs):
+    import aiohttp
+
+    return getattr(aiohttp, name)(*args, **kwargs)
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def of_google(code):
+    error = OSError(f"{code}, message")
+    error.code = code
+    return error
+
+
+TRANSIENT = {
+    "timeout": lambda: TimeoutError(),
+    "timeout of asyncio": lambda: asyncio.TimeoutError(),
+    "broken pipe": lambda: BrokenPipeError(),
+    "reset": lambda: ConnectionResetError(),
+    "no route": lambda: OSError(errno.EHOSTUNREACH, "no route to host"),
+    "S3 500": lambda: translated(500, "InternalError"),
+    "S3 503": lambda: translated(503, "SlowDown"),
+    "S3 503 of HEAD": lambda: translated(503, "503"),
+    "S3 502 without a name": lambda: translated(502, "502"),
+    "S3 timeout of status 400": lambda: translated(400, "RequestTimeout"),
+    "S3 unknown": lambda: OSError(errno.EIO, "?"),
+    "body cut short": lambda: of_aiohttp("ClientPayloadError", "not completed"),
+    "server gone": lambda: of_aiohttp("ServerDisconnectedError"),
+    "http 429": lambda: of_aiohttp("ClientResponseError", None, (), status=429),
+    "http says not found for a broken connection": lambda: caused(
+        FileNotFoundError("x"), of_aiohttp("ServerDisconnectedError")
+    ),
+    "gs 503": lambda: of_google(503),
+    "gs 408": lambda: of_google("408"),
+}
+FINAL = {
+    "not found": lambda: FileNotFoundError("x"),
+    "forbidden": lambda: PermissionError("x"),
+    "disk full": lambda: OSError(errno.ENOSPC, "x"),
+    "read-only": lambda: OSError(errno.EROFS, "x"),
+    "S3 403": lambda: translated(403, "AccessDenied"),
+    "S3 404": lambda: translated(404, "NoSuchKey"),
+    "S3 bad key": lambda: translated(403, "InvalidAccessKeyId"),
+    "S3 400 without a name": lambda: translated(400, "Whatever"),
+    "http 401": lambda: of_aiohttp("ClientResponseError", None, (), status=401),
+    "gs 403": lambda: of_google(403),
+    "changed": lambda: caused(FileChangedError("x"), TimeoutError()),
+    "a bug": lambda: TypeError("x"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_transient(name):
+    assert is_transient(TRANSIENT[name]())
+
+
+@pytest.mark.parametrize("name", FINAL)
+def test_final(name):
+    assert not is_transient(FINAL[name]())
+
+
+@pytest.fixture
+def sleeps(monkeypatch):
+    found = []
+    monkeypatch.setattr(retry.time, "sleep", found.append)
+    return found
+
+
+def failing(times, error):
+    left = [error] * times
+
+    def call():
+        if left:
+            raise left.pop()
+        return "done"
+
+    return call
+
+
+def test_waits_double_with_jitter_up_to_a_bound(sleeps):
+    assert retried(failing(7, TimeoutError()), "x") == "done"
+    assert all(0.25 * 2**i <= seconds <= 0.5 * 2**i for i, seconds in enumerate(sleeps)) and len(sleeps) == 7
+    assert len({seconds / 2**i for i, seconds in enumerate(sleeps)}) == 7, "no jitter"
+
+
+def test_the_eighth_failure_is_the_last_and_names_the_file(sleeps):
+    with pytest.raises(TimeoutError) as caught:
+        retried(failing(8, TimeoutError("slow")), "s3://bucket/x")
+    assert caught.value.filename == "s3://bucket/x" and len(sleeps) == 7
+
+
+def test_what_is_final_is_not_tried_again(sleeps):
+    with pytest.raises(PermissionError):
+        retried(failing(1, PermissionError("no")), "x")
+    assert sleeps == []
+
+
+def test_a_server_on_which_every_try_hangs_is_given_up_after_some_minutes(sleeps, monkeypatch):
+    clock = iter(range(0, 10_000, 250))  # seconds
+    monkeypatch.setattr(retry.time, "monotonic", lambda: next(clock))
+    with pytest.raises(TimeoutError):
+        retried(failing(99, TimeoutError()), "x")
+    assert len(sleeps) == 2
+
+
+def test_what_packages_raise_becomes_an_os_error_that_readers_can_catch():
+    from botocore.exceptions import NoCredentialsError
+
+    with pytest.raises(OSError, match="NoCredentialsError: Unable to locate credentials: 's3://bucket/x'"):
+        retried(failing(1, NoCredentialsError()), "s3://bucket/x")
+    with pytest.raises(TypeError):  # ours, and no fault of storage
+        retried(failing(1, TypeError("a bug")), "x")
+
+
+def test_a_hiccup_is_quiet_and_an_outage_is_said(sleeps, caplog):
+    with caplog.at_level(logging.WARNING):
+        retried(failing(2, TimeoutError()), "s3://bucket/x")
+        assert caplog.text == ""
+        retried(failing(3, TimeoutError("slow")), "s3://bucket/x")
+    (record,) = caplog.records
+    assert "s3://bucket/x: TimeoutError: slow; trying again in" in record.getMessage()
