@@ -21,7 +21,7 @@ from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.job import PLAN, Job
 from clip_transforms.label_part import stale_labels
 from clip_transforms.parts import reader
-from clip_transforms.parts.counts import add
+from clip_transforms.parts.counts import add, has_rejects
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.run_folder import RunFolder, new_run_id
 from clip_transforms.parts.run_manifest import (
@@ -240,6 +240,7 @@ def _committed(
         and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
         and rejects.get(unit.part, {}).get("digest") == footer["digest"]
         and not footer["counts"].get("shards.rejected")
+        and not (settings.retry_rejects and has_rejects(footer["counts"], settings.retry_rejects))
     }
 
 

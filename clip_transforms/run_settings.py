@@ -9,6 +9,7 @@ from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES
 
+RETRY_REJECTS = ("", "read", "all")
 # What the tokenizer does is named here, so that a dataset tells when it changed.
 _TOKENIZER = "bpe_simple_vocab_16e6, 924691ac288e5440"
 
@@ -29,6 +30,7 @@ class Settings:
         max_image_pixels: of one picture, stored and resized before its crop.
         max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
         allow_damaged_shards: whether there is one though a shard could not be read to its end.
+        retry_rejects: `read` or `all`: committed units with a reject of stage `read`, or with any, are done again.
         overwrite: whether a dataset made with other settings may be replaced.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     max_image_pixels: int = 89_478_485  # `clip.preprocess.MAX_IMAGE_PIXELS`
     max_reject_fraction: float = 0.05
     allow_damaged_shards: bool = False
+    retry_rejects: str = ""
     overwrite: bool = False
 
     def __post_init__(self):
@@ -63,6 +66,8 @@ class Settings:
                 f"--max_reject_fraction is {self.max_reject_fraction}, but it is a fraction of the samples and must "
                 "lie in [0, 1]"
             )
+        if self.retry_rejects not in RETRY_REJECTS:
+            raise ValueError(f"--retry_rejects is {self.retry_rejects!r}, but it must be read or all")
         check_names(self.taxonomies)
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:

@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.run_plan import RunPlan
-from clip_transforms.run_settings import Settings
+from clip_transforms.run_settings import RETRY_REJECTS, Settings
 from clip_transforms.runner_options import is_direct, workers_of
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
 from pipelines.beam_options import beam_parser
@@ -83,6 +83,14 @@ def embed_parser() -> argparse.ArgumentParser:
         help="the most rejects, of images and captions apart, 0 to 1 (%(default)s)",
     )
     add("--allow_damaged_shards", action="store_true", help="succeed though a shard cannot be read to its end")
+    add(
+        "--retry_rejects",
+        nargs="?",
+        const="read",
+        default="",
+        choices=RETRY_REJECTS[1:],
+        help="do units again of which something could not be read; all: those with any reject",
+    )
     add("--overwrite", action="store_true", help="replace what was made with other settings or other classes")
     add(
         "--limit",
@@ -239,6 +247,7 @@ def embed_settings(options: argparse.Namespace) -> Settings:
         batch_size=options.batch_size,
         max_reject_fraction=options.max_reject_fraction,
         allow_damaged_shards=options.allow_damaged_shards,
+        retry_rejects=options.retry_rejects,
         overwrite=options.overwrite,
     )
 

@@ -46,6 +46,12 @@ def reject_fractions(counts: Mapping[str, int]) -> dict[str, float]:
     return fractions
 
 
+def has_rejects(counts: Mapping[str, int], stage: str) -> bool:
+    """Whether something was rejected at a stage, such as `read`, or at `all` of them."""
+    prefixes = tuple(f"{modality}.rejected.{'' if stage == 'all' else f'{stage}: '}" for modality in MODALITIES)
+    return any(count for name, count in counts.items() if name.startswith(prefixes))
+
+
 def add(counters) -> Counter:
     """The sum of counters."""
     total: Counter = Counter()

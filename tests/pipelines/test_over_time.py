@@ -1,0 +1,315 @@
+"""A dataset over time: sources that come, change and go, runs that add, replace and try again."""
+
+import json
+import os
+
+import pytest
+from conftest import files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
+
+from clip_transforms import storage
+from clip_transforms.shards import cut
+
+
+def run_of(out):
+    return json.loads((out / "run.json").read_text())
+
+
+def units_of(out):
+    """(committed, skipped) of the last run."""
+    return run_of(out)["units"]["committed"], run_of(out)["units"]["skipped"]
+
+
+def keys_of(out, shard=""):
+    return [row["key"] for row in rows_of(out) if shard in row["shard"]]
+
+
+def assert_same_as_new(embed, out, *inputs, flags=()):
+    """What grew over time is what one run makes at once."""
+    new = out.parent / "at-once"
+    assert embed(*inputs, output=new, flags=flags) in (0, 3)
+    assert files_of(out) == files_of(new)
+    assert run_of(out)["dataset"] == run_of(new)["dataset"]
+
+
+CHANGES = {
+    "changed": lambda path: make_tar(path, 5, first=40),
+    "shrunk": lambda path: make_tar(path, 2),
+    "grown": lambda path: make_tar(path, 7),
+    "emptied": lambda path: write_tar(path, []),
+    "touched": lambda path: os.utime(path, (1, 1)),
+}
+
+
+def test_only_the_sources_that_changed_are_done_again(embed, tmp_path):
+    out, pattern = tmp_path / "out", tmp_path / "*.tar"
+    make_tar(tmp_path / "same.tar", 5, first=80)
+    for i, change in enumerate(CHANGES):
+        make_tar(tmp_path / f"{change}.tar", 5, first=10 * i)
+    embed(pattern, output=out)
+    for change, make in CHANGES.items():
+        make(tmp_path / f"{change}.tar")
+    assert embed(pattern, output=out) == 0
+    assert units_of(out) == (len(CHANGES), 1)
+    assert_same_as_new(embed, out, pattern)
+
+
+def test_what_vanished_stays_in_the_dataset_and_out_of_the_run(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 5), make_tar(tmp_path / "b.tar", 3, first=20), output=out)
+    before = files_of(out)
+    (tmp_path / "b.tar").unlink()
+    assert embed(tmp_path / "*.tar", output=out) == 0
+    assert units_of(out) == (0, 1) and files_of(out) == before
+    run = run_of(out)
+    assert (run["input"]["samples"], run["dataset"]["samples"], run["dataset"]["parts"]) == (5, 8, 2)
+    with pytest.raises(ValueError, match="b.tar matches nothing"):
+        embed(tmp_path / "b.tar", output=out)
+
+
+def test_a_source_that_vanishes_while_the_run_goes_is_a_reject_and_its_next_run_mends_it(embed, tmp_path, monkeypatch):
+    from clip_transforms import run_plan
+
+    out, b = tmp_path / "out", tmp_path / "b.tar"
+    make_tar(tmp_path / "a.tar", 2), make_tar(b, 3, first=20)
+    begin = run_plan.RunPlan.begin
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            run_plan.RunPlan, "begin", lambda *args, **kwargs: b.rename(tmp_path / "x") and begin(*args, **kwargs)
+        )
+        assert embed(tmp_path / "a.tar", b, output=out) == 3
+    (reject,) = rows_of(out, "rejects")
+    assert (reject["modality"], reject["reason"]) == ("shard", "vanished")
+    (tmp_path / "x").rename(b)
+    assert embed(tmp_path / "a.tar", b, output=out) == 0
+    assert units_of(out) == (1, 1)
+    assert_same_as_new(embed, out, tmp_path / "a.tar", b)
+
+
+def test_a_renamed_source_is_a_new_one_with_a_warning(embed, tmp_path, capsys):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 3), output=out)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "a.tar").rename(tmp_path / "moved" / "a.tar")
+    assert embed(tmp_path / "moved" / "a.tar", output=out) == 0
+    assert "its rows will be in the dataset twice" in capsys.readouterr().out
+    assert units_of(out) == (1, 0) and len(rows_of(out)) == 6
+    assert len({(row["shard"], row["row"]) for row in rows_of(out)}) == 6
+
+
+@pytest.fixture
+def small_cuts(monkeypatch):
+    monkeypatch.setattr(cut, "FOLDER_CUT_MODULUS", 4)
+    monkeypatch.setattr(cut, "MAX_FOLDER_UNIT", 16)
+
+
+def test_pictures_added_to_a_folder_are_done_with_their_unit_alone(embed, tmp_path, small_cuts):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    make_folder(photos, 40)
+    embed(photos, output=out)
+    before, units = files_of(out), sum(units_of(out))
+    assert units > 5
+    (photos / "000017b.jpg").write_bytes(picture(500))
+    assert embed(photos, output=out) == 0
+    assert units_of(out)[0] in (1, 2)  # 2 where the new picture is itself a cut
+    changed = {name for name, data in files_of(out).items() if before.get(name) != data}
+    assert len(changed) in (2, 4) and len(keys_of(out)) == 41
+    assert_same_as_new(embed, out, photos)
+
+
+def test_pictures_removed_from_a_folder_leave_no_row(embed, tmp_path, small_cuts):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    make_folder(photos, 40)
+    embed(photos, output=out)
+    gone = {f"{place:06d}.jpg" for place in (0, 20, 39)}  # first, middle and last
+    for name in gone:
+        (photos / name).unlink()
+    assert embed(photos, output=out) == 0
+    assert not gone & set(keys_of(out)) and len(keys_of(out)) == 37
+    assert units_of(out)[0] <= 4 and units_of(out)[1] >= 3
+    assert_same_as_new(embed, out, photos)
+
+
+def test_a_caption_that_changes_is_done_with_its_unit_alone(embed, tmp_path, small_cuts):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    make_folder(photos, 40)
+    embed(photos, output=out)
+    (photos / "000020.txt").write_text("something else altogether")
+    assert embed(photos, output=out) == 0
+    assert units_of(out)[0] == 1
+    assert_same_as_new(embed, out, photos)
+
+
+def test_inputs_added_in_later_runs_are_one_dataset(embed, tmp_path, small_cuts):
+    out = tmp_path / "out"
+    make_tar(tmp_path / "a.tar", 3)
+    make_parquet(tmp_path / "p.parquet", 9, first=20)
+    make_folder(tmp_path / "photos", 12, first=50)
+    inputs = [tmp_path / "a.tar", tmp_path / "p.parquet", tmp_path / "photos"]
+    for i in range(3):
+        assert embed(*inputs[: i + 1], output=out) == 0
+        assert units_of(out)[0] > 0 and (i == 0 or units_of(out)[1] > 0)
+    assert_same_as_new(embed, out, *inputs)
+    assert embed(inputs[1], output=out) == 0
+    assert units_of(out) == (0, 1) and run_of(out)["dataset"]["samples"] == 24
+
+
+@pytest.mark.parametrize("groups", [1, 9], ids=lambda n: f"{n} rows a group")
+def test_a_parquet_file_cut_anew_is_replaced_whole(groups, embed, tmp_path, monkeypatch, taxonomy_file):
+    monkeypatch.setattr(cut, "ROWS_PER_PARQUET_UNIT", 4)
+    path, out, flags = tmp_path / "p.parquet", tmp_path / "out", ["--taxonomy", taxonomy_file]
+    embed(make_parquet(path, 9, row_group_size=2), output=out, flags=flags)
+    assert sum(units_of(out)) == 3
+    make_parquet(path, 9, row_group_size=groups)
+    assert embed(path, output=out, flags=flags) == 0
+    assert [row["row"] for row in rows_of(out)] == list(range(9))
+    assert_same_as_new(embed, out, path, flags=flags)
+
+
+# Replacing
+
+
+def test_an_overwrite_that_was_killed_goes_on_with_what_is_left(embed, tmp_path, monkeypatch):
+    from clip_transforms.parts import writer
+
+    inputs = [make_tar(tmp_path / f"{i}.tar", 4, first=10 * i) for i in range(4)]
+    out, flags = tmp_path / "out", ["--embedding_dtype", "float16", "--overwrite"]
+    embed(*inputs, output=out)
+    commit, done = writer.UnitWriter.commit, []
+
+    def dying(self, *args):
+        if len(done) == 2:
+            raise KeyboardInterrupt("the machine was switched off")
+        done.append(commit(self, *args))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.UnitWriter, "commit", dying)
+        with pytest.raises(BaseException, match="switched off|failed"):
+            assert embed(*inputs, output=out, flags=flags) == 0, "failed"
+    assert not (out / "_SUCCESS").exists()
+    from clip_transforms.parts.reader import DatasetError, check_dataset
+
+    with pytest.raises(DatasetError, match="an --overwrite was interrupted"):
+        check_dataset(str(out))
+    with pytest.raises(ValueError, match="embedding_dtype is 'float16', but now 'float32'"):
+        embed(*inputs, output=out)
+    # Without the flag: what is left of the old settings lies in this run's input, and is of no use any more.
+    assert embed(*inputs, output=out, flags=flags[:2]) == 0
+    assert units_of(out) == (2, 2)
+    assert_same_as_new(embed, out, *inputs, flags=flags[:2])
+
+
+def test_overwriting_what_agrees_does_nothing(embed, tmp_path):
+    out = tmp_path / "out"
+    embed(make_tar(tmp_path / "a.tar", 3), output=out)
+    before = files_of(out)
+    assert embed(tmp_path / "a.tar", output=out, flags=["--overwrite"]) == 0
+    assert units_of(out) == (0, 1) and files_of(out) == before
+
+
+# Trying again
+
+
+def damaged(path, count=6):
+    """A tar cut off in its middle, at the time and size of the whole one; the function mends it."""
+    make_tar(path, count)
+    whole, stamp = path.read_bytes(), os.stat(path)
+
+    def write(data):
+        path.write_bytes(data)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    write(whole[: len(whole) // 2].ljust(len(whole), b"\xff"))
+    return lambda: write(whole)
+
+
+def test_a_shard_that_is_readable_the_next_day_is_whole_then(embed, tmp_path):
+    out, path = tmp_path / "out", tmp_path / "a.tar"
+    mend = damaged(path)
+    make_tar(tmp_path / "b.tar", 2, first=30)
+    for _ in range(2):  # tried again each time, with the same result
+        assert embed(tmp_path / "*.tar", output=out) == 3
+        assert 0 < len(keys_of(out, "a.tar")) < 6 and not (out / "_SUCCESS").exists()
+    assert units_of(out) == (1, 1)
+    mend()
+    assert embed(tmp_path / "*.tar", output=out) == 0
+    assert len(keys_of(out, "a.tar")) == 6 and (out / "_SUCCESS").exists()
+    assert_same_as_new(embed, out, tmp_path / "*.tar")
+
+
+def test_damaged_shards_can_be_accepted_and_are_tried_again_all_the_same(embed, tmp_path):
+    out, path = tmp_path / "out", tmp_path / "a.tar"
+    mend = damaged(path)
+    assert embed(path, output=out, flags=["--allow_damaged_shards"]) == 0
+    assert (out / "_SUCCESS").exists() and run_of(out)["input"]["shards.rejected"] == 1
+    mend()
+    assert embed(path, output=out, flags=["--allow_damaged_shards"]) == 0
+    assert units_of(out) == (1, 0) and len(rows_of(out)) == 6
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    """Names of files that cannot be read, while they are in this set."""
+    names, original = set(), storage.read_bytes
+
+    def read_bytes(uri):
+        if os.path.basename(uri) in names:
+            raise PermissionError(13, "Permission denied", uri)
+        return original(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    return names
+
+
+def test_rejects_of_reading_are_tried_again_when_asked(embed, tmp_path, forbidden):
+    photos, out, lenient = tmp_path / "photos", tmp_path / "out", ["--max_reject_fraction", 1]
+    make_folder(photos, 5)
+    make_tar(tmp_path / "a.tar", 3, first=30)
+    inputs = [photos, tmp_path / "a.tar"]
+    forbidden |= {"000002.jpg", "000003.txt"}
+    embed(*inputs, output=out, flags=lenient)
+    assert [(r["key"], r["modality"], r["reason"]) for r in rows_of(out, "rejects")] == [
+        ("000002.jpg", "image", "unreadable"),
+        ("000003.jpg", "caption", "unreadable"),
+    ]
+    forbidden.clear()
+    assert embed(*inputs, output=out, flags=lenient) == 0
+    assert units_of(out) == (0, 2), "unasked"
+    assert embed(*inputs, output=out, flags=["--retry_rejects"]) == 0
+    assert units_of(out) == (1, 1) and rows_of(out, "rejects") == []
+    assert_same_as_new(embed, out, *inputs)
+    assert embed(*inputs, output=out, flags=["--retry_rejects"]) == 0
+    assert units_of(out) == (0, 2), "nothing is left to try"
+
+
+@pytest.mark.parametrize("flag, again", [([], 0), (["--retry_rejects"], 0), (["--retry_rejects", "all"], 1)])
+def test_rejects_of_decoding_are_tried_again_only_with_all(flag, again, embed, tmp_path):
+    out, lenient = tmp_path / "out", ["--max_reject_fraction", 1]
+    write_tar(tmp_path / "a.tar", pair("a", 0, jpg=b"broken") + pair("b", 1))
+    make_tar(tmp_path / "b.tar", 2, first=20)
+    embed(tmp_path / "*.tar", output=out, flags=lenient)
+    before = files_of(out)
+    assert embed(tmp_path / "*.tar", output=out, flags=[*lenient, *flag]) == 0
+    assert units_of(out) == (again, 2 - again) and files_of(out) == before
+
+
+def test_a_dry_run_says_what_would_be_tried_again(embed, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", pair("a", 0, caption=b"\xff") + pair("b", 1))
+    embed(tmp_path / "a.tar", output=tmp_path / "out")
+    capsys.readouterr()
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--dry_run", "--retry_rejects"])
+    assert "1 to embed" in capsys.readouterr().out
+
+
+def test_retrying_is_no_setting_of_the_dataset():
+    import dataclasses
+
+    from clip_transforms import ClipSpec
+    from clip_transforms.run_settings import Settings
+
+    settings = Settings(("x",), "out", ClipSpec("demo"))
+    fields = [dataclasses.replace(settings, retry_rejects=word) for word in ("", "read", "all")]
+    checkpoint = settings.model.resolve()
+    assert len({json.dumps(s.fingerprint_fields(checkpoint)) for s in fields}) == 1
+    with pytest.raises(ValueError, match="--retry_rejects is 'decode', but it must be read or all"):
+        dataclasses.replace(settings, retry_rejects="decode")
