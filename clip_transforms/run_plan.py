@@ -134,13 +134,15 @@ class RunPlan:
         return job
 
     def _table(self) -> pa.Table:
-        rows = [dataclasses.asdict(unit) for unit in self.units]
-        for row in rows:
-            counts = self.committed.get(row["part"])
-            row["counts"] = None if counts is None else json.dumps(counts)
-            row["labels"] = self.stale.get(row["part"], [])
-            row["obtained"] = self.obtained.get(row["part"], "")
-        return pa.Table.from_pylist(rows, schema=PLAN)
+        parts = [unit.part for unit in self.units]
+        counts = {part: json.dumps(counts) for part, counts in self.committed.items()}
+        columns = {
+            **{f.name: [getattr(unit, f.name) for unit in self.units] for f in dataclasses.fields(Unit)},
+            "counts": [counts.get(part) for part in parts],
+            "labels": [self.stale.get(part, []) for part in parts],
+            "obtained": [self.obtained.get(part, "") for part in parts],
+        }
+        return pa.table(columns, schema=PLAN)
 
 
 def plan_run(settings: Settings) -> RunPlan:
@@ -231,14 +233,14 @@ def _committed(
 ) -> dict[str, Counter]:
     """Part → counts of the units that need not be done again."""
     # Compared by digest, not by being there: a rejects part may have been replaced by hand, or belong to another unit.
-    rejects = reader.read_footers(settings.output, "rejects", [u.part for u in units if u.part in footers])
+    rejects = reader.read_digests(settings.output, "rejects", [u.part for u in units if u.part in footers])
     return {
         unit.part: Counter(footer["counts"])
         for unit in units
         if (footer := footers.get(unit.part))
         and footer["fingerprint"] == expected
         and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
-        and rejects.get(unit.part, {}).get("digest") == footer["digest"]
+        and rejects.get(unit.part) == footer["digest"]
         and not footer["counts"].get("shards.rejected")
         and not (settings.retry_rejects and has_rejects(footer["counts"], settings.retry_rejects))
     }

@@ -72,20 +72,6 @@ class RunSummary:
     processes: frozenset[str] = frozenset()
     ceiling: float | None = None
 
-    def __add__(self, other: RunSummary) -> RunSummary:
-        """Both together."""
-        return RunSummary(
-            self.units + other.units,
-            self.skipped + other.skipped,
-            self.labelled + other.labelled,
-            add([self.counts, other.counts]),
-            self.fresh + other.fresh,
-            add([self.seconds, other.seconds]),
-            add([self.obtained, other.obtained]),
-            frozenset(sorted(self.processes | other.processes)[:_MANY]),
-            other.ceiling or self.ceiling,
-        )
-
     @classmethod
     def of(cls, result: PartResult) -> RunSummary:
         """The summary of one unit."""
@@ -104,10 +90,18 @@ class RunSummary:
     @classmethod
     def sum(cls, summaries: Iterable[RunSummary]) -> RunSummary:
         """All together."""
-        total = cls()
-        for summary in summaries:
-            total = total + summary
-        return total
+        summaries = list(summaries)
+        return cls(
+            units=sum(summary.units for summary in summaries),
+            skipped=sum(summary.skipped for summary in summaries),
+            labelled=sum(summary.labelled for summary in summaries),
+            counts=add(summary.counts for summary in summaries),
+            fresh=sum(summary.fresh for summary in summaries),
+            seconds=add(summary.seconds for summary in summaries),
+            obtained=add(summary.obtained for summary in summaries),
+            processes=frozenset(sorted(frozenset().union(*(summary.processes for summary in summaries)))[:_MANY]),
+            ceiling=next((summary.ceiling for summary in reversed(summaries) if summary.ceiling), None),
+        )
 
 
 def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:

@@ -8,7 +8,7 @@ column that are not null; `note.<text>` for what is worth telling.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from schemas.samples import MODALITIES
 
@@ -52,9 +52,10 @@ def has_rejects(counts: Mapping[str, int], stage: str) -> bool:
     return any(count for name, count in counts.items() if name.startswith(prefixes))
 
 
-def add(counters) -> Counter:
+def add(counters: Iterable[Mapping[str, int]]) -> Counter:
     """The sum of counters."""
-    total: Counter = Counter()
-    for counter in counters:
-        total.update(counter)
-    return total
+    total: dict[str, int] = {}
+    for counter in counters:  # not Counter.update, which takes twice as long for small ones
+        for key, count in counter.items():
+            total[key] = total.get(key, 0) + count
+    return Counter(total)
