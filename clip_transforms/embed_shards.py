@@ -234,13 +234,15 @@ def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, embed: Cal
     """Embed and write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
     from clip_transforms.engine.embed_batches import shard_reject
 
+    notes: Counter = Counter()
     for item in items:
         if isinstance(item, _UnitEnd):
             with _timed(seconds, "write"):
                 if item.error:
                     writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
-                return writer.commit(item.samples, item.notes)
+                return writer.commit(item.samples, item.notes + notes)
         embedded = embed(item)
+        notes.update(embedded.notes)
         with _timed(seconds, "write"):
             writer.write(embedded.rows, embedded.labels, embedded.rejects, embedded.absent)
         PROGRESS["samples"] += item.samples.num_rows

@@ -6,10 +6,11 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.engine.ceiling import Ceiling
@@ -17,6 +18,10 @@ from clip_transforms.engine.decode import DecodedBatch
 from clip_transforms.engine.label_batches import Classifier, label_batch
 from schemas.rejects import rejects_schema
 from schemas.samples import MODALITIES
+
+_HALVED = "times that a batch was halved, since it did not fit into the device's memory"
+_NOT_FINITE = ("not finite", "the model's embedding has NaN or infinite values")
+_TOO_LARGE = ("out of memory", "the device has no memory for this sample alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +33,32 @@ class EmbeddedBatch:
         labels: taxonomy → the same rows, of the labels schema.
         rejects: of the rejects schema.
         absent: modality → how many samples do not offer it.
+        notes: counts of what is worth telling.
     """
 
     rows: pa.RecordBatch
     labels: dict[str, pa.RecordBatch]
     rejects: pa.RecordBatch
     absent: dict[str, int]
+    notes: Counter
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """What the model made of a batch.
+
+    Attributes:
+        images, captions: float32 [m, d] and [c, d] of its pixels and its tokens; NaN where memory did not suffice.
+        too_large: modality → places in these of what did not fit into the device's memory even alone.
+        halved: how often a batch, or a piece of one, was halved to fit.
+        seconds: that it took.
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    too_large: dict[str, set[int]]
+    halved: int
+    seconds: float
 
 
 class Embedder:
@@ -45,21 +70,45 @@ class Embedder:
         self.ceiling = Ceiling()
         self._lock = threading.Lock()
 
-    def forward(self, batch: DecodedBatch) -> tuple[np.ndarray, np.ndarray, float]:
-        """Embed a batch.
-
-        Returns:
-            float32 [m, d] for its pixels, float32 [c, d] for its tokens, and the seconds that it took.
-        """
-        empty = np.empty((0, self.model.embed_dim), np.float32)
+    def forward(self, batch: DecodedBatch) -> Forward:
+        """Embed a batch, in halves where it does not fit into the device's memory."""
         with self._lock:
             start = time.perf_counter()
-            images = self.model.embed_images(batch.pixels).numpy() if len(batch.pixels) else empty
-            captions = self.model.embed_tokens(batch.tokens.ids).numpy() if len(batch.tokens.ids) else empty
+            images = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
+            captions = _InPieces(self.model.embed_tokens, self.model.embed_dim, batch.tokens.ids)
             seconds = time.perf_counter() - start
         if self.ceiling.measuring:
             self.ceiling.add(batch.samples.num_rows, seconds)
-        return images, captions, seconds
+        too_large = {"image": images.too_large, "caption": captions.too_large}
+        return Forward(images.embeddings, captions.embeddings, too_large, images.halved + captions.halved, seconds)
+
+
+class _InPieces:
+    """The embeddings of a batch, made whole or, where memory does not suffice, of its halves, down to one sample."""
+
+    def __init__(self, embed: Callable[[np.ndarray], torch.Tensor], d: int, inputs: np.ndarray):
+        self.embeddings = np.full((len(inputs), d), np.nan, np.float32)
+        self.too_large: set[int] = set()
+        self.halved = 0
+        waiting = [(0, len(inputs))] if len(inputs) else []
+        while waiting:
+            start, stop = waiting.pop()
+            if self._fits(embed, inputs, start, stop):
+                continue
+            torch.cuda.empty_cache()  # does nothing where there is no CUDA
+            if stop - start == 1:
+                self.too_large.add(start)
+                continue
+            self.halved += 1
+            middle = (start + stop) // 2
+            waiting += [(middle, stop), (start, middle)]
+
+    def _fits(self, embed: Callable[[np.ndarray], torch.Tensor], inputs: np.ndarray, start: int, stop: int) -> bool:
+        try:
+            self.embeddings[start:stop] = embed(inputs[start:stop]).numpy()
+        except torch.cuda.OutOfMemoryError:
+            return False
+        return True
 
 
 def embed_batch(
@@ -82,10 +131,10 @@ def embed_batch(
         top_labels: length of a label's `top`.
         seconds: `forward` seconds are added to it.
     """
-    images, captions, forward_seconds = embedder.forward(batch)
-    seconds["forward"] += forward_seconds
-    image = _Modality("image", images, batch.image_rows, batch, schema)
-    caption = _Modality("caption", captions, batch.caption_rows, batch, schema)
+    forward = embedder.forward(batch)
+    seconds["forward"] += forward.seconds
+    image = _Modality("image", forward.images, batch.image_rows, batch, forward, schema)
+    caption = _Modality("caption", forward.captions, batch.caption_rows, batch, forward, schema)
     rows = _rows(batch, shard, image, caption, schema)
     rejects = [*image.rejects, *caption.rejects]
     return EmbeddedBatch(
@@ -93,6 +142,7 @@ def embed_batch(
         {name: label_batch(rows, classifier, top_labels) for name, classifier in classifiers.items()},
         _rejects(batch.samples, shard, rejects),
         {modality.name: modality.absent for modality in (image, caption)},
+        Counter({_HALVED: forward.halved} if forward.halved else {}),
     )
 
 
@@ -100,7 +150,13 @@ class _Modality:
     """One modality of a batch: its embeddings as they will be stored, by row; its rejects; how many are absent."""
 
     def __init__(
-        self, name: str, embeddings: np.ndarray, places: Sequence[int], batch: DecodedBatch, schema: pa.Schema
+        self,
+        name: str,
+        embeddings: np.ndarray,
+        places: Sequence[int],
+        batch: DecodedBatch,
+        forward: Forward,
+        schema: pa.Schema,
     ):
         # Not to_pandas_dtype, which needs pandas.
         half = pa.types.is_float16(schema.field(f"{name}_embedding").type.value_type)
@@ -121,8 +177,8 @@ class _Modality:
         if name == "image":
             self.rejects += [(row, name, "decode", reason, text, size) for row, reason, text, size in batch.rejects]
         self.rejects += [
-            (row, name, "embed", "not finite", "the model's embedding has NaN or infinite values", None)
-            for row, ok in zip(places, finite, strict=True)
+            (row, name, "embed", *(_TOO_LARGE if place in forward.too_large[name] else _NOT_FINITE), None)
+            for place, (row, ok) in enumerate(zip(places, finite, strict=True))
             if not ok
         ]
 

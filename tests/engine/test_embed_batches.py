@@ -1,10 +1,12 @@
 """Every modality of every sample ends in exactly one place, and the numbers are the model's."""
 
+import contextlib
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from conftest import picture
 
 from clip_transforms.clip.checkpoints import load
@@ -126,3 +128,66 @@ def test_one_label_in_top_still_has_its_margin(model):
 def test_a_shard_that_could_not_be_read_is_one_row():
     (row,) = shard_reject("s", "unreadable", "why").to_pylist()
     assert (row["key"], row["row"], row["modality"], row["reason"]) == (None, None, "shard", "unreadable")
+
+
+@contextlib.contextmanager
+def cramped(tower, room, huge=()):
+    """A tower on a device with room for `room` samples at a time; `huge` inputs do not fit even alone."""
+    seen = []
+
+    def check(module, args):
+        seen.append(args[0].clone())
+        if len(args[0]) > room or any(torch.equal(row, x) for row in args[0] for x in huge):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    hook = tower.register_forward_pre_hook(check)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+NINE = [{"image": picture(i), "caption": f"picture number {i}"} for i in range(9)]
+
+
+@pytest.mark.parametrize("room, halved", [(9, 0), (5, 1), (2, 4), (1, 8)])
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_loses_nothing(room, halved, model):
+    whole = embed(model, NINE)
+    with cramped(model.visual, room) as images, cramped(model.text, room) as captions:
+        result = embed(model, NINE)
+    assert result.rejects.num_rows == 0 and result.absent == {"image": 0, "caption": 0}
+    assert sum(result.notes.values()) == 2 * halved and all("halved" in text for text in result.notes)
+    assert len(images) == len(captions) == 1 + 2 * halved
+    for ours, theirs in zip(result.rows.to_pylist(), whole.rows.to_pylist(), strict=True):
+        for name in ("image_embedding", "caption_embedding"):
+            np.testing.assert_allclose(ours.pop(name), theirs.pop(name), atol=1e-5)
+        assert ours.pop("clip_score") == pytest.approx(theirs.pop("clip_score"), abs=1e-5)
+        assert ours == theirs
+
+
+def test_what_does_not_fit_even_alone_is_a_reject_and_the_others_are_embedded(model):
+    with cramped(model.visual, 9) as images:
+        whole = embed(model, NINE).rows.to_pylist()
+    with cramped(model.visual, 9, huge=[images[0][3], images[0][7]]):
+        result = embed(model, NINE)
+    assert [(r["row"], r["modality"], r["stage"], r["reason"]) for r in result.rejects.to_pylist()] == [
+        (13, "image", "embed", "out of memory"),
+        (17, "image", "embed", "out of memory"),
+    ]
+    rows = result.rows.to_pylist()
+    assert [row["row"] for row in rows if row["image_embedding"] is None] == [13, 17]
+    assert all(row["caption_embedding"] is not None for row in rows) and len(rows) == 9
+    for place in (0, 2, 8):
+        np.testing.assert_allclose(rows[place]["image_embedding"], whole[place]["image_embedding"], atol=1e-5)
+
+
+def test_an_error_of_the_model_that_is_no_lack_of_memory_goes_on_up(model):
+    def broken(module, args):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    hook = model.visual.register_forward_pre_hook(broken)
+    try:
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            embed(model, NINE)
+    finally:
+        hook.remove()
