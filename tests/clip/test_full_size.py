@@ -38,7 +38,7 @@ def build(published_class, name):
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if key.endswith("bn3.weight"):
-                tensor.uniform_(0.2, 0.4)  # published as zero, which would switch most of the network off
+                tensor.uniform_(0.1, 0.2)  # published as zero, which would switch most of the network off
             elif key.endswith("bias"):
                 tensor.normal_(0, 0.05)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
