@@ -124,8 +124,14 @@ class LabelEmbeddings(beam.PTransform):
         clear_success(plan.output)
         return complete
 
+    def _write(self, name: str, content: Any) -> str:
+        """A file for the workers in the run's folder; its URI."""
+        uri = storage.join(self.run_folder.uri, name)
+        storage.write_bytes(uri, json.dumps(content).encode(), self.run_folder.uri)
+        return uri
+
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[tuple[str, int]]:
-        """One element a part; the taxonomies' texts lie in a file beside the output."""
+        """One element a part; their names and the taxonomies' texts lie in files beside the output."""
         dataset, taxonomies, options = self._arguments
         plan = self._plan or plan_labels(dataset, taxonomies, **options)
         run = new_run_id()
@@ -133,8 +139,8 @@ class LabelEmbeddings(beam.PTransform):
         complete = self._begin(plan)
         make_folders(plan.output, [taxonomy.name for taxonomy in plan.taxonomies])
         content = {taxonomy.name: taxonomy.to_json() for taxonomy in plan.taxonomies}
-        texts = storage.join(self.run_folder.uri, "taxonomies.json")
-        storage.write_bytes(texts, json.dumps(content).encode(), self.run_folder.uri)
+        texts = self._write("taxonomies.json", content)
+        parts = self._write("parts.json", sorted(plan.stale.items()))
         small = dataclasses.replace(plan, taxonomies=(), parts=(), stale={})
         digests = {taxonomy.name: taxonomy.digest for taxonomy in plan.taxonomies}
         task = _LabelTask(small, self.run_folder.uri, digests)
@@ -143,7 +149,8 @@ class LabelEmbeddings(beam.PTransform):
         )
         labelled = (
             pipeline
-            | "Parts" >> beam.Create(sorted(plan.stale.items()))
+            | "Plan" >> beam.Create([parts])  # a hundred thousand names would make the graph too large for some runners
+            | "Parts" >> beam.FlatMap(_read_parts)
             | beam.Reshuffle()
             | "Label" >> beam.ParDo(task, beam.pvalue.AsSingleton(classes))
         )
@@ -155,6 +162,11 @@ class LabelEmbeddings(beam.PTransform):
             | beam.Map(lambda total: _finish(plan.output, run, folder, digests, started, complete, total))
         )
         return labelled
+
+
+def _read_parts(uri: str) -> Iterator[tuple[str, list[str]]]:
+    """URI of the list of parts → (part, taxonomies) of each."""
+    return map(tuple, json.loads(storage.read_bytes(uri)))
 
 
 class _EmbedClasses(beam.DoFn):

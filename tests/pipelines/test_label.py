@@ -216,3 +216,20 @@ def test_labels_of_two_sets_of_classes_are_not_read_as_one(dataset, tmp_path, ta
     (dataset / "labels" / "animals" / first.name).write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match="of different classes"):
         list(read_embeddings(str(dataset), labels=["animals"]))
+
+
+def test_the_graph_does_not_grow_with_the_parts(dataset, taxonomy_file):
+    import dataclasses
+
+    import apache_beam as beam
+
+    from clip_transforms.clip.taxonomy import Taxonomy
+    from clip_transforms.label_embeddings import LabelEmbeddings, plan_labels
+
+    plan = plan_labels(str(dataset), [Taxonomy.load(taxonomy_file)])
+    many = {f"part-{i:012d}": ["animals"] for i in range(20_000)}
+    transform = LabelEmbeddings.of(dataclasses.replace(plan, stale=many))
+    pipeline = beam.Pipeline()
+    _ = pipeline | transform
+    transform.run_folder.close()
+    assert len(pipeline.to_runner_api().SerializeToString()) < 200_000
