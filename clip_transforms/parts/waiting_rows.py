@@ -8,8 +8,8 @@ import pyarrow as pa
 class WaitingRows:
     """Rows of a row group to come, as one buffer in Arrow's memory pool.
 
-    Kept as batches, some hundred small objects of each would lie in the C heap between the model's activations, and the
-    holes that these leave could not be joined or given back before the row group is written: docs/decisions.md.
+    Kept as batches, their many small objects would lie in the C heap between the model's activations, and the heap grew
+    until the row group was written: docs/decisions.md.
     """
 
     def __init__(self, schema: pa.Schema):
