@@ -9,7 +9,6 @@ import itertools
 import operator
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -115,7 +114,6 @@ class _EmbedTask(beam.DoFn):
 
     def setup(self):
         end_with(self._job.launcher)
-        warnings.filterwarnings("ignore", module="PIL")  # Pillow's hints about odd files; what fails is a reject
         if self._job.pending:
             self._embedder = self._shared.acquire(self._load)
 

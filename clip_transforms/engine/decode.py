@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import ctypes
 import dataclasses
+import functools
 import hashlib
+import logging
 import queue
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -92,6 +97,7 @@ class DecodeAhead:
         """
         self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
         self._threads, self._max_pixels = threads, max_pixels
+        quieten_decoders()
         if max_pixels > MAX_IMAGE_PIXELS:  # Pillow's own limit would refuse first
             Image.MAX_IMAGE_PIXELS = max_pixels
         self.seconds = seconds if seconds is not None else Counter()
@@ -206,6 +212,20 @@ class DecodeAhead:
         with self._room:
             self._ahead_bytes -= num_bytes
             self._room.notify()
+
+
+@functools.lru_cache(maxsize=1)
+def quieten_decoders() -> None:
+    """Keep this process's terminal free of hints about odd pictures; what fails is a reject with its own message."""
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    # libtiff writes to file descriptor 2 by itself, and Pillow has no switch for it; NULL is libtiff's own for silence.
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with its symbols hidden
+        library = ctypes.CDLL(Image.core.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            handler = getattr(library, name)
+            handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            handler(None)
 
 
 _END = object()

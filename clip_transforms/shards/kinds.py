@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import WholeReads
+from clip_transforms.shards.parquet import DAMAGE
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
     ColumnError,
@@ -158,5 +159,5 @@ def _footer(file: FileInfo) -> pq.FileMetaData | PlanError:
             metadata = pq.read_metadata(WholeReads(opened))
             metadata.schema.to_arrow_schema()
             return metadata
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")

@@ -13,7 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import WholeReads, caption_fields, cast, dumps, key_text, read_reject, too_large
+from clip_transforms.shards.batches import (
+    MAX_BATCH_BYTES,
+    WholeReads,
+    caption_fields,
+    cast,
+    dumps,
+    key_text,
+    read_reject,
+    too_large,
+)
 from clip_transforms.shards.parquet_columns import (
     ColumnError,
     caption_column,
@@ -25,8 +34,8 @@ from clip_transforms.shards.parquet_columns import (
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
 from schemas.samples import READ_REJECT, samples_schema
 
-# What reading damaged bytes raises.
-DAMAGE = (pa.ArrowException, OSError)
+# What reading damaged bytes raises; the last for names that are no text.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 # img2dataset keeps the rows that it could not download, with null bytes: nothing was offered there.
 _FAILED = ("failed_to_download", "failed_to_resize")
 _NAMED = 5  # so many damaged places are named in a reject
@@ -47,12 +56,21 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
             check_columns(parquet.schema_arrow, options)
             if image_column(parquet.schema_arrow, options) is None or unit.stop > parquet.num_row_groups:
                 raise ShardError("unreadable", "it has no column of image bytes, or fewer rows than planned")
-            for row, batch in read_row_groups(parquet, range(unit.start, unit.stop), unit.first_row, batch_size):
+            groups = range(unit.start, unit.stop)
+            rows = min(batch_size, _rows_that_fit(parquet.metadata, groups))
+            for row, batch in read_row_groups(parquet, groups, unit.first_row, rows):
                 yield _to_samples(batch, row, options, notes)
     except FileNotFoundError as error:
         raise ShardError("vanished", f"{unit.uri} is gone since the run was planned") from error
     except (*DAMAGE, ColumnError) as error:
         raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _rows_that_fit(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
+    """How many rows of usual size make MAX_BATCH_BYTES: a batch is in memory before its sizes are known."""
+    found = [metadata.row_group(group) for group in groups]
+    num_bytes, rows = sum(group.total_byte_size for group in found), sum(group.num_rows for group in found)
+    return max(1, MAX_BATCH_BYTES * rows // num_bytes) if num_bytes > 0 and rows > 0 else MAX_BATCH_BYTES
 
 
 def read_row_groups(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import WholeReads, dumps
-from clip_transforms.shards.parquet import read_row_groups
+from clip_transforms.shards.parquet import DAMAGE, read_row_groups
 from clip_transforms.shards.parquet_columns import holds_bytes
 from clip_transforms.shards.unit import ShardError
 
@@ -87,7 +87,7 @@ def read_records(uri: str) -> Iterator[Record]:
             for record in records:
                 row = record.row
                 yield record
-    except (ShardError, OSError, pa.ArrowException) as error:
+    except (ShardError, *DAMAGE) as error:
         yield Record(row + 1, None, f"after row {row:,}: {error}" if row >= 0 else str(error))
 
 

@@ -31,6 +31,12 @@ def break_page(path, group, column="image", kind="data"):
     return path
 
 
+def replace(path, old, new):
+    data = open(path, "rb").read()
+    open(path, "wb").write(data.replace(old, new))
+    return path
+
+
 def retype(path, **columns):
     table = pq.read_table(path)
     for name, values in columns.items():
@@ -65,6 +71,7 @@ UNREADABLE = {
     "broken footer": break_footer,
     "empty file": lambda path: open(path, "wb").close(),
     "text": lambda path: open(path, "w").write("PAR1 no"),
+    "names that are no text": lambda path: replace(path, b"image", b"im\xffge"),  # found by the fuzzer
     "encrypted": lambda path: encrypt(path, False),
     "encrypted columns": lambda path: encrypt(path, True),
     "captions are numbers": lambda path: retype(path, caption=pa.array([{"a": 1}] * 4)),
