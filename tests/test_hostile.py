@@ -100,7 +100,13 @@ def test_a_hostile_corpus_does_nothing(corpus, tiny_checkpoint, tmp_path):
         text=True,
         cwd=tmp_path,
         timeout=180,
-        env={**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": ROOT,
+            "TMPDIR": str(scratch),
+            "TORCHINDUCTOR_CACHE_DIR": str(scratch),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -250,14 +250,14 @@ def test_damaged_shards_can_be_accepted_and_are_tried_again_all_the_same(embed, 
 @pytest.fixture
 def forbidden(monkeypatch):
     """Names of files that cannot be read, while they are in this set."""
-    names, original = set(), storage.read_bytes
+    names, original = set(), storage.open_input
 
-    def read_bytes(uri):
+    def open_input(uri):
         if os.path.basename(uri) in names:
             raise PermissionError(13, "Permission denied", uri)
         return original(uri)
 
-    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(storage, "open_input", open_input)
     return names
 
 
