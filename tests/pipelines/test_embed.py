@@ -173,7 +173,7 @@ def test_too_many_rejects_are_exit_3_without_success(embed, tmp_path, capsys):
     assert not run["complete"] and run["problems"]
 
 
-def test_a_sample_dropped_inside_the_engine_makes_the_run_fail(embed, tmp_path, monkeypatch, capsys):
+def test_a_sample_dropped_inside_the_engine_makes_the_run_fail(embed, tmp_path, monkeypatch, capfd):
     from clip_transforms.engine import decode
 
     original = decode.DecodeAhead._submit
@@ -183,7 +183,7 @@ def test_a_sample_dropped_inside_the_engine_makes_the_run_fail(embed, tmp_path, 
 
     monkeypatch.setattr(decode.DecodeAhead, "_submit", dropping)
     assert embed(make_tar(tmp_path / "a.tar", 5), output=tmp_path / "out") == 1
-    assert "5 samples were read, but of their images 4 embedded" in capsys.readouterr().err
+    assert "5 samples were read, but of their images 4 embedded" in capfd.readouterr().err
     assert files_of(tmp_path / "out") == {} and not (tmp_path / "out" / "_SUCCESS").exists()
     assert not (tmp_path / "out" / "_temporary").exists()
 
