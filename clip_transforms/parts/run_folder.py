@@ -46,8 +46,7 @@ class RunFolder:
             storage.make_folder(self.uri)
             if self._local:
                 mark = os.path.join(storage.normalise(self.uri), _DETACHED if detached else _LOCK)
-                handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
-                os.close(handle) if detached else None
+                os.close(os.open(mark, os.O_RDWR | os.O_CREAT, 0o644))
                 self._lock = None if detached else _try_lock(mark)
             self._remove_dead()
 

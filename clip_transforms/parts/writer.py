@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -202,18 +203,32 @@ class _PartFile:
 
     def _flush(self) -> None:
         if self._waiting.rows:
-            self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
+            with _naming(self.path):
+                self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
             self._waiting = WaitingRows(self._schema)
 
     def close(self, footer: Footer) -> None:
         """Finish the file with its footer."""
         self._flush()
         self._writer.add_key_value_metadata(encode_footer(footer))
-        self._writer.close()
+        with _naming(self.path):
+            self._writer.close()
 
     def discard(self) -> None:
-        """Let go of the file handle."""
-        self._writer.close()
+        """Let go of the file handle; the file itself is of no use any more, so a full disk does not matter."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Name the file that could not be written, and the cause once; pyarrow does neither."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), path) from error
 
 
 class _Digest:

@@ -16,6 +16,13 @@ def test_a_folder_lives_as_long_as_its_run(tmp_path):
     assert not (tmp_path / "_temporary").exists()
 
 
+def test_a_run_leaves_no_file_open(tmp_path):
+    for detached in (False, True):
+        RunFolder(str(tmp_path), new_run_id(), detached).close()
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if os.path.lexists(link) and str(tmp_path) in os.readlink(link)]
+
+
 def test_a_living_run_is_left_alone_and_a_dead_one_is_removed(tmp_path):
     code = textwrap.dedent(
         f"""
