@@ -162,8 +162,11 @@ def test_a_temporary_folder_that_is_removed_meanwhile(embed, tars, calm, tmp_pat
 # Threads
 
 
-@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("a bug")], ids=repr)
-@pytest.mark.parametrize("place", ["decode", "tokenize", "read"])
+@pytest.mark.parametrize(
+    "place, error",
+    [("decode", MemoryError("no room")), ("tokenize", RuntimeError("a bug")), ("read", MemoryError("no room"))],
+    ids=["decode", "tokenize", "read"],
+)
 @pytest.mark.timeout(60)
 def test_a_thread_that_dies_fails_the_run_with_the_cause(place, error, embed, tars, calm, tmp_path, monkeypatch, capfd):
     from clip_transforms import embed_shards

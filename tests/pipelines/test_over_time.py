@@ -104,34 +104,34 @@ def small_cuts(monkeypatch):
 
 def test_pictures_added_to_a_folder_are_done_with_their_unit_alone(embed, tmp_path, small_cuts):
     photos, out = tmp_path / "photos", tmp_path / "out"
-    make_folder(photos, 40)
+    make_folder(photos, 24)
     embed(photos, output=out)
     before, units = files_of(out), sum(units_of(out))
-    assert units > 5
+    assert units > 3
     (photos / "000017b.jpg").write_bytes(picture(500))
     assert embed(photos, output=out) == 0
     assert units_of(out)[0] in (1, 2)  # 2 where the new picture is itself a cut
     changed = {name for name, data in files_of(out).items() if before.get(name) != data}
-    assert len(changed) in (2, 4) and len(keys_of(out)) == 41
+    assert len(changed) in (2, 4) and len(keys_of(out)) == 25
     assert_same_as_new(embed, out, photos)
 
 
 def test_pictures_removed_from_a_folder_leave_no_row(embed, tmp_path, small_cuts):
     photos, out = tmp_path / "photos", tmp_path / "out"
-    make_folder(photos, 40)
+    make_folder(photos, 24)
     embed(photos, output=out)
-    gone = {f"{place:06d}.jpg" for place in (0, 20, 39)}  # first, middle and last
+    gone = {f"{place:06d}.jpg" for place in (0, 12, 23)}  # first, middle and last
     for name in gone:
         (photos / name).unlink()
     assert embed(photos, output=out) == 0
-    assert not gone & set(keys_of(out)) and len(keys_of(out)) == 37
-    assert units_of(out)[0] <= 4 and units_of(out)[1] >= 3
+    assert not gone & set(keys_of(out)) and len(keys_of(out)) == 21
+    assert units_of(out)[0] <= 4 and units_of(out)[1] >= 1
     assert_same_as_new(embed, out, photos)
 
 
 def test_a_caption_that_changes_is_done_with_its_unit_alone(embed, tmp_path, small_cuts):
     photos, out = tmp_path / "photos", tmp_path / "out"
-    make_folder(photos, 40)
+    make_folder(photos, 24)
     embed(photos, output=out)
     (photos / "000020.txt").write_text("something else altogether")
     assert embed(photos, output=out) == 0
