@@ -50,10 +50,10 @@ def test_a_dataset_from_s3_to_s3_with_faults_is_the_same_bytes(embed, s3, inputs
     assert runs[0]["input"] == runs[1]["input"] and runs[0]["dataset"] == runs[1]["dataset"]
 
 
-def test_a_part_that_cannot_be_uploaded_fails_the_run_and_the_same_command_goes_on(embed, s3, tars, capsys):
+def test_a_part_that_cannot_be_uploaded_fails_the_run_and_the_same_command_goes_on(embed, s3, tars, capfd):
     s3.fault = lambda number, method, path: "403" if method == "PUT" and "/out/embeddings/1" in path else None
     assert embed(*tars, output="s3://bucket/out") == 1
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "the run failed: " in said and "/embeddings/1-" in said and "Access Denied" in said
     assert "the same command goes on from there" in said
     s3.fault = lambda *_: None
@@ -63,10 +63,10 @@ def test_a_part_that_cannot_be_uploaded_fails_the_run_and_the_same_command_goes_
     assert objects(s3, "out") == objects(s3, "calm")
 
 
-def test_a_shard_that_is_forbidden_is_a_reject_and_tried_again(embed, s3, tars, tmp_path, capsys):
+def test_a_shard_that_is_forbidden_is_a_reject_and_tried_again(embed, s3, tars, tmp_path, capfd):
     s3.fault = lambda number, method, path: "403" if "/in/1.tar" in path else None
     assert embed(*tars, output=tmp_path / "out") == 3
-    assert "1 shard could not be read" in capsys.readouterr().out
+    assert "1 shard could not be read" in capfd.readouterr().out
     (reject,) = rows_of(tmp_path / "out", "rejects")
     assert (reject["modality"], reject["reason"]) == ("shard", "unreadable") and "PermissionError" in reject["message"]
     s3.fault = lambda *_: None
@@ -77,7 +77,7 @@ def test_a_shard_that_is_forbidden_is_a_reject_and_tried_again(embed, s3, tars, 
 KEYS = ("AKIAFAKEFAKEFAKE", "c2VjcmV0")
 
 
-def test_credentials_are_in_no_message_no_run_json_and_no_part(embed, s3, tars, capsys, caplog):
+def test_credentials_are_in_no_message_no_run_json_and_no_part(embed, s3, tars, capfd, caplog):
     flags = ["--s3_access_key_id", KEYS[0], f"--s3_secret_access_key={KEYS[1]}"]
     assert embed(*tars, output="s3://bucket/out", flags=flags) == 0
     s3.fault = lambda number, method, path: "403" if "/in/1.tar" in path else None
@@ -88,7 +88,7 @@ def test_credentials_are_in_no_message_no_run_json_and_no_part(embed, s3, tars, 
     with pytest.raises((ValueError, OSError)) as refused:
         embed(*tars, output="s3://bucket/refused", flags=flags)
     s3.fault = lambda *_: None
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     everything = [said.out, said.err, caplog.text, str(refused.value)]
     s3.fs.invalidate_cache()
     written = [name for prefix in ("out", "damaged", "failed") for name in s3.fs.find(f"bucket/{prefix}")]
