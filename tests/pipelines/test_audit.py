@@ -127,6 +127,9 @@ def hostile(path):
     schema = pa.schema(fields, metadata={"pandas": "{}", "huggingface": '{"info": {"features": {}}}', "clip": "{}"})
     rows = {"image": [picture(10), bomb, EPS, SVG], "caption": ["a", "{}", "%s %n", "$(touch x)"], "x": [b""] * 4}
     pq.write_table(pa.table(rows, schema=schema), path / "rows.parquet")
+    uris = ["photos/good.jpg", "../climbed.jpg", "/etc/passwd", "file:///etc/passwd", "http://192.0.2.1/x.jpg", "gopher://x/"]
+    uris += ["http://169.254.169.254/latest/meta-data/", "photos/good.jpg::file:///etc/passwd"]
+    (path / "rows.csv").write_text("uri,caption\n" + "".join(f"{uri},=cmd|'touch x'\n" for uri in uris))
     (path / "words.json").write_text('{"classes": ["$(touch x)", "{__class__}", {"name": "x", "prompts": ["{0.x}"]}]}')
 
 
@@ -136,7 +139,8 @@ def test_nothing_of_a_hostile_source_is_executed_fetched_or_written_elsewhere(tm
     scratch.mkdir()
     hostile(sources)
     before = {path: path.lstat().st_mtime_ns for path in sources.rglob("*")}
-    argv = ["--input", sources / "photos", sources / "climbing.tar", sources / "rows.parquet", "--output", out]
+    argv = ["--input", sources / "photos", sources / "climbing.tar", sources / "rows.parquet"]
+    argv += [sources / "rows.csv", "--output", out]
     argv += ["--model", tiny_checkpoint, "--taxonomy", sources / "words.json", "--max_reject_fraction", "1"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
     environment = inherited | {"TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ROOT}
@@ -155,7 +159,9 @@ def test_nothing_of_a_hostile_source_is_executed_fetched_or_written_elsewhere(tm
     assert [path.name for path in scratch.iterdir() if not path.name.startswith("torchinductor_")] == []
     keys = {row["key"] for row in rows_of(out)}
     assert {"good.jpg", "code.py.jpg", "$(touch x).jpg", "/tmp/clip-transforms-was-here", "../../climbed"} <= keys
-    refused = {row["key"] for row in rows_of(out, "rejects")}
+    rejects = rows_of(out, "rejects")
+    assert len([row for row in rejects if "rows.csv" in row["shard"]]) == 7
+    refused = {row["key"] for row in rejects}
     assert {"svg.png", "eps.jpg", "pickle.jpg", "code.jpg", "link", "device", "pipe"} <= refused
 
 
