@@ -31,7 +31,7 @@ clean:
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing torch and the other packages into $(VENV); this takes a minute or two"
+	@echo "installing torch and the other packages into $(VENV); this takes some minutes, and 2 GB of disk"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch

@@ -184,6 +184,12 @@ def plan_run(settings: Settings) -> RunPlan:
     obtained = {part: "{precision} on {device}".format(**footer["provenance"]) for part, footer in done.items()}
     replaces = made is not None and made["settings"] != fields
     lines = [*found.detection, *_doubles(found.units, others)]
+    lost = sorted(reader.taxonomy_names(settings.output) - set(digests)) if made is not None else []
+    if lost and (changed := sum(unit.part in footers and unit.part not in committed for unit in found.units)):
+        lines.append(
+            f"warning: {changed} of the parts are made anew, and their labels/{', labels/'.join(lost)} go with the old "
+            "ones; name them with --taxonomy too to have them made again"
+        )
     damaged = [name for name in names if name not in footers and name not in parts]
     if damaged:
         lines.append(

@@ -23,10 +23,16 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
             f"warning: labels/{taxonomy} lacks {count(parts, 'part')}, whose embeddings are new; "
             f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
         )
-    lines += [f"not complete: {problem}" for problem in run["problems"]]
+    if others := run["dataset"]["parts"] - units["input"]:
+        lines.append(
+            f"note: {output} also holds {count(others, 'part')} of other inputs, "
+            f"{count(run['dataset'].get('samples', 0) - counts.get('samples', 0), 'sample')}; queries read them all"
+        )
     if not units["committed"] and not units["labelled"] and not run["problems"]:
         lines.append("nothing was left to do")
-    return [*lines, _speed_line(speed)] if speed["samples"] else lines
+    if speed["samples"]:
+        lines.append(_speed_line(speed))
+    return [*lines, *(f"not complete: {problem}" for problem in run["problems"])]
 
 
 def _is_void(key: str, counts: Mapping[str, int]) -> bool:

@@ -156,6 +156,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     _, unknown = beams.parse_known_args(rest)
     beams.parse_known_args(behind)  # what Beam knows must be right there too; it would end the process with its usage
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise UsageError(f"{unknown[0]!r} stands without a flag; write --input {unknown[0]} if it is to be read")
         flag = unknown[0].split("=")[0]
         known = [name for p in (parser, beams) for action in p._actions for name in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=1)

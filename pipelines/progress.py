@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Iterator
 
@@ -25,11 +26,13 @@ def progress_bar(plan: RunPlan, in_process: bool) -> Iterator[None]:
         in_process: whether the work is done by this process, which then knows of every sample; otherwise committed
             parts are counted.
     """
+    # A terminal that does not know its width gets a bar all the same.
+    style = {"desc": "embedding", "disable": None, "ncols": None if shutil.get_terminal_size((0, 0)).columns else 80}
     total = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed)
     if in_process:
-        bar = tqdm(total=total, unit="B", unit_scale=True, desc="embedding", disable=None)
+        bar = tqdm(total=total, unit="B", unit_scale=True, **style)
     else:
-        bar = tqdm(total=len(plan.units), initial=len(plan.committed), unit="unit", desc="embedding", disable=None)
+        bar = tqdm(total=len(plan.units), initial=len(plan.committed), unit="unit", **style)
     done = threading.Event()
     base = dict(PROGRESS)
 

@@ -72,7 +72,8 @@ def test_every_command_of_the_readme_runs_as_it_stands(workplace):
 
 def test_the_analysts_query_of_the_readme_answers(workplace):
     duckdb = pytest.importorskip("duckdb")
-    (query,) = blocks("sql")
+    query, rejects = blocks("sql")
+    assert duckdb.connect().execute(rejects.replace("'out/", f"'{workplace}/out/")).fetchall() == []
     query = query.replace("'out/", f"'{workplace}/out/").replace("> 0.28", "> -1").replace("= 'cat'", "IS NOT NULL")
     assert len(duckdb.connect().execute(query).fetchall()) > 0
 

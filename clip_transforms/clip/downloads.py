@@ -74,7 +74,7 @@ def fetch(name: str) -> Path:
         raise CheckpointError(
             f"--model {name} cannot be downloaded from {known.url} ({_reason(error)}); get that file by other means "
             f"and put it to {target}, or set CLIP_CACHE to a folder that has it"
-        ) from error
+        ) from None
     found = storage.sha256(str(part))
     if found != known.sha256:
         part.unlink()

@@ -63,7 +63,8 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
     # What a file system says of one URI is data of the user's: each has its own errors, and none may end the run.
     except (OSError, http.client.HTTPException, ValueError) as error:
         what = getattr(error, "strerror", None) or error
-        return {"image_reject": read_reject("not fetched", f"{type(error).__name__}: {what}", None)}
+        shown = text.partition("?")[0][:200]  # a query may hold a secret
+        return {"image_reject": read_reject("not fetched", f"{shown}: {type(error).__name__}: {what}", None)}
 
 
 def _read(uri: str, fence: Fence, limit: int, stopped: threading.Event) -> bytes:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
 
 IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
-URI_COLUMNS = ("image", "uri", "url", "path", "file")
+URI_COLUMNS = ("image", "uri", "url", "path", "file", "filename", "file_name", "filepath")
 CAPTION_COLUMNS = ("caption", "text", "txt")
 KEY_COLUMNS = ("key", "uid", "__key__")
 _INDEXED = re.compile(r"(.+)\[(\d+)\]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence
 from typing import Protocol
 
@@ -180,6 +180,8 @@ def _take_listing(plan: Plan, file: FileInfo, schema: pa.Schema | None, options:
     plan.lists[name] = rows = ListingRows(file.uri, name, offers)
     plan.units.extend(rows.cut())
     fence = Fence(posixpath.dirname(file.uri), options.allow_uri)
+    if "image" not in offers:
+        return [f"note: {file.uri} names no images, so its captions alone are embedded; --image_column NAME names some"]
     refused = [error for uri in uris if (error := _refusal(fence, uri))]
     if refused and len(refused) == len(uris):
         return [f"warning: {file.uri}: the first images cannot be fetched: {refused[0]}"]
@@ -208,8 +210,12 @@ def _nothing_to_read(pattern: str, files: list[FileInfo], folders: list[str], in
     if input_format != "auto":
         return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; leave that flag away")
     pictures = ", ".join(IMAGE_EXTENSIONS)
+    listed = [*files, *(file for folder in folders for file in storage.list_below(folder))]
+    kinds = Counter(kind_of(file.uri) for file in listed).most_common(3)
+    there = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
     return PlanError(
-        f"--input {pattern} holds no pictures ({pictures}), .tar, .parquet, .csv, .tsv or .jsonl files; check the path"
+        f"--input {pattern} holds no pictures ({pictures}), .tar, .parquet, .csv, .tsv or .jsonl files, but {there}; "
+        "convert them, or check the path"
     )
 
 

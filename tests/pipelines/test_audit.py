@@ -127,7 +127,14 @@ def hostile(path):
     schema = pa.schema(fields, metadata={"pandas": "{}", "huggingface": '{"info": {"features": {}}}', "clip": "{}"})
     rows = {"image": [picture(10), bomb, EPS, SVG], "caption": ["a", "{}", "%s %n", "$(touch x)"], "x": [b""] * 4}
     pq.write_table(pa.table(rows, schema=schema), path / "rows.parquet")
-    uris = ["photos/good.jpg", "../climbed.jpg", "/etc/passwd", "file:///etc/passwd", "http://192.0.2.1/x.jpg", "gopher://x/"]
+    uris = [
+        "photos/good.jpg",
+        "../climbed.jpg",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "http://192.0.2.1/x.jpg",
+        "gopher://x/",
+    ]
     uris += ["http://169.254.169.254/latest/meta-data/", "photos/good.jpg::file:///etc/passwd"]
     (path / "rows.csv").write_text("uri,caption\n" + "".join(f"{uri},=cmd|'touch x'\n" for uri in uris))
     (path / "words.json").write_text('{"classes": ["$(touch x)", "{__class__}", {"name": "x", "prompts": ["{0.x}"]}]}')

@@ -19,6 +19,7 @@ RUN = {
     "units": {"input": 4, "committed": 4, "skipped": 0, "labelled": 0},
     "taxonomies": {"animals": "d"},
     "problems": [],
+    "dataset": {"parts": 4, "samples": 10_000},
     "input": {
         "samples": 10_000,
         "image.embedded": 9_988,
@@ -53,6 +54,12 @@ def test_the_lines_of_a_run():
         "112 pairs/s, 91% of this process's ceiling (123), where 94% is the most that decoding leaves; "
         "the model is the bottleneck",
     ]
+
+
+def test_what_else_the_dataset_holds_is_said_and_what_is_wrong_comes_last():
+    lines = closing_lines(RUN | {"dataset": {"parts": 5, "samples": 10_007}, "problems": ["something"]}, "out")
+    assert "note: out also holds 1 part of other inputs, 7 samples; queries read them all" in lines
+    assert lines[-1] == "not complete: something"
 
 
 @pytest.mark.parametrize("fraction, bound, claimed", [(0.94, 0.94, True), (0.9404, 0.9396, True), (0.97, 0.94, False)])

@@ -23,6 +23,7 @@ PORTABLE = ["--runner", "PortableRunner", "--job_endpoint"]
 INPUT = ["--output", "out", "--model", "tiny.safetensors", "--input"]
 # id → (command line, pieces that the sentence must have)
 CASES = {
+    "no flag": (["a.tar", *GOOD[2:]], ["'a.tar' stands without a flag", "--input a.tar"]),
     "no match": ([*INPUT, "nothing-*.tar"], ["--input nothing-*.tar matches nothing", "quote"]),
     "empty folder": ([*INPUT, "empty"], ["--input empty", "empty folder", ".tar"]),
     "nothing to read": ([*INPUT, "words"], ["holds no pictures", "jpg"]),
@@ -339,6 +340,11 @@ def reasons():
 
 def test_the_troubleshooting_page_lists_every_reject_reason():
     assert reasons() <= {row[0].strip("`") for row in rows_of_the_page()}
+
+
+def test_no_message_has_two_entries():
+    first = [row[0] for row in rows_of_the_page()]
+    assert sorted(set(first)) == sorted(first)
 
 
 def test_every_entry_has_a_cause_and_a_cure():
