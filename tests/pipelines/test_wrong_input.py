@@ -33,7 +33,7 @@ CASES = {
     "abbreviated flag": ([*GOOD, "--batch", "3"], ["--batch is no flag", "did you mean --batch_size?"]),
     "beam flag misspelt": ([*GOOD, "--direct_num_worker", "2"], ["did you mean --direct_num_workers?"]),
     "beam flag abbreviated": ([*GOOD, "--direct_num", "2"], ["--direct_num is no flag"]),
-    "positional": ([*GOOD[:2], *GOOD[2:], "--limit", "3", "stray"], ["stray is no flag"]),
+    "positional": ([*GOOD[:2], *GOOD[2:], "--limit", "3", "stray"], ["'stray' stands without a flag"]),
     "no number": ([*GOOD, "--limit", "many"], ["--limit is 'many'", "a whole number", "the usual 0"]),
     "no fraction": ([*GOOD, "--max_reject_fraction", "5%"], ["--max_reject_fraction is '5%'", "a number", "0.05"]),
     "no value": ([*GOOD, "--limit"], ["--limit stands without a value", "write --limit N"]),
