@@ -13,6 +13,7 @@ import hashlib
 import heapq
 import html
 import importlib.metadata
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,12 @@ _PATTERN = regex.compile(
 )
 
 
+# Python reads no number of more than 4,300 digits, and the published code fails at such a character reference. What
+# html.unescape makes of any number that is no character is the replacement character.
+_LONG_REFERENCE = re.compile(r"&#([0-9]{640,});?")
+_REPLACEMENT, _MOST_DIGITS = "\ufffd", 7  # of 0x10FFFF
+
+
 class Tokens(NamedTuple):
     """A batch of tokenized captions.
 
@@ -49,8 +56,17 @@ class Tokens(NamedTuple):
 
 def clean(caption: str) -> str:
     """Repair mojibake, unescape HTML twice, fold white space, lower the case: as published, in that order."""
-    text = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
+    text = _unescape(_unescape(ftfy.fix_text(caption))).strip()
     return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def _unescape(text: str) -> str:
+    return html.unescape(_LONG_REFERENCE.sub(_short_reference, text))
+
+
+def _short_reference(reference: re.Match) -> str:
+    digits = reference[1].lstrip("0")
+    return _REPLACEMENT if len(digits) > _MOST_DIGITS else f"&#{digits or 0};"
 
 
 class Tokenizer:

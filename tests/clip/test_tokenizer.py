@@ -108,3 +108,17 @@ def test_another_vocabulary_is_refused(tmp_path):
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="reinstall openai-clip"):
         Tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "caption, meaning",
+    [
+        ("a &#" + "9" * 5000 + "; cat", "a \ufffd cat"),
+        ("a &amp;#" + "9" * 5000 + " cat", "a \ufffd cat"),
+        ("a &#" + "0" * 5000 + "65; cat", "a A cat"),
+        ("&#" + "0" * 5000 + ";", "\ufffd"),
+    ],
+    ids=["too large", "escaped twice", "leading zeros", "zero"],
+)
+def test_a_character_reference_of_thousands_of_digits_is_a_character_as_any_other(caption, meaning):
+    assert default_tokenizer().encode(caption) == default_tokenizer().encode(meaning)
