@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import pickle
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import IO, Any
 
 # Storage type → bytes of an element, and the name of its dtype.
@@ -32,6 +34,15 @@ _STORAGES = {
 # What zipfile and pickle raise at files that are cut off or altered; the RuntimeError is zipfile's, of encryption.
 _DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, EOFError, OSError, RuntimeError)
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
+# What a training's checkpoint may hold beside its weights, as torch.load(weights_only=True) takes it: dropped.
+_DROPPED = {
+    *(("torch", name) for name in ("Size", "device", "float64", "float32", "float16", "bfloat16")),
+    *(("torch", name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
+    *(("__builtin__", name) for name in ("set", "bytearray", "complex")),
+    ("collections", "Counter"),
+    ("_codecs", "encode"),
+}
+_MAX_ENTRIES = 1_000_000  # of dicts within dicts, each counted wherever it is met
 _MAX_PICKLE_BYTES = 64 << 20  # the largest CLIP needs less than one
 
 
@@ -93,7 +104,7 @@ class Archive:
             raise ArchiveError(f"it is damaged: {type(error).__name__}: {error}") from error
         except _MALFORMED as error:
             raise ArchiveError(f"its pickle is malformed: {type(error).__name__}: {error}") from error
-        self.tensors = dict(_tensors(content))
+        self.tensors = dict(_tensors(content, itertools.count(1)))
 
     def _start_of(self, info: zipfile.ZipInfo) -> int:
         """Where the bytes of a member begin: behind a header of its own, whose length only itself tells."""
@@ -138,8 +149,13 @@ class _StorageType:
 class _Bag:
     """What a class of an archive becomes: attributes, and no behaviour."""
 
+    def __new__(cls, *_: Any) -> _Bag:
+        bag = super().__new__(cls)
+        bag.attributes = {}
+        return bag
+
     def __init__(self, *_: Any):
-        self.attributes: dict[str, Any] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -166,7 +182,7 @@ class _Unpickler(pickle.Unpickler):
             return list
         if module == "torch.jit._pickle" and name == "restore_type_tag":
             return lambda value, _: value
-        if module == "__torch__" or module.startswith("__torch__."):
+        if (module, name) in _DROPPED or module == "__torch__" or module.startswith("__torch__."):
             return _Bag
         raise ArchiveError(f"its pickle asks for {module}.{name}, which is not needed for weights, so nothing was run")
 
@@ -174,13 +190,15 @@ class _Unpickler(pickle.Unpickler):
         return tuple(pid)
 
 
-def _tensors(content: Any, prefix: str = "", depth: int = 0):
+def _tensors(content: Any, entries: Iterator[int], prefix: str = "", depth: int = 0) -> Iterator[tuple]:
     """Dotted name → tensor, through dicts and the modules of an archive."""
     if isinstance(content, StoredTensor):
         yield prefix, content
         return
+    if next(entries) > _MAX_ENTRIES:
+        raise ArchiveError(f"its dicts have more than {_MAX_ENTRIES:,} entries, which no CLIP needs")
     children = content.attributes if isinstance(content, _Bag) else content
     if isinstance(children, dict) and depth < 32:
         for name, child in children.items():
             if isinstance(name, str):
-                yield from _tensors(child, f"{prefix}.{name}" if prefix else name, depth + 1)
+                yield from _tensors(child, entries, f"{prefix}.{name}" if prefix else name, depth + 1)

@@ -161,6 +161,19 @@ def test_a_class_of_an_archive_becomes_a_bag_without_behaviour(tmp_path):
     assert not (tmp_path / "RAN").exists()
 
 
+def test_a_bag_whose_state_is_never_set_is_empty(tmp_path):
+    pickled = b"\x80\x02}X\x01\x00\x00\x00ac__torch__.posix\nsystem\n)\x81s."  # NEWOBJ, without a call of __init__
+    with open(archive(tmp_path / "a.pt", pickled), "rb") as file:
+        assert Archive(file).tensors == {}
+
+
+def test_dicts_that_hold_themselves_are_refused_and_not_walked_for_ever(tmp_path):
+    knot = {}
+    knot |= {"a": knot, "b": knot}
+    with open(archive(tmp_path / "a.pt", knot), "rb") as file, pytest.raises(ArchiveError, match="1,000,000 entries"):
+        Archive(file)
+
+
 def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path):
     path = archive(tmp_path / "a.pt", b"\0" * (200 << 20), compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 20
