@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -58,12 +59,14 @@ class Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if (
                 len(values) != 3
-                or not all(isinstance(v, (int, float)) for v in values)
-                or (name == "std" and 0 in values)
+                or not all(type(v) in (int, float) and math.isfinite(v) for v in values)
+                or (name == "std" and min(values) <= 0)
             ):
                 raise ValueError(
                     f"its {name} of pixels is {list(values)}, but it must be three numbers, for R, G and B"
                 )
+        if type(self.fill) is not int or not 0 <= self.fill <= 255:
+            raise ValueError(f"its fill colour is {self.fill!r}, but it must be a whole number from 0 to 255")
 
     def describe(self) -> str:
         """One line, in which everything stands that decides pixels and tokens."""

@@ -1,6 +1,7 @@
 """Pixels against resize, crop, convert written out, through Pillow, on every mode that Pillow has."""
 
 import io
+import math
 import warnings
 
 import numpy as np
@@ -134,7 +135,13 @@ def test_other_resize_modes_are_those_of_open_clip(mode, interpolation, size):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"resize": "stretch"}, {"interpolation": "magic"}, {"mean": (0.5, 0.5)}, {"std": (1, 0, 1)}], ids=str
+    "wrong",
+    [
+        *({"resize": "stretch"}, {"interpolation": "magic"}, {"mean": (0.5, 0.5)}, {"mean": (math.nan, 0, 0)}),
+        *({"std": std} for std in ((1, 0, 1), (1, -1, 1), (1, math.inf, 1), (True, 1, 1))),
+        *({"fill": fill} for fill in ("red", -1, 256, 1.5, [0, 0, 0])),
+    ],
+    ids=str,
 )
 def test_a_preprocessing_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="its .* but it must be"):
