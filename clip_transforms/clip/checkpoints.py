@@ -56,7 +56,8 @@ def load_checkpoint(
             _, sources = recognise(tensors)
             state = model.state_dict()
             for name in state:
-                state[name] = _tensor(sources[published_name(name)], tensors, place, _dtype(name, precision))
+                found = _tensor(sources[published_name(name)], tensors, place, _dtype(name, precision))
+                state[name] = found.view(state[name].shape)  # the logit scale may be a list of one
     except (ArchiveError, KeyError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.where}: {error}") from error
     model.load_state_dict(state, assign=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ _OPEN_CLIP_WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.safetensors",
 )
-_HUGGING_FACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_INDEX = ".index.json"
+_HUGGING_FACE_WEIGHTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX))
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}  # Hugging Face's name → ours
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 # Settings of open_clip that its tensors tell, or that act in training alone, or only beside others that are refused.
@@ -56,6 +56,7 @@ class Configuration:
         activation: `quick_gelu` or `gelu`.
         vision_head_width, text_head_width: None where the published 64 is meant.
         preprocessing: of its images and captions.
+        sizes: attribute of Architecture → what the configuration says it is; None where it says nothing.
     """
 
     origin: str
@@ -64,6 +65,7 @@ class Configuration:
     vision_head_width: int | None
     text_head_width: int | None
     preprocessing: Preprocessing
+    sizes: Mapping[str, Any]
 
 
 def read_configuration(folder: str) -> Configuration:
@@ -85,8 +87,12 @@ def read_configuration(folder: str) -> Configuration:
         if HUGGING_FACE in names and hugging_face:
             processor = next((n for n in ("preprocessor_config.json", "processor_config.json") if n in names), None)
             weights = hugging_face[:1]
-            if weights[0].endswith(".index.json"):
-                weights = sorted({posixpath.basename(n) for n in _read(folder, weights[0])["weight_map"].values()})
+            if weights[0].endswith(_INDEX):
+                index, weights = weights[0], sorted(set(_read(folder, weights[0])["weight_map"].values()))
+                if missing := [name for name in weights if name not in names]:
+                    raise ValueError(
+                        f"{index} in it names {missing[0]!r}, which does not lie beside it; download it too"
+                    )
             return _hugging_face(_read(folder, HUGGING_FACE), processor and _read(folder, processor), weights)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"its configuration is malformed ({error!r})") from error
@@ -120,13 +126,28 @@ def _open_clip(content: Mapping[str, Any], weights: list[str]) -> Configuration:
                     f"its {place} has {name} {value!r}, so it is no CLIP of the published kind, and this program does "
                     "not compute it"
                 )
+    head_width, layers = vision.get("head_width", 64), vision.get("layers", 12)
+    if not _is_size(head_width):
+        raise ValueError(f"its vision_cfg has head_width {head_width!r}, but it must be a whole number above 0")
+    resnet = isinstance(layers, list)
     return Configuration(
         OPEN_CLIP,
         tuple(weights),
         "quick_gelu" if model.get("quick_gelu", False) else "gelu",
-        vision.get("head_width", 64),
-        text.get("width", 512) // text.get("heads", 8),
-        Preprocessing(
+        head_width,
+        _head_width("text_cfg", text.get("width", 512), text.get("heads", 8)),
+        sizes={
+            "embed_dim": model.get("embed_dim"),
+            "vision_layers": tuple(layers) if resnet else layers,
+            "vision_width": vision.get("width", 768),
+            "patch_size": None if resnet else vision.get("patch_size", 16),
+            "vision_mlp_width": None if resnet else int(vision.get("width", 768) * vision.get("mlp_ratio", 4.0)),
+            "text_layers": text.get("layers", 12),
+            "text_width": text.get("width", 512),
+            "text_mlp_width": int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
+            "vocab_size": text.get("vocab_size", 49408),
+        },
+        preprocessing=Preprocessing(
             side=_square(pixels.get("size") or vision["image_size"], "image_size"),
             mean=tuple(pixels.get("mean") or vision.get("image_mean") or PIXEL_MEAN),
             std=tuple(pixels.get("std") or vision.get("image_std") or PIXEL_STD),
@@ -142,26 +163,56 @@ def _hugging_face(content: Mapping[str, Any], processor: Mapping[str, Any] | Non
     kind = content.get("model_type")
     if kind != "clip":
         raise ValueError(f"its {HUGGING_FACE} says that it is a {kind!r} model, but it must be 'clip'")
-    text, vision = content.get("text_config") or {}, content.get("vision_config") or {}
+    text, vision = (_tower(content, tower) for tower in ("text", "vision"))
     # What is left out has the library's own defaults, which are those of ViT-B/32.
-    activations = {config.get("hidden_act", "quick_gelu") for config in (text, vision)}
+    activations = {str(config.get("hidden_act", "quick_gelu")) for config in (text, vision)}
     if len(activations) > 1 or not activations <= set(_ACTIVATIONS):
         raise ValueError(f"its hidden_act is {' and '.join(sorted(activations))}, but it must be quick_gelu or gelu")
     for config in (text, vision):
         if config.get("layer_norm_eps", 1e-5) != 1e-5:
             raise ValueError(f"its layer_norm_eps is {config['layer_norm_eps']}, but CLIP's is 1e-05")
+    if text.get("eos_token_id", 49407) not in (2, 49407):  # 2 is an old mistake, which the library takes for 49407
+        raise ValueError(f"its eos_token_id is {text['eos_token_id']!r}, but that of CLIP's tokenizer is 49407")
     side = vision.get("image_size", 224)
     return Configuration(
         HUGGING_FACE,
         tuple(weights),
         _ACTIVATIONS[activations.pop()],
-        vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12),
-        text.get("hidden_size", 512) // text.get("num_attention_heads", 8),
+        _head_width("vision_config", vision.get("hidden_size", 768), vision.get("num_attention_heads", 12)),
+        _head_width("text_config", text.get("hidden_size", 512), text.get("num_attention_heads", 8)),
         dataclasses.replace(
             _hugging_face_pixels((processor or {}).get("image_processor", processor) or {}, side),
             context_length=text.get("max_position_embeddings", 77),
         ),
+        {
+            "embed_dim": content.get("projection_dim", 512),
+            "vision_layers": vision.get("num_hidden_layers", 12),
+            "vision_width": vision.get("hidden_size", 768),
+            "vision_mlp_width": vision.get("intermediate_size", 3072),
+            "patch_size": vision.get("patch_size", 32),
+            "text_layers": text.get("num_hidden_layers", 12),
+            "text_width": text.get("hidden_size", 512),
+            "text_mlp_width": text.get("intermediate_size", 2048),
+            "vocab_size": text.get("vocab_size", 49408),
+        },
     )
+
+
+def _tower(content: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
+    """The configuration of a tower; where an old file has it twice, the library goes by the one called `_dict`."""
+    old = content.get(f"{tower}_config_dict")
+    return (content.get(f"{tower}_config") or {}) if old is None else old
+
+
+def _head_width(place: str, width: Any, heads: Any) -> int:
+    """Of an attention head, exactly: heads that do not share the width would be others than the library's."""
+    if not _is_size(width) or not _is_size(heads) or width % heads:
+        raise ValueError(f"its {place} has {heads!r} attention heads for a width of {width!r}, which they cannot share")
+    return width // heads
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _hugging_face_pixels(processor: Mapping[str, Any], side: int) -> Preprocessing:
@@ -191,7 +242,10 @@ def _hugging_face_pixels(processor: Mapping[str, Any], side: int) -> Preprocessi
 
 def _square(size: Any, name: str) -> int:
     """A side in pixels, of a number, a list of two, or a mapping with height and width."""
-    sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
-    if len(set(sides)) != 1 or not isinstance(sides[0], int):
+    if isinstance(size, Mapping):
+        sides = [size.get("height"), size.get("width")]
+    else:
+        sides = size if isinstance(size, list) else [size]
+    if len(set(sides)) != 1 or not _is_size(sides[0]):
         raise ValueError(f"its {name} is {size}, but pictures must be square")
     return sides[0]

@@ -63,12 +63,18 @@ def shape_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int
 def _unwrapped(names: list[str]) -> dict[str, str]:
     """Name without what training wraps round it → name in the file; weights only."""
     found = {name: name for name in names}
-    if any(name.startswith("state_dict.") for name in found):
-        found = {n.removeprefix("state_dict."): full for n, full in found.items() if n.startswith("state_dict.")}
-    for prefix in ("module.", "_orig_mod."):
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): full for name, full in found.items()}
+    while prefix := _wrapper(found):
+        found = {name.removeprefix(prefix): full for name, full in found.items() if name.startswith(prefix)}
     return {name: full for name, full in found.items() if not _NO_WEIGHTS.match(name)}
+
+
+def _wrapper(names: Iterable[str]) -> str | None:
+    """What stands before the names of weights: a part of a training's checkpoint, or what wraps a module."""
+    names = list(names)
+    for part in ("state_dict.", "model_state_dict.", "model."):
+        if any(name.startswith(part) for name in names):
+            return part
+    return next((p for p in ("module.", "_orig_mod.") if names and all(name.startswith(p) for name in names)), None)
 
 
 # Hugging Face's name → OpenAI's, of what is the same tensor.

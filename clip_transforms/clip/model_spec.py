@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.resources
+import os
 from collections.abc import Mapping, Sequence
 
 from clip_transforms import storage
@@ -77,6 +78,7 @@ class ClipSpec:
 
     def __post_init__(self):
         """Refuse a wrong setting where it is written, not on a worker."""
+        object.__setattr__(self, "model", os.fspath(self.model))
         for field, value, allowed in (
             ("activation", self.activation, (None, *ACTIVATIONS)),
             ("precision", self.precision, PRECISIONS),
@@ -129,8 +131,9 @@ class ClipSpec:
         if self.model == DEMO:
             return str(importlib.resources.files("clip_transforms") / "demo" / "demo.safetensors")
         if not storage.exists(self.model):
-            near = difflib.get_close_matches(self.model, [*PUBLISHED, DEMO], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            names = {_fold(name): name for name in (*PUBLISHED, DEMO)}
+            near = difflib.get_close_matches(_fold(self.model).replace("_", "-"), names, n=1)
+            hint = f"; did you mean {names[near[0]]}?" if near else ""
             raise CheckpointError(
                 f"--model {self.model} is neither a file nor a known model ({', '.join(PUBLISHED)}, {DEMO}){hint}"
             )
@@ -186,6 +189,7 @@ def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoi
         kinds.append(weights.kind)
         metadata |= weights.metadata
     layout, sources = recognise(tensors)
+    _check_numbers(sources, tensors)
     architecture = architecture_of(
         _shapes(sources, tensors),
         configuration and configuration.vision_head_width,
@@ -196,18 +200,41 @@ def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoi
     activation, recognised_by = _activation(known, configuration, metadata, kinds[0])
     plain = Preprocessing(architecture.image_side, context_length=architecture.context_length)
     preprocessing = configuration.preprocessing if configuration else plain
-    for what, said, is_ in (
-        ("image side", preprocessing.side, architecture.image_side),
-        ("context length", preprocessing.context_length, architecture.context_length),
-    ):
-        if said != is_:
-            raise ValueError(f"its configuration says {what} {said}, but its tensors are for {is_}")
+    if configuration:
+        _check_sizes(configuration, architecture)
     return Checkpoint(tuple(files), digest, activation, architecture, preprocessing, layout, recognised_by)
+
+
+def _check_numbers(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse weights that are whole numbers: those of a quantised model mean nothing without their scales."""
+    for name in (name for source in sources.values() for name in source.names):
+        if "float" not in tensors[name].dtype:
+            raise ValueError(
+                f"{name} holds {tensors[name].dtype}, but weights must be floating point; give the checkpoint from "
+                "before it was quantised"
+            )
+
+
+def _check_sizes(configuration: Configuration, architecture: Architecture) -> None:
+    """Refuse a configuration that belongs to other weights."""
+    found = dataclasses.asdict(architecture)
+    for tower in ("vision", "text"):
+        found[f"{tower}_mlp_width"] = found[f"{tower}_mlp_width"] or 4 * found[f"{tower}_width"]
+    preprocessing = configuration.preprocessing
+    of_input = {"image_side": preprocessing.side, "context_length": preprocessing.context_length}
+    for name, said in (of_input | configuration.sizes).items():
+        if said is not None and said != found[name]:
+            raise ValueError(
+                f"its configuration says {name.replace('_', ' ')} {said}, but its tensors are for {found[name]}"
+            )
 
 
 def _shapes(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return {name: shape_of(source, shapes) for name, source in sources.items()}
+    found = {name: shape_of(source, shapes) for name, source in sources.items()}
+    if found.get("logit_scale") == (1,):  # as open_clip's nonscalar_logit_scale and some training code keep it
+        found["logit_scale"] = ()
+    return found
 
 
 def _activation(

@@ -23,6 +23,8 @@ def architecture_of(
     Raises:
         ValueError: if a tensor is missing, superfluous or of another shape, with that shape and the expected one.
     """
+    if empty := next((name for name, found in shapes.items() if 0 in found), None):
+        raise ValueError(f"{empty} has shape {list(shapes[empty])}, which holds no number")
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         found = shapes.get(name)
@@ -33,7 +35,10 @@ def architecture_of(
 
     def depth(prefix: str) -> int:
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        return 1 + max((int(m[1]) for m in map(pattern.match, shapes) if m), default=-1)
+        layers = 1 + max((int(m[1]) for m in map(pattern.match, shapes) if m), default=-1)
+        if layers > len(shapes):
+            raise ValueError(f"its {prefix} count to {layers:,}, but it has {len(shapes):,} tensors")
+        return layers
 
     def mlp_width(prefix: str, width: int) -> int | None:
         found = shape(f"{prefix}.0.mlp.c_fc.weight", 2)[0]
@@ -76,6 +81,11 @@ def architecture_of(
             f"its vocabulary has {architecture.vocab_size:,} tokens, but that of CLIP's tokenizer has "
             f"{Architecture.vocab_size:,}, so it needs another tokenizer"
         )
+    if not architecture.image_side or architecture.context_length < 2:
+        raise ValueError(
+            f"its positional embeddings are for pictures of side {architecture.image_side} and captions of "
+            f"{architecture.context_length} tokens, which is too little for any"
+        )
     _check_heads(architecture)
     _check_shapes(shapes, architecture)
     return architecture
@@ -95,7 +105,7 @@ def _check_heads(architecture: Architecture) -> None:
         ("vision", architecture.vision_width, architecture.vision_heads),
         ("text", architecture.text_width, architecture.text_heads),
     ):
-        if not heads or width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"its {tower} tower is {width} wide, which {heads} attention heads cannot share")
 
 

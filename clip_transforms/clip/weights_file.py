@@ -23,6 +23,7 @@ _DTYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF"  # its first number, pickled
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -53,6 +54,10 @@ def read_weights_file(file: IO[bytes]) -> WeightsFile:
     if start[:4] == b"PK\x03\x04":  # a zip file, as torch.save and torch.jit.save write
         archive = Archive(file)
         return WeightsFile("TorchScript" if archive.is_script else "state dict", archive.tensors, {})
+    if start == _OLD_TORCH:
+        raise ArchiveError(
+            "it is in the format of torch before 1.6, which is not read; save it again: torch.save(torch.load(…), …)"
+        )
     header = _safetensors_header(start, file)
     if header is None:
         raise ArchiveError("it is neither a .safetensors file nor one that torch.save wrote")
@@ -60,6 +65,8 @@ def read_weights_file(file: IO[bytes]) -> WeightsFile:
         metadata = header.pop("__metadata__", None) or {}
         base, size = 8 + int.from_bytes(start, "little"), file.seek(0, 2)
         tensors = {name: _stored(name, entry, base) for name, entry in header.items()}
+    except ArchiveError:
+        raise
     except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         raise ArchiveError(f"it has a malformed header ({error!r}); download it again") from error
     end = max((t.start + t.span * _size_of(t) for t in tensors.values()), default=base)
@@ -69,6 +76,8 @@ def read_weights_file(file: IO[bytes]) -> WeightsFile:
 
 
 def _stored(name: str, entry: Mapping[str, Any], base: int) -> StoredTensor:
+    if entry["dtype"] not in _DTYPES:
+        raise ArchiveError(f"{name} is {entry['dtype']}, but weights must be F16, BF16, F32 or F64")
     dtype, itemsize = _DTYPES[entry["dtype"]]
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]

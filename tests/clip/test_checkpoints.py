@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -184,3 +185,38 @@ def test_a_safetensors_file_that_is_cut_off_is_refused_before_a_run(tiny_checkpo
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="download it again"):
         ClipSpec(str(tmp_path / "cut.safetensors")).resolve()
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"text_projection": torch.ones(64, 48, dtype=torch.int8)}, "holds int8, but weights must be floating point"),
+        ({"text_projection": torch.ones(64, 48).to(torch.float8_e4m3fn)}, "is F8_E4M3, but weights must be F16"),
+        ({"visual.conv1.weight": torch.ones(128, 3, 0, 0)}, "shape .128, 3, 0, 0., which holds no number"),
+        ({"visual.positional_embedding": torch.ones(0, 128)}, "holds no number"),
+        ({"visual.positional_embedding": torch.ones(1, 128)}, "pictures of side 0"),
+        ({"positional_embedding": torch.ones(1, 64)}, "captions of 1 tokens"),
+        ({"transformer.resblocks.999999999.x": torch.ones(1)}, "count to 1,000,000,000, but it has 75 tensors"),
+    ],
+)
+def test_tensors_from_which_no_vector_could_come_are_refused(change, sentence, state, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    safetensors.torch.save_file({n: t.contiguous() for n, t in state.items()} | change, path)
+    with pytest.raises(CheckpointError, match=sentence):
+        ClipSpec(str(path), "gelu").resolve()
+
+
+def test_a_file_of_an_old_torch_is_told_how_to_be_saved_again(state, tmp_path):
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="format of torch before 1.6.*save it again"):
+        ClipSpec(str(tmp_path / "old.pt"), "gelu").resolve()
+
+
+def test_a_path_is_a_model(tiny_checkpoint):
+    assert ClipSpec(Path(tiny_checkpoint)) == ClipSpec(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "VIT B/32", "ViT-B-32.pt"])
+def test_the_nearest_name_is_found_whatever_the_spelling(name):
+    with pytest.raises(CheckpointError, match="did you mean ViT-B/32[?]"):
+        ClipSpec(name).resolve()

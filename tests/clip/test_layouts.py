@@ -107,6 +107,30 @@ def test_weights_in_several_files_are_one_checkpoint(hugging_face, tmp_path):
     assert ClipSpec(str(tmp_path)).resolve().sha256 != checkpoint.sha256
 
 
+@pytest.mark.parametrize("named", ["../model.safetensors", "/etc/passwd", "model-2.safetensors", "", ".."])
+def test_an_index_that_names_a_file_which_does_not_lie_beside_it_is_refused(named, hugging_face_folder, tmp_path):
+    shutil.copy(hugging_face_folder / "model.safetensors", tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(hugging_face_folder / "config.json", folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"logit_scale": named}}))
+    with pytest.raises(CheckpointError, match=f"index.json in it names '{named}', which does not lie beside it"):
+        ClipSpec(str(folder)).resolve()
+
+
+def test_weights_in_several_pickled_files_are_one_checkpoint_too(hugging_face, tmp_path):
+    folder, _ = hugging_face
+    shutil.copy(folder / "config.json", tmp_path)
+    state = list(safetensors.torch.load_file(folder / "model.safetensors").items())
+    files = {"pytorch_model-1.bin": state[:30], "pytorch_model-2.bin": state[30:]}
+    for name, tensors in files.items():
+        torch.save(dict(tensors), tmp_path / name)
+    index = {"weight_map": {n: file for file, tensors in files.items() for n, _ in tensors}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    whole, parts = (load(str(place), "cpu", precision="fp32") for place in (folder, tmp_path))
+    assert torch.equal(whole.embed_captions("a cat"), parts.embed_captions("a cat"))
+
+
 def test_a_hugging_face_folder_on_another_file_system(hugging_face):
     import fsspec
 
@@ -214,6 +238,17 @@ def test_the_preprocessing_follows_the_checkpoint(name, hugging_face, tmp_path):
             "image side 64, but its tensors are for 32",
         ),
         ({"vision_config": [1]}, {}, "configuration is malformed"),
+        ({"vision_config": {"hidden_act": None}}, {}, "hidden_act is None and quick_gelu"),
+        *(({"vision_config": {"num_attention_heads": n}}, {}, f"has {n} attention") for n in (0, -3, 50, 1000, 3.0)),
+        ({"text_config": {"num_attention_heads": 33}}, {}, "text_config has 33 attention heads for a width of 64"),
+        ({"vision_config": {"num_hidden_layers": 2}}, {}, "says vision layers 2, but its tensors are for 3"),
+        ({"vision_config": {"hidden_size": 192}}, {}, "says vision width 192, but its tensors are for 96"),
+        ({"text_config": {"intermediate_size": 256}}, {}, "says text mlp width 256, but its tensors are for 200"),
+        ({"projection_dim": 64}, {}, "says embed dim 64, but its tensors are for 48"),
+        ({"text_config_dict": {"hidden_act": "gelu"}}, {}, "hidden_act is gelu and quick_gelu"),
+        ({"text_config": {"eos_token_id": 49406}}, {}, "eos_token_id is 49406"),
+        ({}, {"size": {"longest_edge": 32}}, "pictures must be square"),
+        ({}, {"image_mean": [float("nan")] * 3}, "mean of pixels"),
         ({}, {"do_center_crop": False}, "leaves out a step .do_center_crop is false"),
         ({}, {"rescale_factor": 1 / 127.5}, "rescale_factor"),
         ({}, {"size": {"shortest_edge": 40}}, "resizes to 40 and crops to 32"),
@@ -229,7 +264,7 @@ def test_a_configuration_that_means_something_else_is_refused_by_name(
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     content = json.loads((folder / "config.json").read_text())
     for name, value in config.items():
-        content[name] = content[name] | value if isinstance(value, dict) else value
+        content[name] = content.get(name, {}) | value if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | processor))
     with pytest.raises(CheckpointError, match=sentence):
@@ -305,8 +340,17 @@ def test_a_wide_tower_needs_the_configuration_that_says_its_heads(tmp_path):
         lambda state: {"state_dict": {f"module.{n}": t for n, t in state.items()}, "optimizer": {"lr": 1e-3}},
         lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
         lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
+        lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": state["text_projection"]}}}},
+        lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()} | {"loss.weight": torch.ones(2)}},
+        lambda state: state | {"logit_scale": state["logit_scale"][None]},
+        lambda state: {"state_dict": state, "args": [torch.float32, torch.Size([2]), torch.device("cpu"), {1}, b"x"]},
     ],
-    ids=["state_dict", "module", "both", "compiled", "parameters"],
+    ids=[
+        *("state_dict", "module", "both", "compiled", "parameters", "compiled in DDP", "DDP compiled", "model"),
+        *("lightning", "logit scale in a list", "what weights_only takes"),
+    ],
 )
 def test_what_training_wraps_round_a_state_dict_is_looked_through(wrap, tmp_path):
     state = {name: tensor for name, tensor in published_model("vit", 0).state_dict().items()}
@@ -418,6 +462,11 @@ def test_an_open_clip_file_alone_does_so_too_once_its_activation_is_given(name, 
         ({"text_cfg": {"pool_type": "last"}}, "pool_type 'last'"),
         ({"text_cfg": {"something_new": 1}}, "something_new 1"),
         ({"vision_cfg": {"image_size": 64}}, "image side 64, but its tensors are for 32"),
+        ({"vision_cfg": {"layers": 2}}, "vision layers 2, but its tensors are for 3"),
+        ({"vision_cfg": {"mlp_ratio": 3}}, "vision mlp width 384, but its tensors are for 512"),
+        ({"embed_dim": 64}, "embed dim 64, but its tensors are for 48"),
+        *(({"vision_cfg": {"head_width": width}}, f"has head_width {width}") for width in (0, -64, None)),
+        ({"text_cfg": {"heads": 33}}, "text_cfg has 33 attention heads for a width of 64"),
     ],
 )
 def test_an_open_clip_configuration_of_another_kind_is_refused_by_name(change, sentence, tmp_path):
