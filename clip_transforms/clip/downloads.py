@@ -22,7 +22,7 @@ from clip_transforms.clip.model_spec import CheckpointError
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _ATTEMPTS = 6  # in a row without a byte of progress
 _WAIT_SECONDS = 0.5  # before the second attempt; doubled after each further one
-_ABANDONED_SECONDS = 120.0  # a part that nobody wrote to for so long may be taken over
+_ABANDONED_SECONDS = 600.0  # a part that nobody wrote to for so long may be taken over; all attempts take 243 s
 _BLOCK = 1 << 20
 _MAX_BYTES = 8 << 30  # a server that never ends; the largest checkpoint has 1.3 GB
 _LOGGER = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ def cache_folder() -> Path:
     Raises:
         CheckpointError: if there is no such folder to be had.
     """
-    if folder := os.environ.get("CLIP_CACHE"):
-        return Path(folder)
     try:
+        if folder := os.environ.get("CLIP_CACHE"):
+            return Path(folder).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip"
     except RuntimeError:
         raise CheckpointError("there is no home folder to keep checkpoints in; set CLIP_CACHE to a folder") from None
@@ -68,6 +68,13 @@ def fetch(name: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = _claim(target)
+        part.open("ab").close()
+    except OSError as error:
+        raise CheckpointError(
+            f"--model {name} cannot be kept in {target.parent} ({_reason(error)}); set CLIP_CACHE to a folder that can "
+            f"be written to, or to one that has {known.file}, from {known.url}"
+        ) from error
+    try:
         _download(known, part)
     except OSError as error:
         _remove_empty(target)

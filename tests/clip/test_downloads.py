@@ -262,3 +262,31 @@ def test_an_existing_cache_of_the_user_is_found(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert str(downloads.cache_folder()) == "/home/me/.cache/clip"
+
+
+def a_file(path):
+    path.write_bytes(b"")
+
+
+def a_link_to_nothing(path):
+    path.symlink_to(path.with_name("nothing") / "at all")
+
+
+@pytest.mark.parametrize("make", [a_file, a_link_to_nothing])
+def test_a_cache_that_is_no_folder_is_told_from_a_network_that_is_none(make, server, tmp_path):
+    make(tmp_path / "cache")
+    with pytest.raises(CheckpointError, match=f"cannot be kept in {tmp_path}/cache .*set CLIP_CACHE to a folder"):
+        load(NAME, "cpu")
+    assert server.ranges == []
+
+
+def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLIP_CACHE", "~/models")
+    assert downloads.cache_folder() == tmp_path / "models"
+
+
+def test_a_download_that_still_tries_is_not_taken_over():
+    attempts = range(downloads._ATTEMPTS)
+    trying = sum(downloads._TIMEOUT_SECONDS + downloads._WAIT_SECONDS * 2 ** (n + 1) for n in attempts)
+    assert downloads._ABANDONED_SECONDS > 2 * trying
