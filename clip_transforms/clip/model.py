@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -88,8 +88,10 @@ class ClipModel(nn.Module):
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
         Raises:
-            ValueError: if the shape or dtype is another, or r is not this model's image side.
+            ValueError: if the shape or dtype is another, r is not this model's image side, or there is no vision tower.
         """
+        if self.visual is None:
+            raise ValueError("this model was loaded without its vision tower; load it with vision=True")
         if isinstance(pixels, (list, tuple)):
             images = [self._pixels(image) for image in pixels]
             pixels = torch.cat(images) if images else torch.empty((0, *self._shape), dtype=torch.uint8)
@@ -106,7 +108,8 @@ class ClipModel(nn.Module):
                 f"pixels are {type(pixels).__name__}, but this model takes uint8 arrays: model.decode_image(data) "
                 "makes one of an image file's bytes"
             )
-        pixels = torch.as_tensor(pixels)
+        # Copied where torch takes no such array: pictures that were mirrored by [..., ::-1].
+        pixels = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels)
         batch = pixels[None] if pixels.ndim == 3 else pixels
         if batch.dtype != torch.uint8 or batch.ndim != 4 or tuple(batch.shape[1:]) != self._shape:
             raise ValueError(
@@ -122,8 +125,12 @@ class ClipModel(nn.Module):
             captions: one text or several; what does not fit the context length is cut.
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
+        Raises:
+            TypeError: if they are no texts.
         """
-        texts = [captions] if isinstance(captions, str) else list(captions)
+        texts = list(captions) if isinstance(captions, Iterable) and not isinstance(captions, str) else [captions]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"captions are {captions!r:.60}, but this model takes a str, or several")
         return self.embed_tokens(default_tokenizer().tokenize(texts, self.architecture.context_length).ids)
 
     @torch.inference_mode()
@@ -134,8 +141,16 @@ class ClipModel(nn.Module):
             tokens: int32 [n, t] with start and end tokens, padded with zeros; t at most the context length.
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
+        Raises:
+            ValueError: if the shape or dtype is another.
         """
-        return _unit(self.encode_tokens(torch.as_tensor(tokens).to(self.device)))
+        tokens, most = torch.as_tensor(tokens), self.architecture.context_length
+        if tokens.ndim != 2 or tokens.shape[1] > most or tokens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"tokens are {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}, but this model takes "
+                f"int32 [n, t] with t at most {most}: Tokenizer().tokenize(captions).ids makes them"
+            )
+        return _unit(self.encode_tokens(tokens.to(self.device)))
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -123,8 +123,11 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
     """Decode one image as a checkpoint wants it, and keep its stored size; see `decode_image`.
 
     Raises:
+        TypeError: if `data` is something else, such as a file's name.
         ImageError: also if the stored image, or the resized one before its crop, has more than `max_pixels` pixels.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"an image is {data!r:.60}, but its encoded bytes are wanted: Path(name).read_bytes()")
     if len(data) == 0:
         raise ImageError("empty", "the image has no bytes")
     # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, TypeError,

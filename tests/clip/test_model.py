@@ -130,3 +130,34 @@ def test_the_other_activation_gives_other_vectors(tmp_path):
     path = saved(published_model("vit", 0), tmp_path / "model.pt")
     quick, exact = (load(path, "cpu", activation=a).embed_captions("a cat") for a in ("quick_gelu", "gelu"))
     assert (quick - exact).norm() > 1e-3
+
+
+@pytest.mark.parametrize("captions", [None, 5, [1], b"a cat", ["a cat", None]], ids=str)
+def test_what_are_no_captions_is_told_what_they_are(captions, tiny_checkpoint):
+    with pytest.raises(TypeError, match="but this model takes a str, or several"):
+        load(tiny_checkpoint, "cpu").embed_captions(captions)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [torch.ones(7, dtype=torch.int32), torch.ones(1, 7), torch.ones(1, 78, dtype=torch.int32)],
+    ids=["no batch", "no numbers of tokens", "too long"],
+)
+def test_other_tokens_are_refused_with_what_makes_them(tokens, tiny_checkpoint):
+    with pytest.raises(ValueError, match=r"takes int32 \[n, t\] with t at most 77: Tokenizer"):
+        load(tiny_checkpoint, "cpu").embed_tokens(tokens)
+
+
+def test_mirrored_pixels_and_a_missing_tower(tiny_checkpoint):
+    model = load(tiny_checkpoint, "cpu", precision="fp32")
+    pixels = unlike_pictures(1, model.image_side, 0)[0].numpy()
+    mirrored = pixels[:, :, ::-1]
+    assert torch.equal(model.embed_images(mirrored), model.embed_images(mirrored.copy()))
+    with pytest.raises(ValueError, match="without its vision tower"):
+        load(tiny_checkpoint, "cpu", vision=False).embed_images(pixels)
+
+
+@pytest.mark.parametrize("data", ["cat.jpg", None, 5])
+def test_a_name_instead_of_bytes_is_told_what_to_call(data, tiny_checkpoint):
+    with pytest.raises(TypeError, match="encoded bytes are wanted"):
+        load(tiny_checkpoint, "cpu").decode_image(data)
