@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: if the command line is wrong, or the checkpoint is none.
     """
     options = _parser().parse_args(argv)
-    for line in check_lines(options.check) if options.check else table_lines():
+    for line in check_lines(options.check) if options.check is not None else table_lines():
         say(line)
     return DONE
 

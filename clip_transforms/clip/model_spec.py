@@ -130,7 +130,11 @@ class ClipSpec:
     def _find(self) -> str:
         if self.model == DEMO:
             return str(importlib.resources.files("clip_transforms") / "demo" / "demo.safetensors")
-        if not storage.exists(self.model):
+        try:
+            exists = storage.exists(self.model)
+        except NotImplementedError as error:  # hf:// without a repository
+            raise CheckpointError(f"--model {self.model} names no file and no folder: {error}") from error
+        if not exists:
             names = {_fold(name): name for name in (*PUBLISHED, DEMO)}
             near = difflib.get_close_matches(_fold(self.model).replace("_", "-"), names, n=1)
             hint = f"; did you mean {names[near[0]]}?" if near else ""

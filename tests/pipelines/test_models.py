@@ -1,5 +1,6 @@
 """`pipelines.models`: the table, and what a checkpoint is."""
 
+import pytest
 import torch
 from conftest import published_model
 
@@ -45,9 +46,14 @@ def test_a_checkpoint_says_what_it_is_and_by_what(capsys, tmp_path):
     assert "activation     quick_gelu" in text and "whose header says the activation" in text
 
 
-def test_a_model_that_is_not_cached_is_not_downloaded(capsys, tmp_path, monkeypatch):
-    import pytest
+@pytest.mark.parametrize("name, sentence", [("", "folder without a model"), ("hf://", "names no file and no folder")])
+def test_a_name_of_nothing_is_one_sentence(name, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=sentence):
+        models.main(["--check", name])
 
+
+def test_a_model_that_is_not_cached_is_not_downloaded(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIP_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match="not in the cache"):
         models.main(["--check", "RN50"])
