@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from clip_transforms import storage
 from clip_transforms.clip.downloads import fetch
@@ -47,7 +49,7 @@ def load_checkpoint(
     """Load a checkpoint that was resolved, perhaps on another machine; its SHA-256 is verified again."""
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+    with torch.device("meta"), _WithoutInitialisation():  # no memory for weights that are about to be replaced
         model = ClipModel(checkpoint.architecture, checkpoint.activation, checkpoint.preprocessing)
     if not vision:
         model.visual = None
@@ -63,6 +65,16 @@ def load_checkpoint(
     model.load_state_dict(state, assign=True)
     model.precision = precision
     return model.eval().requires_grad_(False)
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Modules are built without filling their weights: on the meta device the first filling costs a second."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_", "fill_", "zero_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _dtype(name: str, precision: str) -> torch.dtype:
