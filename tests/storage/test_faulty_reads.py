@@ -1,6 +1,7 @@
 """A real S3 server and HTTP servers that fail: files are read to their end, from the byte where they broke off."""
 
 import http.server
+import io
 import itertools
 import os
 import threading
@@ -75,7 +76,7 @@ def test_a_file_that_changes_between_two_halves_is_an_error_and_no_mixture(broke
     with storage.open_input("s3://bucket/x") as file:
         assert file.read(5_000) == DATA[:5_000]
         upload(tmp_path, "s3://bucket/x", DATA[::-1])
-        s3.fault = lambda number, method, path: "reset" if broken and method == "GET" and not s3.faults() else None
+        s3.fault = lambda number, method, path: "503" if broken and method == "GET" and not s3.faults() else None
         with pytest.raises(storage.FileChangedError, match="s3://bucket/x was changed while it was read"):
             while file.read(5_000):
                 pass
@@ -142,6 +143,47 @@ def test_the_generic_way_through_folders_leaves_none_out(monkeypatch):
         storage.list_below("folders://top")
     with pytest.raises(PermissionError):
         storage.list_matching("folders://top/**/*.tar")
+
+
+class Flaky(fsspec.AbstractFileSystem):
+    """A file system whose first answer ends early without an error, and which remembers what it was asked."""
+
+    protocol, cachable = "flaky", False
+    data, etag, remembered, opened = DATA, "1", None, 0
+
+    def info(self, path, **kwargs):
+        type(self).remembered = self.remembered or {"name": path, "size": len(DATA), "type": "file", "ETag": self.etag}
+        return self.remembered
+
+    def invalidate_cache(self, path=None):
+        type(self).remembered = None
+
+    def _open(self, path, mode="rb", **kwargs):
+        type(self).opened += 1
+        return io.BytesIO(self.data[: 100_000 * self.opened])
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    for name in ("data", "etag", "remembered", "opened"):
+        monkeypatch.setattr(Flaky, name, getattr(Flaky, name))
+    return Flaky
+
+
+def test_an_answer_that_ends_early_without_an_error_is_not_the_end_of_the_file(flaky):
+    with storage.open_input("flaky://x") as file:
+        assert file.read() == DATA
+    assert flaky.opened == 3
+
+
+def test_a_change_is_seen_also_where_the_file_system_remembers_the_old_file(flaky):
+    with storage.open_input("flaky://x") as file:
+        file.read(90_000)
+        flaky.data, flaky.etag = DATA[::-1], "2"
+        with pytest.raises(storage.FileChangedError):
+            file.read()
 
 
 # Uploads
