@@ -188,6 +188,24 @@ def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):
     return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, cwd=cwd, **kwargs)
 
 
+@pytest.fixture(scope="session")
+def slow_commits(tmp_path_factory):
+    """The environment of a process whose parts take half a second each to get their names in an output called `slow`.
+
+    So a few small shards keep a run going for seconds, on a fast machine too, and a test meets it in its middle.
+    """
+    path = tmp_path_factory.mktemp("hook")
+    (path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "replace = os.replace\n"
+        "def slow(source, target):\n"
+        "    time.sleep(0.5 * ('/slow/embeddings/' in str(target)))\n"
+        "    return replace(source, target)\n"
+        "os.replace = slow\n"
+    )
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
+
+
 def rows_of(output, kind="embeddings"):
     """All rows of a dataset, sorted by shard and row."""
     tables = [pq.ParquetFile(path).read() for path in sorted((output / kind).glob("*.parquet"))]

@@ -10,7 +10,9 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, rows_of
+from conftest import ROOT, files_of, make_folder, make_parquet, make_tar, rows_of
+
+from pipelines.embed import main as embed_main
 
 TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
 
@@ -56,9 +58,8 @@ def alive(pid):
 
 def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
     """Kill a run `kills` times at random moments, start it again each time, and compare with an undisturbed one."""
-    argv = ["--input", source(kind, tmp_path), "--model", checkpoint, "--taxonomy", taxonomy]
-    calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", *mode, timeout=200)
-    assert calm.returncode == 0, calm.stderr
+    argv = [*map(str, ["--input", source(kind, tmp_path), "--model", checkpoint, "--taxonomy", taxonomy])]
+    assert embed_main([*argv, "--output", str(tmp_path / "calm"), *mode]) == 0
     whole = files_of(tmp_path / "calm")
     rng, out = random.Random(f"{kind} {kills} {mode}"), tmp_path / "killed"
     delays = []
@@ -81,8 +82,7 @@ def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
             victim = rng.choice(sorted((out / "embeddings").glob("*.parquet")) or [None])
             if victim:
                 victim.unlink()
-    finished = command("pipelines.embed", *argv, "--output", out, *mode, timeout=200)
-    assert finished.returncode == 0, finished.stderr
+    assert embed_main([*argv, "--output", str(out), *mode]) == 0
     assert files_of(out) == whole
     assert (out / "_SUCCESS").exists() and not (out / "_temporary").exists()
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
@@ -104,13 +104,22 @@ def test_fifty_kills_change_no_byte(kind, kills, mode, tmp_path, tiny_checkpoint
     kill_and_check(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file, mode)
 
 
+@pytest.fixture
+def few(tiny_checkpoint, tmp_path):
+    """The command line of a run of some seconds: five shards, whose parts take half a second each to be moved."""
+    for i in range(5):
+        make_tar(tmp_path / f"in-{i}.tar", 5, first=5 * i)
+    output = str(tmp_path / "slow")
+    return ["--input", str(tmp_path / "in-*.tar"), "--output", output, "--model", tiny_checkpoint]
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "terminal closed"]
 )
-def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on(number, tmp_path, tiny_checkpoint):
-    argv = ["--input", source("tars", tmp_path), "--output", tmp_path / "out", "--model", tiny_checkpoint]
-    process = start(argv)
-    wait_for(lambda: list((tmp_path / "out").glob("embeddings/*.parquet")))
+def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on(number, few, slow_commits, tmp_path):
+    out = tmp_path / "slow"
+    process = start(few, env=slow_commits)
+    wait_for(lambda: list(out.glob("embeddings/*.parquet")))
     process.send_signal(number)
     began = time.monotonic()
     assert process.wait(timeout=10) == 1 and time.monotonic() - began < 10
@@ -118,9 +127,9 @@ def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on
     process.stderr.close()
     assert f"ended by {number.name}" in said and "the same command goes on from there" in said
     assert "Traceback" not in said
-    assert not (tmp_path / "out" / "_temporary").exists() and not (tmp_path / "out" / "_SUCCESS").exists()
-    assert command("pipelines.embed", *argv).returncode == 0
-    assert len(rows_of(tmp_path / "out")) == 480
+    assert not (out / "_temporary").exists() and not (out / "_SUCCESS").exists()
+    assert embed_main(few) == 0
+    assert len(rows_of(out)) == 25
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
@@ -150,26 +159,28 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_two_runs_at_once_of_one_fingerprint_both_succeed(tmp_path, tiny_checkpoint):
-    argv = ["--input", source("tars", tmp_path), "--model", tiny_checkpoint]
-    assert command("pipelines.embed", *argv, "--output", tmp_path / "calm").returncode == 0
-    both = [start([*argv, "--output", tmp_path / "out"]) for _ in range(2)]
+def test_two_runs_at_once_of_one_fingerprint_both_succeed(few, embed, slow_commits, tmp_path):
+    out = tmp_path / "slow"
+    assert embed(tmp_path / "in-*.tar", output=tmp_path / "calm") == 0
+    both = [start(few, env=slow_commits) for _ in range(2)]
+    wait_for(lambda: len(list(out.glob("_temporary/*"))) == 2)
     for process in both:
         _, said = process.communicate(timeout=100)
         assert process.returncode == 0, said
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "calm")
-    assert (tmp_path / "out" / "_SUCCESS").exists() and not (tmp_path / "out" / "_temporary").exists()
+    assert files_of(out) == files_of(tmp_path / "calm")
+    assert (out / "_SUCCESS").exists() and not (out / "_temporary").exists()
 
 
-def test_of_two_runs_at_once_of_two_fingerprints_the_later_one_stops(tmp_path, tiny_checkpoint):
-    argv = ["--input", source("tars", tmp_path), "--output", tmp_path / "out", "--model", tiny_checkpoint]
-    first = start(argv)
-    wait_for((tmp_path / "out" / "_dataset.json").exists)
-    second = command("pipelines.embed", *argv, "--embedding_dtype", "float16")
-    assert second.returncode == 2 and "embedding_dtype is 'float32', but now 'float16'" in second.stderr
+def test_of_two_runs_at_once_of_two_fingerprints_the_later_one_stops(few, slow_commits, tmp_path):
+    out = tmp_path / "slow"
+    first = start(few, env=slow_commits)
+    wait_for((out / "_dataset.json").exists)
+    with pytest.raises(ValueError, match="embedding_dtype is 'float32', but now 'float16'"):
+        embed_main([*few, "--embedding_dtype", "float16"])
+    assert not (out / "_SUCCESS").exists()
     assert first.wait(timeout=100) == 0
     first.stderr.close()
-    assert len(rows_of(tmp_path / "out")) == 480
+    assert len(rows_of(out)) == 25
 
 
 def test_a_run_planned_before_another_began_stops_too(tmp_path, tiny_checkpoint):

@@ -18,6 +18,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, rows_of, write_tar
 
 from clip_transforms import ClipSpec, EmbedShards, LabelEmbeddings, Taxonomy
+from pipelines.embed import main as embed
 
 # Beam's servers listen on every interface; a test's server must listen on loopback alone.
 LOOPBACK = """
@@ -41,9 +42,9 @@ def free_port():
 
 
 @contextlib.contextmanager
-def server(module, *argv, port):
+def server(module, *argv, env):
     """A server of Beam's as a process of its own, ended by its own handle, with all that it started."""
-    env = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    env = env | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     process = subprocess.Popen(
         [sys.executable, "-c", LOOPBACK, module, *argv],
         cwd=ROOT,
@@ -53,12 +54,6 @@ def server(module, *argv, port):
         start_new_session=True,
     )
     try:
-        for _ in range(300):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
-        else:
-            raise TimeoutError(f"{module} did not start")
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -66,20 +61,41 @@ def server(module, *argv, port):
         process.wait()
 
 
+def answers(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+
+
 @contextlib.contextmanager
-def portable():
+def portable(env=os.environ):
     """The flags of PortableRunner against a job service and an external worker pool."""
     jobs, pool = free_port(), free_port()
     with (
-        server("apache_beam.runners.portability.local_job_service_main", f"--job_port={jobs}", port=jobs),
-        server("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool}", port=pool),
+        server("apache_beam.runners.portability.local_job_service_main", f"--job_port={jobs}", env=env),
+        server("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool}", env=env),
     ):
+        wait_for(lambda: answers(jobs) and answers(pool), 60)
         yield [
             "--runner=PortableRunner",
             f"--job_endpoint=localhost:{jobs}",
             "--environment_type=EXTERNAL",
             f"--environment_config=localhost:{pool}",
         ]
+
+
+@pytest.fixture(scope="module")
+def service(slow_commits):
+    """One job service and worker pool for all tests, as for many jobs of a real one."""
+    with portable(slow_commits) as flags:
+        yield flags
+
+
+def wait_for(condition, seconds):
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing after {seconds} s")
 
 
 TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
@@ -107,8 +123,7 @@ def argv(inputs, tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(argv, tmp_path_factory):
     out = tmp_path_factory.mktemp("reference") / "out"
-    done = command("pipelines.embed", *argv, "--output", out)
-    assert done.returncode == 0, done.stderr
+    assert embed([*argv, "--output", str(out)]) == 0
     return out
 
 
@@ -146,48 +161,59 @@ def test_two_processes_give_the_same_dataset(argv, reference, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_the_portable_runner_with_external_workers_gives_the_same_dataset(argv, reference, tmp_path):
-    with portable() as flags:
-        done = command("pipelines.embed", *argv, "--output", tmp_path / "out", *flags, timeout=150)
-        assert done.returncode == 0, done.stderr
-        assert_same(tmp_path / "out", reference)
-        (tmp_path / "new.txt").write_text("cat\ndog\n")
-        labelled = command(
-            "pipelines.label", "--input", tmp_path / "out", "--taxonomy", tmp_path / "new.txt", *flags, timeout=100
+def test_the_portable_runner_with_external_workers_gives_the_same_dataset(argv, reference, service, tmp_path):
+    done = command("pipelines.embed", *argv, "--output", tmp_path / "out", *service, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "out", reference)
+
+
+@pytest.mark.slow  # ten seconds; by default embed runs on this runner, and label with two processes
+@pytest.mark.timeout(200)
+def test_the_portable_runner_with_external_workers_labels_too(argv, service, tmp_path):
+    assert embed([*argv, "--output", str(tmp_path / "out")]) == 0
+    (tmp_path / "new.txt").write_text("cat\ndog\n")
+    labelled = ["--input", tmp_path / "out", "--taxonomy", tmp_path / "new.txt"]
+    done = command("pipelines.label", *labelled, *service, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "out", "labels/new")) == len(rows_of(tmp_path / "out"))
+
+
+@pytest.fixture
+def started(tiny_checkpoint, slow_commits, tmp_path):
+    """Starts a run of some seconds over eight shards, and returns its launcher as soon as two parts are there."""
+    for i in range(8):
+        make_tar(tmp_path / f"{i}.tar", 5, first=5 * i)
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "slow"), "--model", tiny_checkpoint]
+
+    def start(flags):
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.embed", *argv, *flags],
+            cwd=ROOT,
+            env=slow_commits,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
-        assert labelled.returncode == 0, labelled.stderr
-        assert len(rows_of(tmp_path / "out", "labels/new")) == len(rows_of(reference))
+        wait_for(lambda: len(list((tmp_path / "slow").glob("embeddings/*.parquet"))) >= 2, 100)
+        return launcher, argv
+
+    return start
 
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["KILL", "INT"])
-def test_a_detached_job_finishes_without_its_launcher(number, tiny_checkpoint, tmp_path):
-    for i in range(40):  # some seconds of work, of which the launcher sees the beginning
-        make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
-    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
-    with portable() as flags:
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.embed", *argv, *flags],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for(lambda: list((tmp_path / "out").glob("embeddings/*.parquet")), 100)
-        launcher.send_signal(number)
-        launcher.wait(timeout=10)
-        assert not (tmp_path / "out" / "run.json").exists()
-        wait_for(lambda: (tmp_path / "out" / "_SUCCESS").exists(), 100)
-        wait_for(lambda: not (tmp_path / "out" / "_temporary").exists(), 10)
-    run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run["complete"] and run["input"]["samples"] == len(rows_of(tmp_path / "out")) == 2400
-
-
-def wait_for(condition, seconds):
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"nothing after {seconds} s")
+def test_a_detached_job_finishes_without_its_launcher(number, started, service, tmp_path):
+    out = tmp_path / "slow"
+    launcher, _ = started(service)
+    launcher.send_signal(number)
+    launcher.wait(timeout=10)
+    launcher.stderr.close()
+    assert not (out / "run.json").exists()
+    wait_for(lambda: (out / "_SUCCESS").exists(), 100)
+    wait_for(lambda: not (out / "_temporary").exists(), 10)
+    run = json.loads((out / "run.json").read_text())
+    assert run["complete"] and run["input"]["samples"] == len(rows_of(out)) == 40
 
 
 def test_nothing_larger_than_four_kilobytes_crosses_a_stage(tiny_checkpoint, tmp_path):
@@ -226,33 +252,24 @@ def alive(pid):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
-def test_workers_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
-    for i in range(40):
-        make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
-    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.embed", *argv, *TWO_PROCESSES],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for(lambda: len(list((tmp_path / "out").glob("embeddings/*.parquet"))) >= 2, 100)
+def test_workers_end_with_their_launcher(number, started, tmp_path):
+    out = tmp_path / "slow"
+    launcher, argv = started(TWO_PROCESSES)
     workers = children(launcher.pid)
     assert len(workers) >= 2
     # A terminal sends Ctrl-C to the workers too.
     os.killpg(launcher.pid, number) if number == signal.SIGINT else launcher.send_signal(number)
     launcher.wait(timeout=10)
     wait_for(lambda: not any(map(alive, workers)), 10)
+    assert 2 <= len(list((out / "embeddings").glob("*.parquet"))) < 8
     if number != signal.SIGKILL:
         assert launcher.returncode == 1
         (line,) = launcher.stderr.read().strip().splitlines()
         assert line.startswith(f"ended by {number.name}") and "the same command goes on from there" in line
     launcher.stderr.close()
-    assert command("pipelines.embed", *argv, timeout=150).returncode == 0
-    assert len(rows_of(tmp_path / "out")) == 2400 and not (tmp_path / "out" / "_temporary").exists()
-    assert len(files_of(tmp_path / "out")) == 80
+    assert embed(argv) == 0
+    assert len(rows_of(out)) == 40 and not (out / "_temporary").exists()
+    assert len(files_of(out)) == 16
 
 
 def test_workers_of_options_are_the_number_of_tasks():
