@@ -3,14 +3,14 @@
 import contextlib
 import errno
 import os
+import resource
 import subprocess
-import sys
 import tempfile
 
 import fsspec
 import pytest
 import torch
-from conftest import ROOT, files_of, make_tar, rows_of
+from conftest import files_of, make_tar, rows_of
 
 from pipelines.embed import main
 
@@ -56,13 +56,15 @@ def assert_goes_on(embed, tars, out, calm):
 # The disk
 
 
-def test_a_file_that_may_not_grow_ends_the_run_with_the_cause(embed, tars, calm, tmp_path, tiny_checkpoint):
+def test_a_file_that_may_not_grow_ends_the_run_with_the_cause(embed, tars, calm, tmp_path, capfd):
     largest = max(map(len, calm.values()))
-    argv = ["--input", *tars, "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
-    code = "import resource, sys; from pipelines.embed import main, run_command; "
-    code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 4_000}, -1)); run_command(main)"
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=100)
-    assert_failed_well(done.returncode, done.stderr, tmp_path / "out", calm, os.strerror(errno.EFBIG))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 4_000, before[1]))
+        code = embed(*tars, output=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_failed_well(code, capfd.readouterr().err, tmp_path / "out", calm, os.strerror(errno.EFBIG))
     assert_goes_on(embed, tars, tmp_path / "out", calm)
 
 

@@ -197,10 +197,8 @@ def workplace(tmp_path_factory, tiny_checkpoint):
             return (print, ("boom",))
 
     torch.save({"a": Bomb()}, path / "code.pt")
-    done = command(
-        "pipelines.embed", "--input", path / "a.tar", "--output", path / "done", "--model", path / "tiny.safetensors"
-    )
-    assert done.returncode == 0, done.stderr
+    names = {"--input": "a.tar", "--output": "done", "--model": "tiny.safetensors"}
+    assert embed.main([word for flag, name in names.items() for word in (flag, str(path / name))]) == 0
     return path
 
 
@@ -255,9 +253,12 @@ def test_the_command_exits_with_2_and_one_line_on_stderr(flag, workplace):
     assert line.startswith("error: ")
 
 
-def test_what_stands_behind_two_dashes_goes_to_beam_unseen(workplace):
-    argv = [*GOOD[:2], "--output", "done", *GOOD[4:], "--dry_run", "--", "--future_flag=1"]
-    assert command("pipelines.embed", *argv, cwd=workplace, env=ENVIRONMENT).returncode == 0
+def test_what_stands_behind_two_dashes_goes_to_beam_unseen(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    argv = [*GOOD[:2], "--output", "done", *GOOD[4:], "--dry_run"]
+    with pytest.raises(ValueError, match="--future_flag"):
+        embed.main([*argv, "--future_flag=1"])
+    assert embed.main([*argv, "--", "--future_flag=1"]) == 0
 
 
 @pytest.mark.parametrize(
