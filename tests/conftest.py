@@ -18,6 +18,9 @@ from PIL import Image
 
 # No test leaves this machine; whatever asks a hub or a cache must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Torch's threads spin while they wait for each other; where other processes want the cores too, as in tests that start
+# some, small models then take five times as long. Nothing that is computed depends on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
