@@ -168,8 +168,9 @@ def plan_run(settings: Settings) -> RunPlan:
     committed = _committed(settings, found.units, footers, fingerprint(fields))
     parts = {unit.part for unit in found.units}
     others = {part: footer for part, footer in footers.items() if part not in parts}
-    sources = {unit.shard.partition("#")[0] for unit in found.units}
-    obsolete = sorted(part for part, footer in others.items() if footer["shard"].partition("#")[0] in sources)
+    source_of = _sources([*(unit.shard for unit in found.units), *(footer["shard"] for footer in footers.values())])
+    sources = {source_of[unit.shard] for unit in found.units}
+    obsolete = sorted(part for part, footer in others.items() if source_of[footer["shard"]] in sources)
     others = {part: footer for part, footer in others.items() if part not in obsolete}
     foreign = sorted(part for part, footer in others.items() if footer["fingerprint"] != fingerprint(fields))
     if foreign:
@@ -183,7 +184,7 @@ def plan_run(settings: Settings) -> RunPlan:
     stale = stale_labels(settings.output, done, digests, settings.top_labels)
     obtained = {part: "{precision} on {device}".format(**footer["provenance"]) for part, footer in done.items()}
     replaces = made is not None and made["settings"] != fields
-    lines = [*found.detection, *_doubles(found.units, others)]
+    lines = [*found.detection, *_doubles(found.units, others, source_of)]
     lost = sorted(reader.taxonomy_names(settings.output) - set(digests)) if made is not None else []
     if lost and (changed := sum(unit.part in footers and unit.part not in committed for unit in found.units)):
         lines.append(
@@ -212,12 +213,31 @@ def plan_run(settings: Settings) -> RunPlan:
     )
 
 
-def _doubles(units: Sequence[Unit], others: Mapping[str, Footer]) -> list[str]:
+def _sources(shards: Sequence[str]) -> dict[str, str]:
+    """Shard → what it is a piece of: of a folder's unit, `<folder>#<path>`, the folder; of any other the shard itself.
+
+    Names may hold a # too. What is a folder is told by its first unit, whose path is empty.
+    """
+    folders = {shard[:-1] for shard in shards if shard.endswith("#")}
+
+    def source(shard: str) -> str:
+        places = (place for place in range(len(shard) - 1, -1, -1) if shard[place] == "#")
+        return next((shard[:place] for place in places if shard[:place] in folders), shard)
+
+    return {shard: source(shard) for shard in shards}
+
+
+def _doubles(units: Sequence[Unit], others: Mapping[str, Footer], source_of: Mapping[str, str]) -> list[str]:
     """One warning line where a new shard looks like one that is in the dataset under another URI."""
-    known = {_looks(footer["shard"], footer["stamp"]): footer["shard"] for footer in others.values()}
+
+    def looks(shard: str, stamp: str) -> tuple[str, str]:
+        # File name and size, of a shard that is a file; a folder's stamp is a hash of its files' names and times.
+        return posixpath.basename(source_of[shard]), stamp.partition("-")[0]
+
+    known = {looks(footer["shard"], footer["stamp"]): footer["shard"] for footer in others.values()}
     alike = []
     for unit in units:
-        first = known.setdefault(_looks(unit.shard, unit.stamp), unit.shard)
+        first = known.setdefault(looks(unit.shard, unit.stamp), unit.shard)
         if first != unit.shard:
             alike.append((unit.shard, first))
     if not alike:
@@ -227,11 +247,6 @@ def _doubles(units: Sequence[Unit], others: Mapping[str, Footer]) -> list[str]:
         f"warning: {new} has the name and size of {old} ({len(alike)} such units); if it is the same, its rows will be "
         "in the dataset twice"
     ]
-
-
-def _looks(shard: str, stamp: str) -> tuple[str, str]:
-    """File name and size, for a shard that is a file; a folder's stamp is a hash of its files' names and times."""
-    return posixpath.basename(shard.partition("#")[0]), stamp.partition("-")[0]
 
 
 def _committed(

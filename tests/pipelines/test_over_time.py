@@ -96,6 +96,35 @@ def test_a_renamed_source_is_a_new_one_with_a_warning(embed, tmp_path, capsys):
     assert len({(row["shard"], row["row"]) for row in rows_of(out)}) == 6
 
 
+@pytest.mark.parametrize("kind", ["tar", "folder", "folder within"])
+def test_a_number_sign_in_a_name_makes_no_two_sources_one(kind, embed, tmp_path, capsys):
+    first, second = {
+        "tar": ("cats#1.tar", "cats#2.tar"),
+        "folder": ("cats#1", "cats#2"),
+        "folder within": ("cats#1", "cats"),
+    }[kind]
+    make = make_tar if kind == "tar" else make_folder
+    make(tmp_path / first, 3), make(tmp_path / second, 3, first=3)
+    out = tmp_path / "out"
+    embed(tmp_path / first, output=out)
+    assert embed(tmp_path / second, output=out) == 0
+    assert len(rows_of(out)) == 6 and "in the dataset twice" not in capsys.readouterr().out
+    assert_same_as_new(embed, out, tmp_path / first, tmp_path / second)
+
+
+def test_a_number_sign_in_a_pictures_name_keeps_it_in_its_folder(embed, tmp_path, small_cuts):
+    photos, out = tmp_path / "pho#tos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(24):
+        (photos / f"{i}#{i}.jpg").write_bytes(picture(i))
+    embed(photos, output=out)
+    assert sum(units_of(out)) > 3
+    for i in range(0, 24, 2):
+        (photos / f"{i}#{i}.jpg").unlink()
+    assert embed(photos, output=out) == 0
+    assert_same_as_new(embed, out, photos)
+
+
 @pytest.fixture
 def small_cuts(monkeypatch):
     monkeypatch.setattr(cut, "FOLDER_CUT_MODULUS", 4)
