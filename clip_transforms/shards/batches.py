@@ -20,6 +20,7 @@ MAX_BATCH_BYTES = 16 << 20
 MAX_METADATA_BYTES = 16 << 20
 TOO_MUCH_METADATA = "JSON files and members of more than 16 MiB, which were not read"
 _BLOCK = 1 << 20
+_MAX_INT64 = (1 << 63) - 1
 
 
 def batch_samples(
@@ -109,6 +110,7 @@ def _finite(value: Any) -> Any:
 
 def read_reject(reason: str, message: str, num_bytes: int | None) -> dict[str, Any]:
     """The value of `image_reject` or `caption_reject`."""
+    num_bytes = None if num_bytes is None else min(num_bytes, _MAX_INT64)
     return {"reason": reason, "message": writable(message), "num_bytes": num_bytes}
 
 

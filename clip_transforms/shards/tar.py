@@ -29,6 +29,7 @@ _DAMAGE = (
 )
 _COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header, which `tarfile` reads whole
+_MAX_SIZE = 1 << 63  # bytes of a member; more than any file has
 _MAX_READS_AT_END = 100  # `tarfile` goes on asking in some of its loops
 
 
@@ -87,6 +88,8 @@ def _members(source: _Source) -> Iterator[Member]:
         tar = tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
         while (info := tar.next()) is not None:
             tar.members.clear()  # else a tar's headers pile up in memory
+            if not 0 <= info.size < _MAX_SIZE:  # a pax header may say what the header itself does not
+                raise ShardError("unreadable", f"a member of {info.size:,} bytes at byte {info.offset:,}")
             if not info.isdir():
                 yield Member(tar, info)
         while rest := tar.fileobj.read(1 << 20):

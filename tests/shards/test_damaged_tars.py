@@ -58,6 +58,10 @@ DAMAGE = {
     "no number as size": raw("9.npy", b"", size=b"zzzzzzzzzzz\0"),
     "negative size": raw("9.npy", b"", size=b"\xff" * 12),
     "huge size": raw("9.npy", b"", size=b"\x80" + b"\x7f" * 11),
+    "huge size of a picture": raw("9.jpg", b"", size=b"\x80" + b"\x7f" * 11),
+    "huge size of a caption": raw("9.txt", b"", size=b"\x80" + b"\x7f" * 11),
+    "huge pax size": raw("h", b"40 size=" + b"9" * 31 + b"\n", kind=b"x") + raw("9.jpg", b""),
+    "negative pax size": raw("h", b"12 size=-99\n", kind=b"x") + raw("9.jpg", b""),
     "longer than the file": raw("9.npy", b"", size=b"%011o\0" % (1 << 32)),
     "huge pax header": raw("h", b"", size=b"%011o\0" % (1 << 30), kind=b"x"),
     "huge long name": raw("h", b"", size=b"%011o\0" % (1 << 30), kind=b"L"),
@@ -165,7 +169,7 @@ def sparse(data_places, size, body, name="d.jpg"):
     header[156:157] = b"S"
     for i, (offset, length) in enumerate(data_places):
         header[386 + 24 * i : 410 + 24 * i] = b"%011o\0%011o\0" % (offset, length)
-    header[483:495] = b"%011o\0" % size
+    header[483:495] = b"%011o\0" % size if size < 1 << 33 else b"\x80" + size.to_bytes(11, "big")
     header[257:265] = b"ustar  \0"
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
@@ -183,6 +187,14 @@ def test_a_sparse_member_of_a_terabyte_is_a_reject_and_takes_no_memory(tmp_path)
     keys, rows, errors = rows_around(tmp_path, sparse([(0, 4)], (1 << 33) - 1, b"abcd"))
     assert not errors and keys == ["0", "1", "d", "2", "3"]
     assert rows[2]["image_reject"]["reason"] == "image too large"
+
+
+def test_sizes_that_add_up_beyond_all_numbers_are_one_reject(tmp_path):
+    """Sparse members are as large as they say, and take no place."""
+    odd = b"".join(sparse([(0, 4)], 1 << 62, b"abcd", name) for name in ("d.jpg", "d.png"))
+    keys, rows, errors = rows_around(tmp_path, odd)
+    assert not errors and keys == ["0", "1", "d", "2", "3"]
+    assert rows[2]["image_reject"]["reason"] == "several images" and rows[2]["image_reject"]["num_bytes"] == (1 << 63) - 1
 
 
 @pytest.mark.timeout(20)
