@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 
 from pipelines.terminal import complain, on_signals, open_streams
 
@@ -15,6 +16,12 @@ if sys.argv[:1] == ["-m"]:  # this package is a command that is being started, w
 
     open_streams()
     on_signals(_end)
+
+try:
+    tempfile.gettempdir()  # which Beam asks for at import
+except FileNotFoundError:
+    complain("error: there is no temporary folder that can be written to; set TMPDIR to a folder with room")
+    raise SystemExit(2) from None
 
 # Without Google's client Beam warns at import of a library that nobody asked for; a user takes it for a fault.
 logging.disable(logging.WARNING)

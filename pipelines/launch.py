@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,9 @@ def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
     Beam's runners in this process are one: FnApiRunner. DirectRunner would first try to download another.
 
     Raises:
-        UsageError: if Beam refuses the options, or would refuse them later.
+        UsageError: if Beam refuses the options, or would refuse them later; if there is no temporary folder.
     """
+    _check_temporary_folder()
     standard = options.view_as(StandardOptions)
     if is_direct(options):
         standard.runner = "FnApiRunner"
@@ -55,6 +58,17 @@ def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
         ) from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _check_temporary_folder() -> None:
+    try:
+        with tempfile.TemporaryFile():
+            return
+    except OSError as error:
+        raise UsageError(
+            f"the temporary folder {tempfile.gettempdir()} cannot be written to: {error.strerror}; make it, or set "
+            "TMPDIR to a folder with room"
+        ) from None
 
 
 def in_process(options: PipelineOptions) -> bool:
@@ -139,7 +153,8 @@ def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
 
 def _failed(error: BaseException, go_on: str = GO_ON) -> bool:
     lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith("[while running")]
-    complain(f"the run failed: {lines[-1].strip() if lines else type(error).__name__}; {go_on}")
+    said = re.sub(r"\s*\[while running '.*'\]$", "", lines[-1].strip()) if lines else ""  # Beam's step, not the cause
+    complain(f"the run failed: {said or type(error).__name__}; {go_on}")
     if os.environ.get("CLIP_TRANSFORMS_TRACEBACK"):
         raise error
     return False

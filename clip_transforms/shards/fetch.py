@@ -23,7 +23,6 @@ _SILENCE = 20.0  # seconds without a byte
 _AT_MOST = 60.0  # seconds for one try, whatever comes
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
 class TooLargeError(Exception):
@@ -39,7 +38,7 @@ class _StatusError(OSError):
 
     def __init__(self, status: int):
         super().__init__(f"HTTP status {status}")
-        self.transient = status in _TRANSIENT
+        self.status = status
 
 
 def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _read(uri: str, fence: Fence, limit: int, stopped: threading.Event) -> bytes
         try:
             return _read_http(uri, fence, limit)
         except (OSError, http.client.HTTPException) as error:
-            if not left or not _is_transient(error) or stopped.wait(_FIRST_WAIT * 2 ** (_TRIES - 1 - left)):
+            if not left or not storage.is_transient(error) or stopped.wait(_FIRST_WAIT * 2 ** (_TRIES - 1 - left)):
                 raise
     raise AssertionError("the last try returns or raises")
 
@@ -87,14 +86,6 @@ def _read_file(file: IO[bytes], limit: int) -> bytes:
     if len(data) > limit:
         raise TooLargeError(None)
     return data
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, _StatusError):
-        return error.transient
-    if isinstance(error, socket.gaierror):
-        return error.errno == socket.EAI_AGAIN
-    return not isinstance(error, ssl.SSLCertVerificationError)
 
 
 def _read_local(path: str, limit: int) -> bytes:

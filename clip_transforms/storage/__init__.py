@@ -12,7 +12,7 @@ from clip_transforms.storage.listing import (
 )
 from clip_transforms.storage.location import StorageError, check_writable, filesystem, is_local, join, normalise
 from clip_transforms.storage.reading import ResumingFile, local_copy, open_input, read_bytes, sha256, sha256_of
-from clip_transforms.storage.retry import FileChangedError, retried
+from clip_transforms.storage.retry import FileChangedError, is_transient, retried
 from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "is_folder",
     "is_glob",
     "is_local",
+    "is_transient",
     "join",
     "list_below",
     "list_matching",

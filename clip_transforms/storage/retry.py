@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -47,6 +48,7 @@ _TRANSIENT = {
     "requests.exceptions.ChunkedEncodingError",
     "requests.exceptions.ConnectionError",
     "requests.exceptions.Timeout",
+    "ssl.SSLEOFError",
     "urllib3.exceptions.ProtocolError",
     "urllib3.exceptions.TimeoutError",
 }
@@ -147,4 +149,6 @@ def _status(error: BaseException) -> int | None:
 def _is_of_the_network(error: BaseException) -> bool:
     if isinstance(error, (*_TIMEOUTS, ConnectionError)):
         return True
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
     return any(f"{cls.__module__}.{cls.__name__}" in _TRANSIENT for cls in type(error).__mro__)

@@ -40,6 +40,7 @@ def assert_failed_well(code, said, out, calm, *pieces):
     """Exit code 1, one sentence that names the cause, and nothing that is not whole."""
     assert code == 1
     (line,) = [line for line in said.splitlines() if line.startswith("the run failed: ")]
+    assert "while running" not in line
     for piece in (*pieces, GO_ON):
         assert piece in line, line
     assert len(line) < 500, line
@@ -133,13 +134,24 @@ def test_a_temporary_folder_that_is_missing(embed, tars, tmp_path, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-            with pytest.raises(ValueError, match=str(tmp_path / "gone")):  # exit code 2, with the path
+            sentence = f"^the temporary folder {tmp_path}/gone cannot be written to: No such file or directory; make it"
+            with pytest.raises(ValueError, match=sentence):
                 embed(tars[0], output="memory://faults/out")
             assert not memory.exists("/faults")
         assert embed(tars[0], output="memory://faults/out") == 0
     finally:
         if memory.exists("/faults"):
             memory.rm("/faults", recursive=True)
+
+
+def test_a_machine_without_any_temporary_folder():
+    """As Python finds it where the disks are full: Beam asks for the folder while it is imported."""
+    program = "import tempfile; tempfile._candidate_tempdir_list = lambda: []; import pipelines"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: there is no temporary folder that can be written to; set TMPDIR to a folder with room\n"
+    )
 
 
 def test_a_temporary_folder_that_is_removed_meanwhile(embed, tars, calm, tmp_path, monkeypatch, capfd):
