@@ -57,14 +57,17 @@ class Fence:
         return self._remote(uri)
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of a host, each public or named by a prefix as it is; connect to these, not to the name.
+        """The addresses of a host; connect to these, not to the name.
+
+        Each is public, or named as it is: by a prefix, or by the listing's own URI.
 
         Raises:
             FenceError: if one of them is of a private network, of this machine, or otherwise not public.
             OSError: if the name cannot be resolved.
         """
         found = list(dict.fromkeys(info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-        named = {split.hostname for prefix in self.prefixes if (split := urlsplit(prefix)).scheme in _PORTS}
+        places = map(urlsplit, (self.root, *self.prefixes))
+        named = {place.hostname for place in places if place.scheme in _PORTS}
         for address in found:
             if address not in named and not is_public(address) and not (host == "localhost" and host in named):
                 raise FenceError(
@@ -91,7 +94,8 @@ class Fence:
         except ValueError as error:
             raise FenceError(f"the URI is malformed: {error}") from None
         shown = f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"[:200]
-        if "@" in split.netloc or "\\" in uri or "::" in uri:
+        chained = "::" in uri and split.scheme not in _PORTS  # fsspec's way to reach one file system through another
+        if "@" in split.netloc or "\\" in uri or chained:
             raise FenceError(f"{shown} has a user, a backslash or :: in it")
         if any(part in (".", "..") for part in unquote(split.path).split("/")):
             raise FenceError(f"{shown} climbs")
@@ -127,4 +131,6 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip.is_site_local or ip.is_reserved:  # among them an IPv4 address behind a translator of one's own
+            return False
     return ip.is_global and not ip.is_multicast

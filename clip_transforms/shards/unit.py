@@ -7,6 +7,7 @@ import hashlib
 import posixpath
 import re
 
+from clip_transforms import storage
 from schemas.samples import Column
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -69,6 +70,7 @@ class ReaderOptions:
                 f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or up to 2,147,483,647"
             )
         for uri in self.allow_uri:
+            storage.refuse_secrets(uri)
             if "://" not in uri and not uri.startswith("/"):
                 raise ValueError(
                     f"--allow_uri is {uri!r}, but it must be an absolute path, or begin with a scheme such as https://"

@@ -10,7 +10,15 @@ from clip_transforms.storage.listing import (
     names_in,
     sizes_in,
 )
-from clip_transforms.storage.location import StorageError, check_writable, filesystem, is_local, join, normalise
+from clip_transforms.storage.location import (
+    StorageError,
+    check_writable,
+    filesystem,
+    is_local,
+    join,
+    normalise,
+    refuse_secrets,
+)
 from clip_transforms.storage.reading import ResumingFile, local_copy, open_input, read_bytes, sha256, sha256_of
 from clip_transforms.storage.retry import FileChangedError, is_transient, retried
 from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
@@ -37,6 +45,7 @@ __all__ = [
     "normalise",
     "open_input",
     "read_bytes",
+    "refuse_secrets",
     "remove",
     "retried",
     "sha256",

@@ -21,7 +21,11 @@ _TIME_KEYS = ("LastModified", "Last-Modified", "last_modified", "updated", "mtim
 # nor an IPv6 address.
 _SECRET = re.compile(r"^[^/]*://(?!arn:|\[)(?:[^/@]*:[^/@]*@|[^/]*:(?!\d*(?:/|$)))")
 # A signed URL lets whoever reads it read the file, as a password would.
-_SIGNED = re.compile(r"[?&](?:sig|signature|x-(?:amz|goog)-[^=]*|awsaccesskeyid|googleaccessid|token)=", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"[?&](?:sig|signature|x-(?:amz|goog)-[^=]*|awsaccesskeyid|googleaccessid|(?:[a-z]+[-_])?(?:token|key|secret|password)"
+    r"|apikey)=",
+    re.IGNORECASE,
+)
 
 _LOCAL = LocalFileSystem()
 
@@ -38,7 +42,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     if "://" not in uri:  # fsspec would take :: in a name for a chain of file systems
         return _LOCAL, os.path.abspath(uri)
-    _refuse_secrets(uri)
+    refuse_secrets(uri)
     try:
         fs, path = url_to_fs(uri)
         return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
@@ -86,7 +90,7 @@ def check_writable(uri: str) -> None:
         )
 
 
-def _refuse_secrets(uri: str) -> None:
+def refuse_secrets(uri: str) -> None:
     """Refuse what would be found again in run.json, in messages and in every part.
 
     Raises:

@@ -107,16 +107,18 @@ SECRETS = {
     "web page": ("http://me:hunter2@host/a.tar", "http://…@host/a.tar"),
     "web page with a port": ("https://me:hunter2@host:8080/a.tar", "https://…@host:8080/a.tar"),
     "signed for S3": ("https://host/a.tar?X-Amz-Credential=AKIAFAKE&X-Amz-Signature=hunter2", "https://host/a.tar?…"),
+    "token of a server": ("https://host/a.tar?x=1&access_token=hunter2", "https://host/a.tar?…"),
+    "key of a service": ("https://host/a.tar?api_key=hunter2", "https://host/a.tar?…"),
     "signed for Azure": ("https://host/a.tar?sv=1&sig=hunter2", "https://host/a.tar?…"),
 }
 
 
-@pytest.mark.parametrize("place", ["--input", "--output", "--model", "--taxonomy"])
+@pytest.mark.parametrize("place", ["--input", "--output", "--model", "--taxonomy", "--allow_uri"])
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_uri_with_a_secret_in_it_is_refused_without_repeating_it(name, place, embed, tmp_path):
     uri, shown = SECRETS[name]
     uris = {"--input": make_tar(tmp_path / "a.tar", 1), "--output": tmp_path / "out", place: uri}
-    rest = [word for flag in ("--model", "--taxonomy") if flag in uris for word in (flag, uri)]
+    rest = [word for flag in ("--model", "--taxonomy", "--allow_uri") if flag in uris for word in (flag, uri)]
     with pytest.raises(ValueError) as refused:
         embed(uris["--input"], output=uris["--output"], flags=rest)
     assert shown in str(refused.value) and "credentials where" in str(refused.value)
@@ -129,7 +131,7 @@ def test_a_uri_with_a_secret_in_it_is_refused_without_repeating_it(name, place, 
     ["s3://arn:aws:s3:eu-west-1:1:accesspoint/x/a.tar", "sftp://me@host:22/a.tar", "http://[::1]:80/a", "abfs://c@d/a"],
 )
 def test_what_only_looks_like_a_secret_is_not_refused(uri):
-    from clip_transforms.storage.location import _refuse_secrets
+    from clip_transforms.storage.location import refuse_secrets
 
-    _refuse_secrets(uri)
+    refuse_secrets(uri)
     assert fsspec.utils.get_protocol(uri) in uri

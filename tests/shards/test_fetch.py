@@ -102,6 +102,9 @@ def test_a_prefix_permits_its_folder_and_no_neighbour(listed, tmp_path):
         ("https://a.com/img", "https://A.com:443/img/x.jpg?size=1#f", True),
         ("https://a.com", "https://a.com/x.jpg", True),
         ("https://", "https://b.org/x.jpg", True),
+        ("https://a.com", "https://a.com/File::x.jpg?of=b::c", True),
+        ("http://[2001:db8::1]", "http://[2001:db8::1]/x.jpg", True),
+        ("http://[2001:db8::1]", "http://[2001:db8::2]/x.jpg", False),
         ("https://a.com/img", "https://a.com/img-secret/x.jpg", False),
         ("https://a.com/img", "https://a.com/img/../x.jpg", False),
         ("https://a.com/img", "https://a.com/img/%2e%2E/x.jpg", False),
@@ -172,6 +175,9 @@ def test_no_message_holds_what_may_be_a_secret(secret):
         ("2002:7f00:1::", False),
         ("64:ff9b::7f00:1", False),
         ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
+        ("fec0::1", False),
     ],
 )
 def test_which_addresses_are_public(address, public):
@@ -335,6 +341,17 @@ def test_a_public_name_that_resolves_to_a_private_address_is_refused(get, server
     assert get(f"{url}/picture-1", allow_uri=(f"{url}/",)) == ["not allowed"]
     assert get(f"{url}/picture-1", allow_uri=("http://",)) == ["not allowed"]
     assert not server.asked
+
+
+def test_a_listing_of_a_private_host_reaches_its_own_folder_and_no_other_host(server):
+    """Whoever named the listing by its address has named the address."""
+    fence, stopped = Fence(server.url), threading.Event()
+    found = [
+        fetch.fetch_image(uri, fence, 1 << 20, stopped)
+        for uri in ("picture-1", f"{server.url}/picture-2", f"http://localhost:{server.server_port}/picture-3")
+    ]
+    assert [item.get("image") for item in found] == [picture(1), picture(2), None]
+    assert found[2]["image_reject"]["reason"] == "not allowed"
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(get, server, monkeypatch):
