@@ -1,15 +1,102 @@
-"""What a person writes behind --input → the paths and globs that it stands for."""
+"""What a person writes behind --input → the paths and globs that it stands for, and the files that these name."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import posixpath
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import braceexpand
 
 from clip_transforms import storage
+from clip_transforms.shards.kinds import by_kind
 from clip_transforms.shards.unit import PlanError
 from clip_transforms.storage import FileInfo
+
+_MANY = 100  # files of one remote folder that are named one by one: from here on one listing is quicker
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Files that are looked at together.
+
+    Attributes:
+        pattern: the input that named them, or the first of several.
+        name: for the line that says what was found.
+        root: the folder that their keys are relative to.
+        files: sorted.
+        is_folder: whether the input is this folder.
+    """
+
+    pattern: str
+    name: str
+    root: str
+    files: list[FileInfo]
+    is_folder: bool = False
+
+
+def find_sources(inputs: Iterable[str]) -> list[Source]:
+    """What the inputs name, in their order; last what is named file by file.
+
+    Raises:
+        PlanError: if an input is malformed, or names nothing.
+    """
+    patterns = expand(inputs)
+    globs = [pattern for pattern in patterns if storage.is_glob(pattern)]
+    literal = _look_up(set(patterns) - set(globs))
+    sources: list[Source] = []
+    named: dict[str, list[tuple[str, FileInfo]]] = defaultdict(list)
+    for pattern in patterns:
+        files, folders = literal[pattern] if pattern in literal else storage.list_matching(pattern)
+        if not files and not folders:
+            raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
+        if files and pattern in literal:
+            named[posixpath.dirname(files[0].uri)].append((pattern, files[0]))
+        elif files:
+            sources.append(Source(pattern, pattern, root_of(pattern), files))
+        for folder in folders:
+            sources.append(Source(pattern, folder, storage.normalise(folder), storage.list_below(folder), True))
+    for folder, pairs in named.items():
+        sources.extend(_named(folder, pairs[0][0], list({file.uri: file for _, file in pairs}.values())))
+    return sources
+
+
+def _look_up(patterns: Iterable[str]) -> dict[str, tuple[list[FileInfo], list[str]]]:
+    """The file or the folder that each path names."""
+    by_folder: dict[str, dict[str, str]] = defaultdict(dict)
+    for pattern in patterns:
+        uri = storage.normalise(pattern)
+        by_folder[posixpath.dirname(uri)][pattern] = uri
+    found = {}
+    for folder, uris in by_folder.items():
+        known = {}
+        if len(uris) >= _MANY and not storage.is_local(folder) and not storage.is_glob(folder):
+            known = {file.uri: file for file in storage.list_matching(f"{folder}/*")[0]}
+        for pattern, uri in uris.items():
+            found[pattern] = ([known[uri]], []) if uri in known else storage.list_matching(pattern)
+    return found
+
+
+def _named(folder: str, pattern: str, files: Sequence[FileInfo]) -> Iterator[Source]:
+    """Files of one folder that inputs name one by one, as when a shell expanded a glob: all of a kind are one source.
+
+    What is nothing by itself (a caption, statistics) goes with them. Each listing is a source of its own.
+    """
+    kinds = by_kind(files)
+    groups = [group for kind in ("image", "tar", "parquet") if (group := kinds.pop(kind, []))]
+    listings = kinds.pop("listing", [])
+    others = [file for group in kinds.values() for file in group]
+    if others:
+        groups[:1] = [[*groups[0], *others]] if groups else [others]
+    for group in [*groups, *([file] for file in listings)]:
+        images = by_kind(group)["image"]
+        digest = hashlib.sha256("\n".join(sorted(f.uri for f in images)).encode(errors="surrogateescape")).hexdigest()
+        name = group[0].uri if len(group) == 1 else f"{folder}/({len(group)} named files)"
+        if images:  # the name is a part's too, so it says which
+            name = f"{folder}/({len(images)} named pictures, {digest[:8]})"
+        yield Source(pattern, name, folder, group)
 
 
 def expand(inputs: Iterable[str]) -> list[str]:
@@ -45,9 +132,7 @@ def _braces(text: str) -> list[str]:
         raise PlanError(f"--input {text} is no brace pattern: {error}; write {{00000..00999}} or {{a,b}}") from None
 
 
-def root_of(pattern: str, files: list[FileInfo]) -> str:
-    """The folder that a pattern's pictures are keyed from: the last one before its first glob character."""
-    fixed = storage.normalise(
-        pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))] + "x"
-    )
-    return posixpath.dirname(fixed) if storage.is_glob(pattern) else posixpath.dirname(files[0].uri)
+def root_of(pattern: str) -> str:
+    """The folder that a glob's pictures are keyed from: the last one before its first glob character."""
+    fixed = pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)]
+    return posixpath.dirname(storage.normalise(f"{fixed}x"))

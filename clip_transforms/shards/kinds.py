@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import posixpath
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,21 +88,26 @@ class ParquetFiles:
     broken: list[tuple[FileInfo, ValueError]] = dataclasses.field(default_factory=list)
 
 
-def sort_parquet(files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions) -> ParquetFiles:
+def sort_parquet(
+    files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions, named: Collection[str] = ()
+) -> ParquetFiles:
     """Look into the footers of Parquet files.
 
     Args:
         files: these.
         visible: all files of the input; tars and pictures make sidecars of what lies beside them.
         options: which columns to take.
+        named: folders, and stems of tars, that other inputs name; what is beside them is a sidecar if it has no images.
     """
     alone = options.input_format != "auto"  # nothing is beside what was asked for
-    tars = set() if alone else {_stem(file.uri) for file in visible if kind_of(file.uri) == "tar"}
+    tars = set() if alone else {stem(file.uri) for file in visible if kind_of(file.uri) == "tar"}
     folders = {posixpath.dirname(file.uri) for file in visible if kind_of(file.uri) == "image"}
+    if not alone:
+        folders |= {*named, *(stem(file.uri) for file in visible if kind_of(file.uri) == ".tfrecord")}
     beside = any(kind_of(file.uri) in ("image", "tar") for file in visible) and options.input_format != "listing"
     # A sidecar is told by its name alone: opening each would turn planning from seconds into minutes.
-    found = ParquetFiles(sidecars=[file for file in files if _stem(file.uri) in tars])
-    rest = [file for file in files if _stem(file.uri) not in tars]
+    found = ParquetFiles(sidecars=[file for file in files if stem(file.uri) in tars])
+    rest = [file for file in files if stem(file.uri) not in tars]
     with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         for file, metadata in zip(rest, pool.map(_footer, rest), strict=True):
             if not isinstance(metadata, pq.FileMetaData):
@@ -116,7 +121,7 @@ def sort_parquet(files: list[FileInfo], visible: list[FileInfo], options: Reader
                 if options.input_format != "listing" and image_column(schema, options) is not None:
                     check_columns(schema, options)
                     found.images.append((file, metadata))
-                elif beside or _stem(file.uri) in folders:
+                elif beside or stem(file.uri) in folders:
                     found.sidecars.append(file)
                 elif is_listing(schema, options):
                     check_columns(schema, options)
@@ -146,8 +151,9 @@ def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
     return bool(uri_column(schema, options) or asked in schema.names or find(schema.names, CAPTION_COLUMNS))
 
 
-def _stem(uri: str) -> str:
-    for suffix in (*_TAR_SUFFIXES, ".parquet"):
+def stem(uri: str) -> str:
+    """A shard's URI without its extension, which its sidecar shares."""
+    for suffix in (*_TAR_SUFFIXES, ".parquet", ".tfrecord"):
         if uri.lower().endswith(suffix):
             return uri[: -len(suffix)]
     return uri

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import itertools
+import operator
 import posixpath
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Protocol
 
@@ -16,8 +17,8 @@ from clip_transforms.shards.cut import cut_folder, cut_parquet, text_of
 from clip_transforms.shards.cut_listing import ListingRows, inspect
 from clip_transforms.shards.detection import describe, missing_tars
 from clip_transforms.shards.fence import Fence, FenceError
-from clip_transforms.shards.inputs import expand, root_of
-from clip_transforms.shards.kinds import ParquetFiles, by_kind, is_hidden, kind_of, sort_parquet
+from clip_transforms.shards.inputs import Source, find_sources
+from clip_transforms.shards.kinds import ParquetFiles, by_kind, is_hidden, kind_of, sort_parquet, stem
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
 from clip_transforms.shards.records import read_header
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, PlanError, ReaderOptions, Unit, part_name
@@ -68,44 +69,32 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
     """
     plan = Plan()
     taken: set[str] = set()  # one shard named twice is read once
-    named: dict[str, list[FileInfo]] = defaultdict(list)  # folder → pictures that inputs name one by one
-    for pattern in expand(inputs):
-        files, folders = storage.list_matching(pattern)
-        if not files and not folders:
-            raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
-        if not storage.is_glob(pattern) and files and kind_of(files[0].uri) == "image":
-            named[posixpath.dirname(files[0].uri)].extend(files)
-            continue
-        found = 0
-        if files:
-            found += _take(plan, pattern, files, root_of(pattern, files), options, taken)
-        for folder in folders:
-            found += _take(plan, folder, storage.list_below(folder), storage.normalise(folder), options, taken)
-        if not found:
-            raise _nothing_to_read(pattern, files, folders, options.input_format)
-    for folder, files in named.items():
-        # As when a shell expanded a glob: one source, not a unit for every picture.
-        name = hashlib.sha256(
-            "\n".join(sorted(file.uri for file in files)).encode(errors="surrogateescape")
-        ).hexdigest()
-        if not _take(plan, f"{folder}/({len(files)} named pictures, {name[:8]})", files, folder, options, taken):
-            raise _nothing_to_read(files[0].uri, files, [], options.input_format)
+    sources = find_sources(inputs)
+    beside = {stem(file.uri) for source in sources for file in source.files if kind_of(file.uri) == "tar"}
+    beside |= {source.root for source in sources if source.is_folder}
+    for pattern, group in itertools.groupby(sources, key=operator.attrgetter("pattern")):
+        of_pattern = list(group)
+        if not sum([_take(plan, source, options, taken, beside) for source in of_pattern]):
+            raise _nothing_to_read(pattern, of_pattern, options.input_format)
     if len({unit.part for unit in plan.units}) < len(plan.units):
         raise RuntimeError("two units of the input would have the same part; please report this with the command")
     _check(plan, options)
     return plan
 
 
-def _take(plan: Plan, name: str, files: list[FileInfo], root: str, options: ReaderOptions, taken: set[str]) -> int:
-    """Add what one input holds to the plan; the count of shards and pictures found."""
-    wanted = options.input_format
-    files, outputs = _without_datasets(files)
+def _take(plan: Plan, source: Source, options: ReaderOptions, taken: set[str], beside: set[str]) -> int:
+    """Add what one source holds to the plan; the count of what was found.
+
+    `beside` holds the folders and the stems of the tars that the inputs name, of which a Parquet file may be a sidecar.
+    """
+    wanted, name, root = options.input_format, source.name, source.root
+    files, outputs = _without_datasets(source.files)
     visible = [file for file in files if not is_hidden(file.uri, root)]
     kinds = by_kind(visible)
     tars = kinds["tar"] if wanted in ("auto", "webdataset") else []
     parquet = ParquetFiles()
     if wanted in ("auto", "parquet", "listing"):
-        parquet = sort_parquet(kinds["parquet"], visible, options)
+        parquet = sort_parquet(kinds["parquet"], visible, options, beside)
     shards = [*tars, *(file for file, _ in parquet.images)]
     images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not shards) else []
     listings: list[tuple[FileInfo, pa.Schema | None]] = []
@@ -145,7 +134,8 @@ def _take(plan: Plan, name: str, files: list[FileInfo], root: str, options: Read
     line = describe(name, kinds, tars, images, listings, parquet)
     plan.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
     plan.detection += hints + missing_tars(visible, tars)
-    return len(shards) + len(images) + len(listings) + len(parquet.broken)
+    explained = sum(stem(file.uri) in beside for file in parquet.sidecars)
+    return len(shards) + len(images) + len(listings) + len(parquet.broken) + explained
 
 
 def _take_images(plan: Plan, name: str, root: str, images: list[FileInfo], visible: list[FileInfo]) -> None:
@@ -204,13 +194,13 @@ def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], int]:
     return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, len(outputs)
 
 
-def _nothing_to_read(pattern: str, files: list[FileInfo], folders: list[str], input_format: str) -> PlanError:
-    if folders and not files and not any(storage.list_below(folder) for folder in folders):
+def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str) -> PlanError:
+    listed = [file for source in sources for file in source.files]
+    if not listed:
         return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
     if input_format != "auto":
         return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; leave that flag away")
     pictures = ", ".join(IMAGE_EXTENSIONS)
-    listed = [*files, *(file for folder in folders for file in storage.list_below(folder))]
     kinds = Counter(kind_of(file.uri) for file in listed).most_common(3)
     there = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
     return PlanError(

@@ -194,7 +194,9 @@ def test_sizes_that_add_up_beyond_all_numbers_are_one_reject(tmp_path):
     odd = b"".join(sparse([(0, 4)], 1 << 62, b"abcd", name) for name in ("d.jpg", "d.png"))
     keys, rows, errors = rows_around(tmp_path, odd)
     assert not errors and keys == ["0", "1", "d", "2", "3"]
-    assert rows[2]["image_reject"]["reason"] == "several images" and rows[2]["image_reject"]["num_bytes"] == (1 << 63) - 1
+    assert (
+        rows[2]["image_reject"]["reason"] == "several images" and rows[2]["image_reject"]["num_bytes"] == (1 << 63) - 1
+    )
 
 
 @pytest.mark.timeout(20)

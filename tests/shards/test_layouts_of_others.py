@@ -76,6 +76,48 @@ def test_img2datasets_layouts_give_the_same_samples(layout, tmp_path):
         assert [row["key"] for row in rows][:3] == [key for key, _, _ in SAMPLES]
 
 
+def as_the_shell_writes_it(folder):
+    return sorted(map(str, folder.iterdir()))
+
+
+def as_globs(folder):
+    return [f"{folder}/*.parquet", *(f"{folder}/*{e}" for e in (".tar", "") if any(folder.glob(f"*{e}")))]
+
+
+@pytest.mark.parametrize("named", [as_the_shell_writes_it, as_globs])
+@pytest.mark.parametrize("layout", [img2dataset_webdataset, img2dataset_files, img2dataset_parquet])
+def test_img2datasets_layouts_may_be_named_file_by_file(layout, named, tmp_path):
+    folder = tmp_path / "web"
+    folder.mkdir()
+    layout(folder)
+    whole = plan_units([str(folder)], ReaderOptions())
+    for inputs in (named(folder), named(folder)[::-1]):
+        found = plan_units(inputs, ReaderOptions())
+        assert [unit.format for unit in found.units] == [unit.format for unit in whole.units]
+        if layout is not img2dataset_files:  # whose folder is named by its own name here
+            assert found.units == whole.units
+
+
+def test_a_sidecar_or_statistics_alone_are_what_they_are(tmp_path):
+    sidecar(tmp_path)
+    assert [unit.format for unit in plan_units([f"{tmp_path}/00000.parquet"], ReaderOptions()).units] == ["listing"]
+    with pytest.raises(ValueError, match="00000_stats.json holds no pictures .* but 1 statistics"):
+        plan_units([f"{tmp_path}/00000_stats.json"], ReaderOptions())
+
+
+def test_a_parquet_file_with_images_is_read_though_a_tar_of_its_stem_is_named_too(tmp_path):
+    inputs = [make_tar(tmp_path / "a.tar", 2), make_parquet(tmp_path / "a.parquet", 2)]
+    assert {unit.format for unit in plan_units(inputs, ReaderOptions()).units} == {"webdataset", "parquet"}
+
+
+def test_tfrecords_are_refused_and_their_sidecars_are_no_listings(tmp_path):
+    sidecar(tmp_path)
+    (tmp_path / "00000.tfrecord").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="holds no pictures .* but .*1 .tfrecord"):
+        plan_units([str(tmp_path)], ReaderOptions())
+    assert plan_units([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
+
+
 def clip_benchmark(folder, count=2, said=None):
     (folder / "test").mkdir(parents=True)
     for i in range(count):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,6 +40,32 @@ def test_a_folder_a_glob_and_a_brace_pattern_name_the_same_shards(pattern, tars)
 def test_a_file_of_inputs_and_a_shard_that_is_named_twice(tars):
     (tars / "list.txt").write_text(f"{tars}/00000.tar\n\n{tars}/0000*.tar\n")
     assert len(plan(f"@{tars}/list.txt", tars / "00002.tar").units) == 3
+
+
+def test_many_files_that_are_named_one_by_one_are_one_line_and_one_listing(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    for i in range(300):
+        memory.pipe(f"/many/{i:03d}.tar", b"")
+    asked, info = [], type(memory).info
+    monkeypatch.setattr(type(memory), "info", lambda *args: asked.append(args) or info(*args))
+    found = plan("memory://many/{000..299}.tar")
+    assert found.detection == ["memory:///many/(300 named files): 300 webdataset shards"]
+    assert [unit.shard for unit in found.units] == [f"memory:///many/{i:03d}.tar" for i in range(300)]
+    assert len(asked) < 10
+    with pytest.raises(PlanError, match="many/300.tar matches nothing"):
+        plan("memory://many/{000..300}.tar")
+
+
+def test_a_file_under_two_spellings_is_read_once(tmp_path):
+    make_folder(tmp_path, 2)
+    tar = make_tar(tmp_path / "a.tar", 1)
+    (tmp_path / "l.csv").write_text("caption\na\n")
+    spelt = [
+        f"{place}{name}" for name in ("/a.tar", "/000000.jpg", "/l.csv") for place in (tmp_path, f"file://{tmp_path}")
+    ]
+    found = plan(*spelt, tmp_path / "." / "a.tar")
+    assert [(unit.format, unit.stop) for unit in found.units] == [("folder", 1), ("webdataset", 0), ("listing", 1)]
+    assert tar in {unit.shard for unit in found.units}
 
 
 def test_sidecars_and_statistics_are_no_shards(tars):
