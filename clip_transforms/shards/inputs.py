@@ -115,6 +115,10 @@ def expand(inputs: Iterable[str]) -> list[str]:
                     f"--input {text} cannot be read: {error}; it must be a text file, an input a line"
                 ) from None
             lines = [line.strip() for line in data.splitlines() if line.strip()]
+            if "\0" in data:
+                raise PlanError(
+                    f"--input {text} has a zero byte in it; it must be a text file in UTF-8, an input a line"
+                )
             if not lines or any(line.startswith("@") for line in lines):
                 raise PlanError(
                     f"--input {text} must hold inputs, one a line, and no further @file; write at least one"

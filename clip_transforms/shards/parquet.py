@@ -193,7 +193,7 @@ def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
     """Whether a row offers anything: img2dataset's failed rows do not."""
     if "status" not in batch.schema.names:
         return [True] * batch.num_rows
-    statuses = batch.column(batch.schema.names.index("status")).to_pylist()
+    statuses = values_of(batch.column(batch.schema.names.index("status")), Counter())  # may be the user's own
     return [
         not (status in _FAILED and not valid)
         for status, valid in zip(statuses, image.is_valid().to_pylist(), strict=True)

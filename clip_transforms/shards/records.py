@@ -66,6 +66,9 @@ def read_header(uri: str) -> list[str]:
         raise ValueError("its first line is no header in UTF-8") from None
     if any("\0" in name for name in fields):
         raise ValueError("its first line is no header in UTF-8")
+    twice = [name for name, count in collections.Counter(fields).items() if count > 1 and name]
+    if twice:
+        raise ValueError(f"two of its columns are called {twice[0]!r}")
     return fields
 
 
@@ -139,8 +142,9 @@ def _delimited(file: IO[bytes], delimiter: str) -> Iterator[Record]:
     lines = _Lines(line for line in _lines(file))
     header: list[str] | None = None
     row = 0
+    white = bytes(set(b" \t\r\v\f") - set(delimiter.encode()))  # a line of tabs is a row of empty fields in a TSV
     for line in lines:
-        if not line.strip():
+        if not line.strip(white):
             continue
         fields, problem = _fields(line, lines, delimiter, len(header or ()))
         if header is None:

@@ -73,13 +73,22 @@ def list_below(uri: str) -> list[FileInfo]:
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        return sorted(_walk(path, set()), key=lambda info: info.uri)
+        return sorted(_walk(path, _place(path)), key=lambda info: info.uri)
 
     def find() -> dict[str, Any]:
         fs.invalidate_cache(path)
         return dict(_below(fs, path)) if _leaves_out(fs) else fs.find(path, detail=True)
 
     return _infos(fs, retried(find, uri)) if exists(uri) else []
+
+
+def _place(path: str) -> set[tuple[int, int]]:
+    """Device and inode of a folder; none where it is not there."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {(status.st_dev, status.st_ino)}
 
 
 def _walk(path: str, above: set[tuple[int, int]]) -> Iterator[FileInfo]:

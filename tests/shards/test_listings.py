@@ -141,6 +141,20 @@ def test_a_tsv_of_a_program_that_knows_no_quotes(tmp_path):
     assert [row["caption"] for row in rows] == ['"Hello" she said', '"open', "plain", "quoted\tone"]
 
 
+def test_a_row_of_empty_fields_is_a_row_in_a_tsv_too(tmp_path):
+    (tmp_path / "l.csv").write_text("caption,n\n,\na cat,1\n \n")
+    (tmp_path / "l.tsv").write_text("caption\tn\n\t\na cat\t1\n \n")
+    for name in ("l.csv", "l.tsv"):
+        rows, _, _ = read(tmp_path / name, tmp_path)
+        assert [(row["row"], row["caption"]) for row in rows] == [(0, None), (1, "a cat")]
+
+
+def test_two_columns_of_one_name_are_refused_as_in_parquet(tmp_path):
+    (tmp_path / "l.csv").write_text("caption,n,caption\na,1,b\n")
+    with pytest.raises(PlanError, match="l.csv cannot be read: two of its columns are called 'caption'; mend it"):
+        read(tmp_path / "l.csv", tmp_path)
+
+
 JSONL = {
     "no JSON": (b'{"caption": "a"}\n{"caption": \n{"caption": "b"}\n', ["a", "malformed row", "b"]),
     "no object": (b'["a"]\n{"caption": "b"}\n7\n', ["malformed row", "b", "malformed row"]),

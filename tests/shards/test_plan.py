@@ -249,6 +249,12 @@ def test_a_list_of_inputs_must_hold_some_and_no_other_list(tmp_path):
             plan(f"@{tmp_path}/list.txt")
 
 
+def test_a_list_of_inputs_that_is_no_text_is_told(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"a\0.tar\n")
+    with pytest.raises(PlanError, match="list.txt has a zero byte in it; it must be a text file in UTF-8"):
+        plan(f"@{tmp_path}/list.txt")
+
+
 def test_a_parquet_file_of_words_beside_pictures_is_left_out_and_told(tmp_path):
     make_folder(tmp_path, 2)
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "metadata.parquet")

@@ -306,6 +306,7 @@ def test_links_in_a_folder_are_followed_once_and_a_broken_one_is_a_reject(tmp_pa
     assert found["000000.jpg"] == ("picture number 0", None)
     assert found["more/000001.jpg"] == ("picture number 1", None)
     assert found["gone.jpg"] == (None, "vanished")
+    assert len(rows) == 4  # nothing through the loop, which leads to the folder itself
 
 
 def test_a_cache_of_links_to_shards_is_a_folder_of_shards(tmp_path):
@@ -366,6 +367,14 @@ def test_upper_case_captions_and_names_of_any_bytes_in_a_folder(tmp_path):
     rows, _, _ = read(tmp_path / "photos", tmp_path)
     assert [row["image"] is not None for row in rows] == [True] * 3
     assert {row["key"]: row["caption"] for row in rows}["A.JPG"] == "a cat"
+
+
+def test_a_status_of_the_users_own_may_be_anything(tmp_path):
+    odd = pa.array([b"\xff", b"failed_to_resize", b"x"]).view(pa.string())
+    table = pa.table({"image": [picture(0), None, picture(2)], "caption": ["a", "b", "c"], "status": odd})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows, _, errors = read(tmp_path / "a.parquet", tmp_path)
+    assert not errors and [row["caption"] for row in rows] == ["a", None, "c"]
 
 
 def test_text_in_parquet_that_is_no_utf8(tmp_path):
