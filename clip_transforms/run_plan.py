@@ -170,7 +170,13 @@ def plan_run(settings: Settings) -> RunPlan:
     others = {part: footer for part, footer in footers.items() if part not in parts}
     source_of = _sources([*(unit.shard for unit in found.units), *(footer["shard"] for footer in footers.values())])
     sources = {source_of[unit.shard] for unit in found.units}
-    obsolete = sorted(part for part, footer in others.items() if source_of[footer["shard"]] in sources)
+    obsolete = {
+        part
+        for part, footer in others.items()
+        if source_of[footer["shard"]] in sources
+        # What cannot be read to its end today is not known to be cut anew: its parts go when it can be read.
+        and not (footer["shard"] in found.unread and footer["fingerprint"] == fingerprint(fields))
+    }
     others = {part: footer for part, footer in others.items() if part not in obsolete}
     foreign = sorted(part for part, footer in others.items() if footer["fingerprint"] != fingerprint(fields))
     if foreign:
@@ -206,7 +212,7 @@ def plan_run(settings: Settings) -> RunPlan:
         stale,
         obtained,
         others,
-        obsolete,
+        sorted(obsolete),
         replaces,
         lines,
         found.lists,

@@ -42,6 +42,7 @@ class ListingRows:
         self._uri, self._name = uri, name
         self.schema = ROWS.with_metadata({OFFERS: " ".join(offers)})
         self.units: list[Unit] = []
+        self.damaged = False  # whether it could not be read to its end
 
     def cut(self) -> list[Unit]:
         """Units of ROWS_PER_UNIT rows, each with a hash of them, so that appending leaves the earlier ones alone."""
@@ -50,6 +51,7 @@ class ListingRows:
             digest, start, num_bytes = hashlib.sha256(), groups, 0
             for _, records in pieces:
                 num_bytes += _add(digest, records)
+                self.damaged |= bool(records) and records[-1].text is None
                 groups += 1
             first = place * ROWS_PER_UNIT
             part = part_name(self._uri, f"rows {first}")

@@ -44,6 +44,7 @@ class Plan:
         detection: lines that say what was taken and what was not.
         broken: Parquet files that became units without rows, since they cannot be read, and why, in a sentence.
         columns: names of all columns of Parquet files and listings.
+        unread: shards that could not be read to their end when they were cut.
     """
 
     units: list[Unit] = dataclasses.field(default_factory=list)
@@ -51,6 +52,7 @@ class Plan:
     detection: list[str] = dataclasses.field(default_factory=list)
     broken: dict[str, ValueError] = dataclasses.field(default_factory=dict)
     columns: set[str] = dataclasses.field(default_factory=set)
+    unread: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def formats(self) -> set[str]:
@@ -122,6 +124,7 @@ def _take(plan: Plan, source: Source, options: ReaderOptions, taken: set[str], b
             part = part_name(file.uri, "0-0")
             plan.units.append(Unit(file.uri, file.uri, "parquet", 0, 0, 0, file.stamp, file.size, part))
             plan.broken[part] = error
+            plan.unread.add(file.uri)
     if images:
         _take_images(plan, name, root, [image for image in images if image.uri not in taken], visible)
     hints = [
@@ -169,6 +172,7 @@ def _take_listing(plan: Plan, file: FileInfo, schema: pa.Schema | None, options:
     name = f"rows-{len(plan.lists)}.parquet"
     plan.lists[name] = rows = ListingRows(file.uri, name, offers)
     plan.units.extend(rows.cut())
+    plan.unread |= {file.uri} if rows.damaged else set()
     fence = Fence(posixpath.dirname(file.uri), options.allow_uri)
     if "image" not in offers:
         return [f"note: {file.uri} names no images, so its captions alone are embedded; --image_column NAME names some"]

@@ -1,5 +1,7 @@
 """A dataset over time: sources that come, change and go, runs that add, replace and try again."""
 
+import errno
+import io
 import json
 import os
 
@@ -7,7 +9,7 @@ import pytest
 from conftest import files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
 
 from clip_transforms import storage
-from clip_transforms.shards import cut
+from clip_transforms.shards import cut, cut_listing
 
 
 def run_of(out):
@@ -342,3 +344,37 @@ def test_retrying_is_no_setting_of_the_dataset():
     assert len({json.dumps(s.fingerprint_fields(checkpoint)) for s in fields}) == 1
     with pytest.raises(ValueError, match="--retry_rejects is 'decode', but it must be read or all"):
         dataclasses.replace(settings, retry_rejects="decode")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_what_storage_does_not_give_today_keeps_its_parts(kind, embed, tmp_path, monkeypatch):
+    """The source is the same; a file that could not be read when it was cut is no file that is cut anew."""
+    out, good = tmp_path / "out", tmp_path / "good"
+    good.mkdir()
+    if kind == "parquet":
+        monkeypatch.setattr(cut, "ROWS_PER_PARQUET_UNIT", 5)
+        inputs = [make_parquet(tmp_path / "a.parquet", 12), make_parquet(good / "b.parquet", 3, first=20)]
+    else:
+        monkeypatch.setattr(cut_listing, "ROWS_PER_UNIT", 5)
+        (tmp_path / "a.jsonl").write_text("".join(f'{{"caption": "number {i}"}}\n' for i in range(12)))
+        inputs = [str(tmp_path / "a.jsonl")]
+    assert embed(*inputs, output=out) == 0
+    before, rows = files_of(out), rows_of(out)
+
+    class Failing(io.FileIO):
+        def read(self, size=-1):
+            if kind == "jsonl" and self.tell() == 0:
+                return super().read(150)  # some rows, and then no more
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        opened = storage.open_input
+        patch.setattr(storage, "open_input", lambda uri: Failing(uri) if uri == inputs[0] else opened(uri))
+        assert embed(*inputs, output=out) == 3
+    assert [row["reason"] for row in rows_of(out, "rejects")] == ["unreadable"]
+    if kind == "parquet":
+        assert rows_of(out) == rows
+    else:  # the unit that it breaks off in has what was read of it
+        assert [row["row"] for row in rows_of(out)] == [0, 1, 2, 3, 4, 5, 10, 11]
+    assert embed(*inputs, output=out) == 0
+    assert files_of(out) == before and units_of(out)[0] == (0 if kind == "parquet" else 1)
