@@ -74,10 +74,16 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
     sources = find_sources(inputs)
     beside = {stem(file.uri) for source in sources for file in source.files if kind_of(file.uri) == "tar"}
     beside |= {source.root for source in sources if source.is_folder}
+    empty = []
     for pattern, group in itertools.groupby(sources, key=operator.attrgetter("pattern")):
         of_pattern = list(group)
         if not sum([_take(plan, source, options, taken, beside) for source in of_pattern]):
-            raise _nothing_to_read(pattern, of_pattern, options.input_format)
+            empty.append(_nothing_to_read(pattern, of_pattern, options.input_format))
+            # As in `--input web/* --output web/out` from the second run on.
+            if not all(_without_datasets(source.files)[1] for source in of_pattern):
+                raise empty[0]
+    if empty and not plan.units:
+        raise empty[0]
     if len({unit.part for unit in plan.units}) < len(plan.units):
         raise RuntimeError("two units of the input would have the same part; please report this with the command")
     _check(plan, options)

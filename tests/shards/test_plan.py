@@ -230,6 +230,18 @@ def test_an_output_below_the_input_is_left_out_of_it(tmp_path):
     assert "left out: 1 datasets of this program" in found.detection[0]
 
 
+def test_an_output_that_the_shell_named_with_the_inputs_is_left_out_and_alone_refused(tmp_path):
+    make_folder(tmp_path / "a", 3)
+    (tmp_path / "out" / "embeddings").mkdir(parents=True)
+    (tmp_path / "out" / "_dataset.json").write_text("{}")
+    pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "out" / "embeddings" / "x.parquet")
+    found = plan(*sorted(tmp_path.iterdir()))
+    assert [unit.format for unit in found.units] == ["folder"]
+    assert found.detection[1] == f"{tmp_path}/out: nothing to read; left out: 1 datasets of this program"
+    with pytest.raises(PlanError, match="out holds no pictures"):
+        plan(tmp_path / "out")
+
+
 def test_two_globs_of_one_folder_are_two_sources(tmp_path):
     make_folder(tmp_path, 12)
     found = plan(tmp_path / "00000*.jpg", tmp_path / "00001*.jpg")
