@@ -5,12 +5,13 @@ import errno
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 
 import fsspec
 import pytest
 import torch
-from conftest import files_of, make_tar, rows_of
+from conftest import ROOT, files_of, make_tar, rows_of
 
 from pipelines.embed import main
 
