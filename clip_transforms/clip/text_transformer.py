@@ -30,7 +30,5 @@ class TextTransformer(nn.Module):
         Attention is causal, so nothing behind the end token changes the result: pad to the batch, not to 77.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x, causal=True)
         ends = tokens.argmax(dim=1)  # the end token has the largest id; of several, the first
-        x = x[torch.arange(len(x), device=x.device), ends]
-        return self.ln_final(x) @ self.text_projection
+        return self.ln_final(self.transformer(x, ends, causal=True)) @ self.text_projection

@@ -31,13 +31,29 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """[n, t, width] → [n, t, width]; with `causal`, a place sees itself and what stands before it."""
+    def forward(self, x: torch.Tensor, causal: bool, places: torch.Tensor | None = None) -> torch.Tensor:
+        """[n, t, width] → [n, t, width], or [n, 1, width] of the n `places` alone.
+
+        With `causal`, a place sees itself and what stands before it.
+        """
         n, t, width = x.shape
-        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = packed.view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(x.transpose(1, 2).reshape(n, t, width))
+        if places is None:
+            packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            q, k, v = packed.view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        else:
+            packed = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
+            k, v = packed.view(n, t, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            q = F.linear(_at(x, places), self.in_proj_weight[:width], self.in_proj_bias[:width])
+            q = q.view(n, 1, self.heads, width // self.heads).transpose(1, 2)
+            seen = torch.arange(t, device=x.device) <= places[:, None] if causal else None  # [n, t]
+            x = F.scaled_dot_product_attention(q, k, v, seen if seen is None else seen[:, None, None])
+        return self.out_proj(x.transpose(1, 2).reshape(n, x.shape[2], width))
+
+
+def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[n, t, width] → [n, 1, width]: of each row what stands at its place."""
+    return x[torch.arange(len(x), device=x.device), places][:, None]
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -54,9 +70,9 @@ class ResidualAttentionBlock(nn.Module):
         )
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """[n, t, width] → [n, t, width]."""
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x: torch.Tensor, causal: bool, places: torch.Tensor | None = None) -> torch.Tensor:
+        """[n, t, width] → [n, t, width], or [n, 1, width] of the n `places` alone."""
+        x = (x if places is None else _at(x, places)) + self.attn(self.ln_1(x), causal, places)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -70,8 +86,9 @@ class Transformer(nn.Module):
             ResidualAttentionBlock(width, heads, activation, mlp_width) for _ in range(layers)
         )
 
-    def forward(self, x: torch.Tensor, causal: bool = False) -> torch.Tensor:
-        """[n, t, width] → [n, t, width]."""
-        for block in self.resblocks:
+    def forward(self, x: torch.Tensor, places: torch.Tensor, causal: bool = False) -> torch.Tensor:
+        """[n, t, width] → [n, width]: of each row what stands at its place, which is all that the last block makes."""
+        *blocks, last = self.resblocks
+        for block in blocks:
             x = block(x, causal)
-        return x
+        return last(x, causal, places)[:, 0]

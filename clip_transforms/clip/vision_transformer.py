@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from clip_transforms.clip.architectures import Architecture
@@ -29,7 +30,17 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [n, 3, r, r] → features [n, d]."""
-        x = self.conv1(x).flatten(2).transpose(1, 2)  # [n, grid², width]
-        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)  # [n, 1 + grid², width]
-        x = self.transformer(self.ln_pre(x + self.positional_embedding))
-        return self.ln_post(x[:, 0]) @ self.proj
+        x = F.linear(self._patches(x), self.conv1.weight.flatten(1))  # a stride as wide as the kernel: a product
+        n, _, width = x.shape
+        x = torch.cat([self.class_embedding.expand(n, 1, width), x], dim=1)  # [n, 1 + grid², width]
+        x = self.ln_pre(x + self.positional_embedding)
+        first = torch.zeros(n, dtype=torch.int64, device=x.device)  # the class token's place
+        return self.ln_post(self.transformer(x, first)) @ self.proj
+
+    def _patches(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, 3, r, r] → [n, grid², 3 · patch²], every patch in the order of a kernel's weights."""
+        n, _, side, _ = x.shape
+        patch = self.conv1.kernel_size[0]
+        grid = side // patch
+        x = x.view(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+        return x.reshape(n, grid * grid, 3 * patch * patch)
