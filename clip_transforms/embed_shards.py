@@ -35,7 +35,7 @@ from schemas.provenance import Footer
 
 # What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
 PROGRESS: Counter = Counter()
-_BATCH_SIZES = {"cpu": 32, "cuda": 256}
+MAX_WAITING_BYTES = 64 << 20  # embedded rows that wait for the writer
 
 
 class EmbedShards(beam.PTransform):
@@ -121,11 +121,12 @@ class _EmbedTask(beam.DoFn):
         import torch  # for those who embed
 
         from clip_transforms.clip.checkpoints import load_checkpoint
-        from clip_transforms.engine.embed_batches import Embedder
+        from clip_transforms.engine.forward import Embedder
 
         torch.set_num_threads(cores_of(self._job.launcher, self._job.workers))
         spec = self._job.settings.model
-        return Embedder(load_checkpoint(self._job.checkpoint, spec.device, spec.precision))
+        model = load_checkpoint(self._job.checkpoint, spec.device, spec.precision)
+        return Embedder(model, self._job.settings.batch_size)
 
     def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
         pending = []
@@ -172,18 +173,19 @@ class _UnitEnd:
 
 
 def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    """Embed the units of a task and commit the part of each; reading and decoding run ahead, also across units.
+    """Embed the units of a task and commit the part of each; the stages before writing run ahead, across units too.
 
     Args:
         units: to be done, all of them.
         job: the run.
-        embedder: `engine.embed_batches.Embedder`, the model of this process.
+        embedder: `engine.forward.Embedder`, the model of this process.
         classes: taxonomy → URI of its class embeddings.
     Yields:
         A PartResult as soon as a unit is committed.
     Raises:
         BalanceError: if samples were lost.
     """
+    from clip_transforms.engine.ahead import Ahead
     from clip_transforms.engine.decode import DecodeAhead
     from clip_transforms.engine.embed_batches import embed_batch
 
@@ -192,32 +194,38 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     seconds: Counter = Counter()
     cores = cores_of(job.launcher, job.workers)
     start = time.perf_counter()
-    stream = DecodeAhead(
-        _read(units, job, batch_size_of(job, embedder)),
+    decoded = DecodeAhead(
+        _read(units, job, embedder.batch_size),
         embedder.model.preprocessing,
         embedder.ceiling,
         cores,
         seconds,
         job.settings.max_image_pixels,
     )
-    with contextlib.closing(iter(stream)) as items:  # closed at once, also when something fails
+    embedded = Ahead(
+        embedder.forward(_watched(decoded), seconds),
+        "embed",
+        room=lambda: MAX_WAITING_BYTES,
+        size=lambda item: getattr(item, "num_bytes", 0),
+        seconds=seconds,
+    )
+    with contextlib.closing(iter(embedded)) as items:  # closed at once, also when something fails
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
             unit = units[place]
-            embed = functools.partial(
+            rows_of = functools.partial(
                 embed_batch,
                 shard=unit.shard,
-                embedder=embedder,
                 schema=settings.embeddings_schema,
                 classifiers=classifiers,
                 top_labels=job.settings.top_labels,
-                seconds=seconds,
             )
-            with UnitWriter(settings, unit.part, {"shard": unit.shard, "stamp": unit.stamp}) as writer:
-                counts = _write_unit(of_unit, unit, writer, embed, seconds)
+            with UnitWriter(settings, unit.part, _facts(unit)) as writer:
+                counts = _write_unit(of_unit, unit, writer, rows_of)
             PROGRESS["units"] += 1
             last = place == len(units) - 1
             if last:
                 seconds |= {"task": time.perf_counter() - start, "decode / cores": seconds["decode"] / cores}
+                seconds["write"] = seconds["task"] - seconds["wait for embed"]
             yield PartResult(
                 path=part_uri(job.output, "embeddings", unit.part),
                 counts=dict(counts),
@@ -228,29 +236,33 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
             )
 
 
-def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, embed: Callable, seconds: Counter) -> Counter:
-    """Embed and write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
+def _facts(unit: Unit) -> Footer:
+    return {"shard": unit.shard, "stamp": unit.stamp}
+
+
+def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, rows_of: Callable) -> Counter:
+    """Write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
     from clip_transforms.engine.embed_batches import shard_reject
 
     notes: Counter = Counter()
     for item in items:
         if isinstance(item, _UnitEnd):
-            with _timed(seconds, "write"):
-                if item.error:
-                    writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
-                return writer.commit(item.samples, item.notes + notes)
-        embedded = embed(item)
-        notes.update(embedded.notes)
-        with _timed(seconds, "write"):
-            writer.write(embedded.rows, embedded.labels, embedded.rejects, embedded.absent)
-        PROGRESS["samples"] += item.samples.num_rows
-        PROGRESS["bytes"] += item.samples.nbytes
+            if item.error:
+                writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
+            return writer.commit(item.samples, item.notes + notes)
+        batch = rows_of(item)
+        notes.update(batch.notes)
+        writer.write(batch.rows, batch.labels, batch.rejects, batch.absent)
     raise AssertionError(f"the stream of {unit.shard} has no end mark")
 
 
-def batch_size_of(job: Job, embedder: Any) -> int:
-    """As asked for, or by the device that this worker got."""
-    return job.settings.batch_size or _BATCH_SIZES[embedder.model.device.type]
+def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
+    """Count what is embedded, for a progress bar: captions and writing come later, many batches at a time."""
+    for item in decoded:
+        yield item
+        if not isinstance(item, _UnitEnd):
+            PROGRESS["samples"] += item.samples.num_rows
+            PROGRESS["bytes"] += item.samples.nbytes
 
 
 def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
@@ -266,14 +278,6 @@ def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
         yield _UnitEnd(place, samples, notes, error)
 
 
-@contextlib.contextmanager
-def _timed(seconds: Counter, stage: str) -> Iterator[None]:
-    """Add the seconds of a block to a stage's."""
-    start = time.perf_counter()
-    yield
-    seconds[stage] += time.perf_counter() - start
-
-
 def _part_settings(job: Job, embedder: Any) -> PartSettings:
     """What all parts say of themselves: no time, host, path, thread or run."""
     architecture = dataclasses.asdict(embedder.model.architecture)
@@ -286,7 +290,7 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
         "tokenizer": job.fields["tokenizer"],
         "precision": embedder.model.precision,
         "device": embedder.model.device.type,
-        "batch_size": batch_size_of(job, embedder),
+        "batch_size": embedder.batch_size,
         "versions": versions(),
     }
     footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}

@@ -177,12 +177,12 @@ def speed(job: Job, summary: RunSummary) -> dict[str, Any]:
     alone = len(summary.processes) == 1
     elapsed = summary.seconds["task"] if alone else time.time() - job.started
     rate = summary.fresh / elapsed
-    waits = {
+    waits = {  # where the time of the model's thread went
         "the model": summary.seconds["forward"],
         "reading": summary.seconds["wait for read"],
         "decoding": summary.seconds["wait for decode"],
-        "writing": summary.seconds["write"],
     }
+    waits["writing"] = summary.seconds["task"] - sum(waits.values())
     content = {
         "samples": summary.fresh,
         "samples_per_second": round(rate, 2),

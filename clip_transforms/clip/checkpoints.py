@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from clip_transforms import storage
 from clip_transforms.clip.downloads import fetch
+from clip_transforms.clip.folding import fold
 from clip_transforms.clip.layouts import Source, recognise
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.model_spec import Checkpoint, CheckpointError, ClipSpec, combined_sha256
@@ -53,12 +54,18 @@ def load_checkpoint(
         model = ClipModel(checkpoint.architecture, checkpoint.activation, checkpoint.preprocessing)
     if not vision:
         model.visual = None
+    folded = fold(model)
     try:
         with _open(checkpoint) as tensors:
             _, sources = recognise(tensors)
+
+            def read(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+                return _tensor(sources[published_name(name)], tensors, place, dtype)
+
             state = model.state_dict()
             for name in state:
-                found = _tensor(sources[published_name(name)], tensors, place, _dtype(name, precision))
+                dtype = _dtype(name, precision)
+                found = folded[name](read).to(dtype) if name in folded else read(name, dtype)
                 state[name] = found.view(state[name].shape)  # the logit scale may be a list of one
     except (ArchiveError, KeyError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.where}: {error}") from error

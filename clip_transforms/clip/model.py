@@ -66,9 +66,7 @@ class ClipModel(nn.Module):
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels uint8 [n, 3, r, r] → features [n, d], not scaled."""
-        prepared = self.preprocessing
-        mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (prepared.mean, prepared.std))
-        return self.visual(((pixels.float() / 255 - mean) / std).to(self.visual.conv1.weight.dtype))
+        return self.visual(pixels, self.preprocessing.mean, self.preprocessing.std)
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens int32 [n, t] → features [n, d], not scaled."""

@@ -5,6 +5,7 @@ convolutions, average pooling before every strided convolution (Zhang 2019), and
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +53,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, inputs, h, w] → [n, 4 · planes, h / stride, w / stride]."""
         shortcut = self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = F.relu_(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(self.avgpool(x)))
-        return F.relu(x + shortcut)
+        return F.relu_(x.add_(shortcut))
 
 
 class AttentionPool2d(nn.Module):
@@ -108,11 +109,18 @@ class ModifiedResNet(nn.Module):
         grid = architecture.image_side // 32
         self.attnpool = AttentionPool2d(grid, inputs, architecture.vision_heads, architecture.embed_dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels [n, 3, r, r] → features [n, d]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        x = self.avgpool(F.relu(self.bn3(self.conv3(x))))
+    def forward(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+        """Pixels uint8 [n, 3, r, r], and mean and standard deviation of their channels in [0, 1] → features [n, d]."""
+        x = self._normalised(pixels, mean, std)
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = F.relu_(self.bn2(self.conv2(x)))
+        x = self.avgpool(F.relu_(self.bn3(self.conv3(x))))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
         return self.attnpool(x)
+
+    def _normalised(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+        """As a tensor of its own: the first convolution pads with zeros, which here mean the mean colour."""
+        mean, std = (255 * torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
+        x = pixels.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+        return x.to(self.conv1.weight.dtype)

@@ -12,9 +12,11 @@ from torch import nn
 class QuickGELU(nn.Module):
     """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's checkpoints were trained with."""
 
+    FACTOR = 1.702
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any shape → the same shape."""
-        return x * torch.sigmoid(1.702 * x)
+        return x * torch.sigmoid(self.FACTOR * x)
 
 
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from clip_transforms.clip.architectures import Architecture
 from clip_transforms.clip.transformer import Transformer
+
+_MIDDLE = 128  # of the values that a pixel may have
 
 
 class VisionTransformer(nn.Module):
@@ -28,14 +32,27 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels [n, 3, r, r] → features [n, d]."""
-        x = F.linear(self._patches(x), self.conv1.weight.flatten(1))  # a stride as wide as the kernel: a product
+    def forward(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+        """Pixels uint8 [n, 3, r, r], and mean and standard deviation of their channels in [0, 1] → features [n, d]."""
+        weight, bias = self._patch_embedding(mean, std)
+        x = F.linear(self._patches(pixels).to(weight.dtype).sub_(_MIDDLE), weight, bias)
         n, _, width = x.shape
         x = torch.cat([self.class_embedding.expand(n, 1, width), x], dim=1)  # [n, 1 + grid², width]
         x = self.ln_pre(x + self.positional_embedding)
         first = torch.zeros(n, dtype=torch.int64, device=x.device)  # the class token's place
         return self.ln_post(self.transformer(x, first)) @ self.proj
+
+    def _patch_embedding(self, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The convolution as a product [width, 3 · patch²] and a bias [width], of pixels from which 128 was taken.
+
+        Normalisation is part of them: w · (p / 255 - mean) / std = w / (255 std) · (p - 128) + w · (128 / 255 - mean)
+        / std. Whole numbers from -128 to 127 are exact in every precision.
+        """
+        weight = self.conv1.weight.float()  # [width, 3, patch, patch]
+        mean, std = (torch.tensor(x, device=weight.device)[:, None, None] for x in (mean, std))
+        bias = (weight * ((_MIDDLE / 255 - mean) / std)).sum(dim=(1, 2, 3))
+        kind = self.conv1.weight.dtype
+        return (weight / (255 * std)).flatten(1).to(kind), bias.to(kind)
 
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
         """[n, 3, r, r] → [n, grid², 3 · patch²], every patch in the order of a kernel's weights."""

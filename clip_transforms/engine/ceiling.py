@@ -11,17 +11,18 @@ _MIN_BATCHES, _MIN_SECONDS = 5, 2.0
 class Ceiling:
     """Watches the first forward passes of a process, before its decode pool runs ahead.
 
-    While `measuring`, `decode_ahead` hands out one batch at a time and decodes nothing else. No batch is thrown away.
+    While `measuring`, `DecodeAhead` hands out one batch at a time and decodes nothing else. No batch is thrown away.
     """
 
     def __init__(self):
         """Measure from the first batch on."""
         self.measuring = True
         self._batches, self._samples, self._seconds = 0, 0, 0.0
+        self._captions_of, self._caption_seconds = 0, 0.0
         self._lock = threading.Lock()
 
     def add(self, samples: int, seconds: float) -> None:
-        """One forward pass of `samples` in `seconds`, made while `measuring`."""
+        """The pictures of `samples` took `seconds`, while `measuring`."""
         with self._lock:
             if not self.measuring:
                 return
@@ -33,7 +34,21 @@ class Ceiling:
             if self._batches - _WARM_UP_BATCHES >= _MIN_BATCHES or self._seconds >= _MIN_SECONDS:
                 self.measuring = False
 
+    def add_captions(self, samples: int, seconds: float) -> None:
+        """The captions of `samples` took `seconds`.
+
+        They are embedded many batches at a time, when what was decoded ahead waits and the decoders rest, so all of
+        them count.
+        """
+        with self._lock:
+            self._captions_of += samples
+            self._caption_seconds += seconds
+
     @property
     def rate(self) -> float | None:
-        """Samples per second, or None while too few batches were seen."""
-        return None if self.measuring or not self._seconds else self._samples / self._seconds
+        """Samples per second, or None while too little was seen."""
+        with self._lock:
+            if self.measuring or not self._captions_of:
+                return None
+            seconds = self._seconds / self._samples + self._caption_seconds / self._captions_of
+            return 1 / seconds if seconds else None

@@ -9,8 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import queue
-import threading
 import time
 import warnings
 from collections import Counter
@@ -23,6 +21,7 @@ from PIL import Image
 
 from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Preprocessing, decode
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
+from clip_transforms.engine.ahead import Ahead
 from clip_transforms.engine.ceiling import Ceiling
 
 MAX_AHEAD_BYTES = 32 << 20  # encoded images and pixels that wait for the model
@@ -65,7 +64,6 @@ class _Waiting:
     images: list[tuple[int, concurrent.futures.Future]]
     tokens: concurrent.futures.Future
     caption_rows: list[int]
-    num_bytes: int
 
 
 class DecodeAhead:
@@ -101,10 +99,6 @@ class DecodeAhead:
         if max_pixels > MAX_IMAGE_PIXELS:  # Pillow's own limit would refuse first
             Image.MAX_IMAGE_PIXELS = max_pixels
         self.seconds = seconds if seconds is not None else Counter()
-        self._queue: queue.Queue = queue.Queue()
-        self._room = threading.Condition()
-        self._ahead_bytes = 0
-        self._stopped = False
 
     def __iter__(self) -> Iterator[Any]:
         """Decoded batches, and what is passed through.
@@ -112,52 +106,31 @@ class DecodeAhead:
         Raises:
             Exception: whatever reading the stream raised.
         """
-        with concurrent.futures.ThreadPoolExecutor(self._threads, "decode") as pool:
-            feeder = threading.Thread(target=self._feed, args=(pool,), name="read", daemon=True)
-            feeder.start()
-            try:
-                while True:
-                    start = time.perf_counter()
-                    item = self._queue.get()
-                    self.seconds["wait for read"] += time.perf_counter() - start
-                    if item is _END:
-                        return
-                    if isinstance(item, BaseException):
-                        raise item
-                    if not isinstance(item, _Waiting):
-                        yield item
-                        continue
-                    yield self._finish(item)
-                    self._release(item.num_bytes)
-            finally:
-                with self._room:
-                    self._stopped = True
-                    self._room.notify()
-                pool.shutdown(wait=False, cancel_futures=True)
-                feeder.join()
-
-    def _feed(self, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+        pool = concurrent.futures.ThreadPoolExecutor(self._threads, "decode")
+        begun = Ahead(self._stream, "read", self._room, self._size, self.seconds, lambda item: self._submit(pool, item))
         try:
-            stream = iter(self._stream)
-            while not self._stopped:
-                start = time.perf_counter()
-                item = next(stream, _END)
-                self.seconds["read"] += time.perf_counter() - start
-                if isinstance(item, tuple) and isinstance(item[1], pa.RecordBatch):
-                    item = self._submit(pool, *item)
-                self._queue.put(item)
-                if item is _END or item is None:
-                    return
-        except BaseException as error:  # handed to the consumer, which raises it
-            self._queue.put(error)
+            with contextlib.closing(iter(begun)) as items:
+                for item in items:
+                    yield self._finish(item) if isinstance(item, _Waiting) else item
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, pool: concurrent.futures.ThreadPoolExecutor, unit: int, samples: pa.RecordBatch) -> Any:
+    def _room(self) -> int:
+        return 0 if self._ceiling.measuring else MAX_AHEAD_BYTES
+
+    def _size(self, item: Any) -> int:
+        if not _is_batch(item):
+            return 0
+        images = item[1].column("image")
+        return item[1].nbytes + (len(images) - images.null_count) * 3 * self._preprocessing.side**2
+
+    def _submit(self, pool: concurrent.futures.ThreadPoolExecutor, item: Any) -> Any:
+        if not _is_batch(item):
+            return item
+        unit, samples = item
         images = [(row, data) for row, data in enumerate(samples.column("image")) if data.is_valid]
-        side = self._preprocessing.side
-        num_bytes = samples.nbytes + len(images) * 3 * side**2
-        if not self._acquire(num_bytes):
-            return None
         captions = [(row, text) for row, text in enumerate(samples.column("caption").to_pylist()) if text is not None]
+        side = self._preprocessing.side
         pixels = np.empty((len(images), 3, side, side), np.uint8)
         tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
         tokens = pool.submit(self._timed, tokenize, [text for _, text in captions], length)
@@ -165,7 +138,7 @@ class DecodeAhead:
             (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._preprocessing, self._max_pixels))
             for place, (row, data) in enumerate(images)
         ]
-        return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], num_bytes)
+        return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions])
 
     def _timed(self, function, *args):
         start = time.thread_time()
@@ -195,23 +168,9 @@ class DecodeAhead:
             waiting.unit, waiting.samples, pixels, rows, sizes, sha256, tokens, waiting.caption_rows, rejects
         )
 
-    def _acquire(self, num_bytes: int) -> bool:
-        """Wait until there is room, or for all room while the ceiling is measured; False if nobody listens any more."""
-        with self._room:
-            self._room.wait_for(
-                lambda: (
-                    self._stopped
-                    or self._ahead_bytes == 0
-                    or (not self._ceiling.measuring and self._ahead_bytes + num_bytes <= MAX_AHEAD_BYTES)
-                )
-            )
-            self._ahead_bytes += num_bytes
-            return not self._stopped
 
-    def _release(self, num_bytes: int) -> None:
-        with self._room:
-            self._ahead_bytes -= num_bytes
-            self._room.notify()
+def _is_batch(item: Any) -> bool:
+    return isinstance(item, tuple) and isinstance(item[1], pa.RecordBatch)
 
 
 @functools.lru_cache(maxsize=1)
@@ -226,9 +185,6 @@ def quieten_decoders() -> None:
             handler = getattr(library, name)
             handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
             handler(None)
-
-
-_END = object()
 
 
 def _decode_into(

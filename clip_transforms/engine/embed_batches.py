@@ -1,20 +1,16 @@
-"""A decoded batch → embeddings, scores, labels and rejects; every modality of every sample in exactly one place."""
+"""What the model made of a batch → rows, scores, labels and rejects; every modality of every sample in one place."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from clip_transforms.clip.model import ClipModel
-from clip_transforms.engine.ceiling import Ceiling
 from clip_transforms.engine.decode import DecodedBatch
+from clip_transforms.engine.forward import Embedded, ForwardedBatch
 from clip_transforms.engine.label_batches import Classifier, label_batch
 from schemas.rejects import rejects_schema
 from schemas.samples import MODALITIES
@@ -43,106 +39,33 @@ class EmbeddedBatch:
     notes: Counter
 
 
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """What the model made of a batch.
-
-    Attributes:
-        images, captions: float32 [m, d] and [c, d] of its pixels and its tokens; NaN where memory did not suffice.
-        too_large: modality → places in these of what did not fit into the device's memory even alone.
-        halved: how often a batch, or a piece of one, was halved to fit.
-        seconds: that it took.
-    """
-
-    images: np.ndarray
-    captions: np.ndarray
-    too_large: dict[str, set[int]]
-    halved: int
-    seconds: float
-
-
-class Embedder:
-    """The model of a process, with a lock round its forward pass: some runners run many threads per process."""
-
-    def __init__(self, model: ClipModel):
-        """Share one among all threads of a process."""
-        self.model = model
-        self.ceiling = Ceiling()
-        self._lock = threading.Lock()
-
-    def forward(self, batch: DecodedBatch) -> Forward:
-        """Embed a batch, in halves where it does not fit into the device's memory."""
-        with self._lock:
-            start = time.perf_counter()
-            images = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
-            captions = _InPieces(self.model.embed_tokens, self.model.embed_dim, batch.tokens.ids)
-            seconds = time.perf_counter() - start
-        if self.ceiling.measuring:
-            self.ceiling.add(batch.samples.num_rows, seconds)
-        too_large = {"image": images.too_large, "caption": captions.too_large}
-        return Forward(images.embeddings, captions.embeddings, too_large, images.halved + captions.halved, seconds)
-
-
-class _InPieces:
-    """The embeddings of a batch, made whole or, where memory does not suffice, of its halves, down to one sample."""
-
-    def __init__(self, embed: Callable[[np.ndarray], torch.Tensor], d: int, inputs: np.ndarray):
-        self.embeddings = np.full((len(inputs), d), np.nan, np.float32)
-        self.too_large: set[int] = set()
-        self.halved = 0
-        waiting = [(0, len(inputs))] if len(inputs) else []
-        while waiting:
-            start, stop = waiting.pop()
-            if self._fits(embed, inputs, start, stop):
-                continue
-            torch.cuda.empty_cache()  # does nothing where there is no CUDA
-            if stop - start == 1:
-                self.too_large.add(start)
-                continue
-            self.halved += 1
-            middle = (start + stop) // 2
-            waiting += [(middle, stop), (start, middle)]
-
-    def _fits(self, embed: Callable[[np.ndarray], torch.Tensor], inputs: np.ndarray, start: int, stop: int) -> bool:
-        try:
-            self.embeddings[start:stop] = embed(inputs[start:stop]).numpy()
-        except torch.cuda.OutOfMemoryError:
-            return False
-        return True
-
-
 def embed_batch(
-    batch: DecodedBatch,
+    batch: ForwardedBatch,
     shard: str,
-    embedder: Embedder,
     schema: pa.Schema,
     classifiers: Mapping[str, Classifier],
     top_labels: int,
-    seconds: Counter,
 ) -> EmbeddedBatch:
-    """Embed one batch.
+    """Say what became of every sample of a batch.
 
     Args:
-        batch: decoded.
+        batch: what the model made of it.
         shard: that it was read from.
-        embedder: the model.
         schema: of the embeddings; the type of `image_embedding` is the precision of what is stored.
         classifiers: by taxonomy.
         top_labels: length of a label's `top`.
-        seconds: `forward` seconds are added to it.
     """
-    forward = embedder.forward(batch)
-    seconds["forward"] += forward.seconds
-    image = _Modality("image", forward.images, batch.image_rows, batch, forward, schema)
-    caption = _Modality("caption", forward.captions, batch.caption_rows, batch, forward, schema)
-    rows = _rows(batch, shard, image, caption, schema)
+    image = _Modality("image", batch.images, batch.decoded.image_rows, batch.decoded, schema)
+    caption = _Modality("caption", batch.captions, batch.decoded.caption_rows, batch.decoded, schema)
+    rows = _rows(batch.decoded, shard, image, caption, schema)
     rejects = [*image.rejects, *caption.rejects]
+    halved = batch.images.halved + batch.captions.halved
     return EmbeddedBatch(
         rows,
         {name: label_batch(rows, classifier, top_labels) for name, classifier in classifiers.items()},
-        _rejects(batch.samples, shard, rejects),
+        _rejects(batch.decoded.samples, shard, rejects),
         {modality.name: modality.absent for modality in (image, caption)},
-        Counter({_HALVED: forward.halved} if forward.halved else {}),
+        Counter({_HALVED: halved} if halved else {}),
     )
 
 
@@ -152,21 +75,22 @@ class _Modality:
     def __init__(
         self,
         name: str,
-        embeddings: np.ndarray,
+        embedded: Embedded,
         places: Sequence[int],
         batch: DecodedBatch,
-        forward: Forward,
         schema: pa.Schema,
     ):
         # Not to_pandas_dtype, which needs pandas.
         half = pa.types.is_float16(schema.field(f"{name}_embedding").type.value_type)
+        embeddings = embedded.embeddings
         finite = np.isfinite(embeddings).all(axis=1)
         n = batch.samples.num_rows
         self.name = name
         self.stored = embeddings[finite].astype(np.float16 if half else np.float32)  # [m, d]
         self.index = np.full(n, -1)  # row in the batch → row in `stored`
         self.index[np.asarray(places, int)[finite]] = np.arange(len(self.stored))
-        offered = batch.samples.column(name).is_valid().to_numpy(zero_copy_only=False)
+        offered = np.zeros(n, bool)
+        offered[[*places, *(reject[0] for reject in batch.rejects if name == "image")]] = True
         refused = batch.samples.column(f"{name}_reject")
         self.absent = int((~offered & ~refused.is_valid().to_numpy(zero_copy_only=False)).sum())
         self.rejects = [
@@ -177,7 +101,7 @@ class _Modality:
         if name == "image":
             self.rejects += [(row, name, "decode", reason, text, size) for row, reason, text, size in batch.rejects]
         self.rejects += [
-            (row, name, "embed", *(_TOO_LARGE if place in forward.too_large[name] else _NOT_FINITE), None)
+            (row, name, "embed", *(_TOO_LARGE if place in embedded.too_large else _NOT_FINITE), None)
             for place, (row, ok) in enumerate(zip(places, finite, strict=True))
             if not ok
         ]

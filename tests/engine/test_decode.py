@@ -134,6 +134,7 @@ def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
     ceiling.add(32, 100.0)  # the warm-up
     for _ in range(4):
         ceiling.add(32, 0.25)
+    ceiling.add_captions(10, 0.0)
     assert ceiling.measuring and ceiling.rate is None
     ceiling.add(32, 0.25)
     assert not ceiling.measuring and ceiling.rate == 128
@@ -142,4 +143,8 @@ def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
     slow = Ceiling()
     slow.add(32, 1.0)
     slow.add(32, 2.0)
-    assert slow.rate == 16
+    assert slow.rate is None, "no captions were seen, not even that there are none"
+    slow.add_captions(64, 4.0)
+    assert slow.rate == 8, "1/16 s for the picture and 1/16 s for the caption"
+    slow.add_captions(64, 12.0)
+    assert slow.rate == 1 / (1 / 16 + 1 / 8)

@@ -12,7 +12,8 @@ from conftest import picture
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.preprocess import decode_image
 from clip_transforms.engine.decode import DecodeAhead
-from clip_transforms.engine.embed_batches import Embedder, embed_batch, shard_reject
+from clip_transforms.engine.embed_batches import embed_batch, shard_reject
+from clip_transforms.engine.forward import Embedder
 from clip_transforms.engine.label_batches import Classifier, label_batch
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
@@ -32,8 +33,9 @@ def samples(rows):
 
 def embed(model, rows, dtype="float32", classifiers=None):
     embedder = Embedder(model)
-    (batch,) = DecodeAhead([(0, samples(rows))], model.preprocessing, embedder.ceiling, 2)
-    return embed_batch(batch, "s", embedder, embeddings_schema(dtype), classifiers or {}, 5, Counter())
+    decoded = DecodeAhead([(0, samples(rows)), "end"], model.preprocessing, embedder.ceiling, 2)
+    batch, _ = embedder.forward(decoded, Counter())
+    return embed_batch(batch, "s", embeddings_schema(dtype), classifiers or {}, 5)
 
 
 REJECT = {"reason": "not UTF-8", "message": "m", "num_bytes": 3}

@@ -178,8 +178,9 @@ def test_a_sample_dropped_inside_the_engine_makes_the_run_fail(embed, tmp_path, 
 
     original = decode.DecodeAhead._submit
 
-    def dropping(self, pool, unit, samples):
-        return original(self, pool, unit, samples.slice(1) if samples.num_rows == 5 else samples)
+    def dropping(self, pool, item):
+        is_batch = isinstance(item, tuple)
+        return original(self, pool, (item[0], item[1].slice(1)) if is_batch else item)
 
     monkeypatch.setattr(decode.DecodeAhead, "_submit", dropping)
     assert embed(make_tar(tmp_path / "a.tar", 5), output=tmp_path / "out") == 1

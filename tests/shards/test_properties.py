@@ -136,7 +136,7 @@ damages = st.one_of(st.none(), st.tuples(st.sampled_from(["cut", "noise"]), st.f
 @pytest.fixture(scope="module")
 def embedder(tiny_checkpoint):
     from clip_transforms.clip.checkpoints import load_checkpoint
-    from clip_transforms.engine.embed_batches import Embedder
+    from clip_transforms.engine.forward import Embedder
 
     return Embedder(load_checkpoint(ClipSpec(tiny_checkpoint).resolve(), "cpu"))
 

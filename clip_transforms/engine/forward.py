@@ -1,0 +1,218 @@
+"""Decoded batches through the model: pictures batch by batch, captions by length, out of a window of batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from clip_transforms.clip.model import ClipModel
+from clip_transforms.engine.ceiling import Ceiling
+from clip_transforms.engine.decode import DecodedBatch
+
+_BATCH_SIZES = {"cpu": 32, "cuda": 256}
+_WINDOW_CAPTIONS = 2048
+_WINDOW_BYTES = 32 << 20  # of samples without their pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """The embeddings of the pictures or the captions of a batch.
+
+    Attributes:
+        embeddings: float32 [m, d]; NaN where memory did not suffice.
+        too_large: places of what did not fit into the device's memory even alone.
+        halved: how often a batch, or a piece of one, was halved to fit.
+    """
+
+    embeddings: np.ndarray
+    too_large: frozenset[int]
+    halved: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardedBatch:
+    """What the model made of a batch.
+
+    Attributes:
+        unit: the place of its unit in the task.
+        decoded: the batch, without pixels and encoded images, which nothing needs any more.
+        images, captions: embeddings of its pictures and its tokens.
+    """
+
+    unit: int
+    decoded: DecodedBatch
+    images: Embedded
+    captions: Embedded
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what it holds, about."""
+        return self.decoded.samples.nbytes + self.images.embeddings.nbytes + self.captions.embeddings.nbytes
+
+
+class Embedder:
+    """The model of a process, with a lock round its forward pass: some runners run many threads per process."""
+
+    def __init__(self, model: ClipModel, batch_size: int = 0):
+        """Share one among all threads of a process.
+
+        Args:
+            model: loaded.
+            batch_size: pictures at a time, and of captions as many tokens as so many of full length have; 0 to choose
+                by the model's device.
+        """
+        self.model = model
+        self.batch_size = batch_size or _BATCH_SIZES[model.device.type]
+        self.ceiling = Ceiling()
+        self._lock = threading.Lock()
+
+    def forward(self, items: Iterable[Any], seconds: Counter) -> Iterator[Any]:
+        """Embed a stream of decoded batches.
+
+        Args:
+            items: DecodedBatch, and what is passed through in its place, such as the mark of a unit's end. No window of
+                captions reaches across such a mark, so what comes out does not depend on what was behind it.
+            seconds: `forward` seconds are added to it.
+        Yields:
+            ForwardedBatch in the same order, and what is passed through.
+        """
+        window: list[tuple[DecodedBatch, Embedded]] = []
+        for item in items:
+            if isinstance(item, DecodedBatch):
+                window.append((_without_images(item), self.embed_images(item, seconds)))
+                item = None
+                if not _is_full([batch for batch, _ in window]):
+                    continue
+            yield from self._close(window, seconds)
+            window = []
+            if item is not None:
+                yield item
+
+    def _close(self, window: list[tuple[DecodedBatch, Embedded]], seconds: Counter) -> Iterator[ForwardedBatch]:
+        captions = self.embed_captions([batch for batch, _ in window], seconds)
+        for (batch, images), embedded in zip(window, captions, strict=True):
+            yield ForwardedBatch(batch.unit, batch, images, embedded)
+
+    def embed_images(self, batch: DecodedBatch, seconds: Counter) -> Embedded:
+        """The pictures of a batch, in halves where they do not fit into the device's memory."""
+        with self._timed(seconds) as took:
+            pieces = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
+        if self.ceiling.measuring:
+            self.ceiling.add(batch.samples.num_rows, took.seconds)
+        return Embedded(pieces.embeddings, frozenset(pieces.too_large), pieces.halved)
+
+    def embed_captions(self, batches: Sequence[DecodedBatch], seconds: Counter) -> list[Embedded]:
+        """The captions of several batches: equal ones once, and those of a length together, so that few are padded."""
+        rows = [ids[:length] for b in batches for ids, length in zip(b.tokens.ids, b.tokens.lengths, strict=True)]
+        places: dict[bytes, int] = {}
+        of_row = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows], int)
+        distinct = [np.frombuffer(row, np.int32) for row in places]
+        found = np.empty((len(distinct), self.model.embed_dim), np.float32)
+        too_large: set[int] = set()
+        halved = 0
+        with self._timed(seconds) as took:
+            for chosen in _by_length([len(row) for row in distinct], self._tokens_at_a_time):
+                tokens = _padded([distinct[place] for place in chosen])
+                pieces = _InPieces(self.model.embed_tokens, self.model.embed_dim, tokens)
+                found[chosen] = pieces.embeddings
+                too_large |= {chosen[place] for place in pieces.too_large}
+                halved += pieces.halved
+        self.ceiling.add_captions(sum(batch.samples.num_rows for batch in batches), took.seconds)
+        edges = np.cumsum([0, *(len(batch.tokens.ids) for batch in batches)])
+        result = []
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            mine = of_row[start:stop]
+            lost = frozenset(place for place, row in enumerate(mine.tolist()) if row in too_large)
+            result.append(Embedded(found[mine], lost, halved))
+            halved = 0  # counted once, with the window's first batch
+        return result
+
+    @property
+    def _tokens_at_a_time(self) -> int:
+        return self.batch_size * self.model.architecture.context_length
+
+    def _timed(self, seconds: Counter) -> _Forward:
+        return _Forward(self._lock, seconds)
+
+
+class _Forward:
+    """A block in which the model is this thread's alone; its seconds are counted, without waiting for the model."""
+
+    def __init__(self, lock: threading.Lock, counted: Counter):
+        self._lock, self._counted = lock, counted
+        self.seconds = 0.0
+
+    def __enter__(self) -> _Forward:
+        self._lock.acquire()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self._lock.release()
+        self._counted["forward"] += self.seconds
+
+
+def _without_images(batch: DecodedBatch) -> DecodedBatch:
+    return dataclasses.replace(batch, samples=batch.samples.drop_columns(["image"]), pixels=batch.pixels[:0].copy())
+
+
+def _is_full(window: Sequence[DecodedBatch]) -> bool:
+    captions = sum(len(batch.caption_rows) for batch in window)
+    held = sum(batch.samples.nbytes for batch in window)
+    return captions == 0 or captions >= _WINDOW_CAPTIONS or held >= _WINDOW_BYTES
+
+
+def _by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Places, shortest first, in groups of at most `most` tokens, padding included."""
+    group: list[int] = []
+    for place in np.argsort(lengths, kind="stable").tolist():
+        if group and (len(group) + 1) * lengths[place] > most:
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of tokens → int32 [n, t], padded with zeros to the longest."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for place, row in zip(ids, rows, strict=True):
+        place[: len(row)] = row
+    return ids
+
+
+class _InPieces:
+    """The embeddings of a batch, made whole or, where memory does not suffice, of its halves, down to one sample."""
+
+    def __init__(self, embed: Callable[[np.ndarray], torch.Tensor], d: int, inputs: np.ndarray):
+        self.embeddings = np.full((len(inputs), d), np.nan, np.float32)
+        self.too_large: set[int] = set()
+        self.halved = 0
+        waiting = [(0, len(inputs))] if len(inputs) else []
+        while waiting:
+            start, stop = waiting.pop()
+            if self._fits(embed, inputs, start, stop):
+                continue
+            torch.cuda.empty_cache()  # does nothing where there is no CUDA
+            if stop - start == 1:
+                self.too_large.add(start)
+                continue
+            self.halved += 1
+            middle = (start + stop) // 2
+            waiting += [(middle, stop), (start, middle)]
+
+    def _fits(self, embed: Callable[[np.ndarray], torch.Tensor], inputs: np.ndarray, start: int, stop: int) -> bool:
+        try:
+            self.embeddings[start:stop] = embed(inputs[start:stop]).numpy()
+        except torch.cuda.OutOfMemoryError:
+            return False
+        return True
