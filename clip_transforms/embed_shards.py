@@ -201,6 +201,7 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
         cores,
         seconds,
         job.settings.max_image_pixels,
+        pinned=embedder.model.device.type == "cuda",
     )
     embedded = Ahead(
         embedder.forward(_watched(decoded), seconds),

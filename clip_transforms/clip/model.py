@@ -93,7 +93,7 @@ class ClipModel(nn.Module):
         if isinstance(pixels, (list, tuple)):
             images = [self._pixels(image) for image in pixels]
             pixels = torch.cat(images) if images else torch.empty((0, *self._shape), dtype=torch.uint8)
-        return _unit(self.encode_images(self._pixels(pixels).to(self.device)))
+        return _unit(self.encode_images(self._pixels(pixels).to(self.device, non_blocking=True)))
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -148,7 +148,7 @@ class ClipModel(nn.Module):
                 f"tokens are {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}, but this model takes "
                 f"int32 [n, t] with t at most {most}: Tokenizer().tokenize(captions).ids makes them"
             )
-        return _unit(self.encode_tokens(tokens.to(self.device)))
+        return _unit(self.encode_tokens(tokens.to(self.device, non_blocking=True)))
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

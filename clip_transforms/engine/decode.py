@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
 from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Preprocessing, decode
@@ -82,6 +83,7 @@ class DecodeAhead:
         threads: int,
         seconds: Counter | None = None,
         max_pixels: int = MAX_IMAGE_PIXELS,
+        pinned: bool = False,
     ):
         """Start nothing yet; iterating does.
 
@@ -92,7 +94,9 @@ class DecodeAhead:
             threads: of the pool.
             seconds: `read` and `decode` seconds are added to it.
             max_pixels: of one picture, stored and resized.
+            pinned: whether pixels lie in memory that a GPU copies from by itself.
         """
+        self._pinned = pinned
         self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
         self._threads, self._max_pixels = threads, max_pixels
         quieten_decoders()
@@ -131,7 +135,7 @@ class DecodeAhead:
         images = [(row, data) for row, data in enumerate(samples.column("image")) if data.is_valid]
         captions = [(row, text) for row, text in enumerate(samples.column("caption").to_pylist()) if text is not None]
         side = self._preprocessing.side
-        pixels = np.empty((len(images), 3, side, side), np.uint8)
+        pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8, pin_memory=self._pinned).numpy()
         tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
         tokens = pool.submit(self._timed, tokenize, [text for _, text in captions], length)
         futures = [

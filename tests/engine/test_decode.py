@@ -148,3 +148,17 @@ def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
     assert slow.rate == 8, "1/16 s for the picture and 1/16 s for the caption"
     slow.add_captions(64, 12.0)
     assert slow.rate == 1 / (1 / 16 + 1 / 8)
+
+
+def test_pixels_for_a_gpu_lie_in_pinned_memory(monkeypatch):
+    made, original = [], decode_module.torch.empty
+
+    def empty(*args, pin_memory=False, **more):
+        made.append(pin_memory)  # here is no GPU that could give such memory
+        return original(*args, **more)
+
+    monkeypatch.setattr(decode_module.torch, "empty", empty)
+    for pinned in (False, True):
+        (out,) = DecodeAhead([(0, batch(0, 2))], Preprocessing(32), measured(), 2, pinned=pinned)
+        np.testing.assert_array_equal(out.pixels[1], decode_image(picture(1), 32))
+    assert made == [False, True]
