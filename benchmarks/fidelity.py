@@ -8,7 +8,9 @@ change. Then by how much a batch's size, the order in it and the padding move on
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 
 from clip_transforms.clip.checkpoints import load
+from clip_transforms.clip.preprocess import decode
 from clip_transforms.demo.scenes import CLASSES, draw_scene, encode_scene, random_scene
 
 COUNT, BATCH = 1_000, 32
@@ -36,6 +39,7 @@ def main() -> None:
     pictures = {"drawn scenes": np.stack([exact.decode_image(encode_scene(draw_scene(s, rng))) for s in scenes])}
     if options.photos:
         pictures["crops of photographs"] = np.stack([exact.decode_image(data) for data in _crops(options.photos, rng)])
+        _report_fast_decode(list(_photos(options.photos)), exact)
     classes = exact.embed_captions([f"a {name}" for name in CLASSES])
     for what, pixels in pictures.items():
         _report(what, models, lambda m, pixels=pixels: _images(m, pixels, BATCH), classes)
@@ -57,6 +61,37 @@ def _crops(folder: Path, rng: np.random.Generator):
         buffer = io.BytesIO()
         photo.crop((left, top, left + w, top + h)).save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()
+
+
+def _photos(folder: Path):
+    """The photographs as they are, and smaller, so that their scale is met at many places between 1/1 and 1/8."""
+    for path in sorted(folder.glob("*.jpg")):
+        photo = Image.open(path).convert("RGB")
+        for percent in range(100, 20, -2):
+            buffer = io.BytesIO()
+            size = [max(1, length * percent // 100) for length in photo.size]
+            photo.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90)
+            yield buffer.getvalue()
+
+
+def _report_fast_decode(photos: list[bytes], model) -> None:
+    """What `--fast_decode` changes, at the demo's side and at 224."""
+    for side in (model.image_side, 224):
+        usual = dataclasses.replace(model.preprocessing, side=side)
+        fast = dataclasses.replace(usual, fast_decode=True)
+        seconds, pixels = [], []
+        for preprocessing in (usual, fast):
+            start = time.perf_counter()
+            pixels.append(np.stack([decode(photo, preprocessing).pixels for photo in photos]))
+            seconds.append(time.perf_counter() - start)
+        levels = np.abs(pixels[0].astype(int) - pixels[1]).mean(axis=(1, 2, 3))
+        line = f"--fast_decode, {len(photos)} photographs at side {side}: {seconds[0] / seconds[1]:.1f} times as fast, "
+        line += f"pixels differ by {np.median(levels):.2f} of 255 in the median, {levels.max():.2f} at worst"
+        if side == model.image_side:
+            a, b = (_images(model, p, BATCH) for p in pixels)
+            cosines = (a * b).sum(dim=1)
+            line += f"; cosine worst {cosines.min():.6f}, median {cosines.median():.6f}"
+        print(line)
 
 
 def _images(model, pixels: np.ndarray, size: int) -> torch.Tensor:

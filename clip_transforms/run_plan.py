@@ -154,7 +154,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ValueError: one of its kinds, with one sentence for the person who wrote the settings.
     """
     settings = dataclasses.replace(settings, output=storage.normalise(settings.output))
-    checkpoint = settings.model.resolve()
+    checkpoint = settings.resolve_checkpoint()
     fields = settings.fingerprint_fields(checkpoint)
     made = read_dataset(settings.output)
     storage.check_writable(settings.output)

@@ -28,6 +28,7 @@ class Settings:
         top_labels: length of a label's `top`.
         batch_size: samples that go through the model together; 0 for 32 on a CPU and 256 on a GPU.
         max_image_pixels: of one picture, stored and resized before its crop.
+        fast_decode: whether large JPEGs are decoded at a fraction of their size, which gives slightly other pixels.
         max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
         allow_damaged_shards: whether there is one though a shard could not be read to its end.
         retry_rejects: `read` or `all`: committed units with a reject of stage `read`, or with any, are done again.
@@ -43,6 +44,7 @@ class Settings:
     top_labels: int = 5
     batch_size: int = 0
     max_image_pixels: int = 89_478_485  # `clip.preprocess.MAX_IMAGE_PIXELS`
+    fast_decode: bool = False
     max_reject_fraction: float = 0.05
     allow_damaged_shards: bool = False
     retry_rejects: str = ""
@@ -69,6 +71,16 @@ class Settings:
         if self.retry_rejects not in RETRY_REJECTS:
             raise ValueError(f"--retry_rejects is {self.retry_rejects!r}, but it must be read or all")
         check_names(self.taxonomies)
+
+    def resolve_checkpoint(self) -> Checkpoint:
+        """The checkpoint, with the preprocessing that this run wants.
+
+        Raises:
+            ValueError: if it is missing, or no CLIP.
+        """
+        checkpoint = self.model.resolve()
+        preprocessing = dataclasses.replace(checkpoint.preprocessing, fast_decode=self.fast_decode)
+        return dataclasses.replace(checkpoint, preprocessing=preprocessing)
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
         """What decides the numbers of the dataset, by name."""

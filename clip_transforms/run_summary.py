@@ -18,6 +18,7 @@ from clip_transforms.parts.counts import add, check_balance, reject_fractions
 from clip_transforms.parts.reader import part_names, part_uri, taxonomy_names
 from clip_transforms.parts.run_folder import remove_run_folder
 from clip_transforms.parts.run_manifest import finish_run
+from clip_transforms.run_speed import speed
 
 _MANY = 2  # processes are told apart up to here
 
@@ -158,43 +159,10 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
         "dataset": {"parts": parts, **dict(sorted(add([summary.counts, job.others]).items()))},
         "unlabelled": {name: count for name, count in unlabelled.items() if count},
         "parts_by_device": dict(summary.obtained),
-        "speed": speed(job, summary),
+        "speed": speed(summary, time.time() - job.started),
     }
     finish_run(job.output, job.run, content, success=not problems, scratch=job.folder)
     remove_run_folder(job.folder)
-    return content
-
-
-def speed(job: Job, summary: RunSummary) -> dict[str, Any]:
-    """How fast the run was and which stage held it back; see DESIGN.md section 5 for the words.
-
-    `bound` is the share of the ceiling that decoding on the same cores leaves: forward / (forward + decode core-seconds
-    / cores). With several processes there is no ceiling, only the stages' shares.
-    """
-    stages = {name: round(seconds, 3) for name, seconds in sorted(summary.seconds.items())}
-    if not summary.fresh:
-        return {"samples": 0, "seconds": stages}
-    alone = len(summary.processes) == 1
-    elapsed = summary.seconds["task"] if alone else time.time() - job.started
-    rate = summary.fresh / elapsed
-    waits = {  # where the time of the model's thread went
-        "the model": summary.seconds["forward"],
-        "reading": summary.seconds["wait for read"],
-        "decoding": summary.seconds["wait for decode"],
-    }
-    waits["writing"] = summary.seconds["task"] - sum(waits.values())
-    content = {
-        "samples": summary.fresh,
-        "samples_per_second": round(rate, 2),
-        "bottleneck": max(waits, key=waits.get),
-        "processes": len(summary.processes),
-        "seconds": stages,
-    }
-    if alone and summary.ceiling:
-        forward = summary.fresh / summary.ceiling
-        decode = summary.seconds["decode / cores"]
-        content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": round(rate / summary.ceiling, 4)}
-        content["bound"] = round(forward / (forward + decode), 4)
     return content
 
 

@@ -72,7 +72,7 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
         shares = {k: v for k, v in speed["seconds"].items() if k in ("read", "decode", "forward", "write")}
         total = sum(shares.values()) or 1
         rate += f" with several processes ({', '.join(f'{k} {v / total:.0%}' for k, v in shares.items())})"
-    return f"{rate}; {verdict}"
+    return f"{rate}; {verdict}: {speed['hint']}"
 
 
 def count(number: int, word: str) -> str:

@@ -217,3 +217,38 @@ def test_a_needle_is_refused_for_what_resizing_would_make_of_it():
     with pytest.raises(ImageError, match="resized"):
         decode_image(picture(0, (1, 5000), "PNG"), 224)
     assert resized_size(1, 5000, Preprocessing(224)) == (224, 1_120_000)
+
+
+def smooth(size, format_):
+    """A picture without detail that a smaller decode could miss, so that only the filters differ."""
+    return picture(5, size, format_)
+
+
+@pytest.mark.parametrize(
+    "size, decoded_at",
+    [((640, 480), (80, 60)), ((100, 700), (50, 350)), ((63, 64), (63, 64)), ((32, 400), (32, 400))],
+)
+def test_fast_decode_decodes_a_jpeg_no_larger_than_it_must(size, decoded_at, monkeypatch):
+    data = smooth(size, "JPEG")
+    sizes, original = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, *args: sizes.append(image.size) or original(image, *args))
+    slow, found = decode(data, Preprocessing(SIDE)), decode(data, Preprocessing(SIDE, fast_decode=True))
+    assert sizes == ([size, decoded_at] if min(size) > SIDE else [])
+    assert (found.width, found.height) == size, "the stored size is the picture's own"
+    difference = np.abs(slow.pixels.astype(int) - found.pixels)
+    assert difference.mean() < 3
+    assert difference.any() == (decoded_at != size), "nothing changes where nothing can be saved"
+
+
+@pytest.mark.parametrize("format_", ["PNG", "WEBP", "GIF"])
+def test_fast_decode_changes_no_other_format(format_):
+    data = smooth((640, 480), format_)
+    usual, fast = decode(data, Preprocessing(SIDE)), decode(data, Preprocessing(SIDE, fast_decode=True))
+    np.testing.assert_array_equal(usual.pixels, fast.pixels)
+
+
+def test_fast_decode_keeps_the_limits_and_is_named():
+    fast = Preprocessing(SIDE, fast_decode=True)
+    with pytest.raises(ImageError, match="640 × 480 pixels stored"):
+        decode(smooth((640, 480), "JPEG"), fast, max_pixels=300_000)
+    assert fast.describe() != Preprocessing(SIDE).describe() and "reduced size" in fast.describe()

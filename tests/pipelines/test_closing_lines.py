@@ -12,7 +12,8 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_tar
 
-from clip_transforms.run_summary import PartResult, RunSummary, speed
+from clip_transforms.run_speed import speed
+from clip_transforms.run_summary import PartResult, RunSummary
 from pipelines.closing_lines import closing_lines
 from pipelines.embed import main
 
@@ -40,6 +41,7 @@ RUN = {
         "fraction_of_ceiling": 0.91,
         "bound": 0.94,
         "bottleneck": "the model",
+        "hint": "buy more",
         "processes": 1,
         "seconds": {},
     },
@@ -53,7 +55,7 @@ def test_the_lines_of_a_run():
         "captions  10,000 = 9,997 embedded + 3 rejected (3 read: not UTF-8) + 0 absent; 41 cut at 77 tokens",
         "note: 5 keys that come back after others",
         "112 pairs/s, 91% of this process's ceiling (123), where 94% is the most that decoding leaves; "
-        "the model is the bottleneck",
+        "the model is the bottleneck: buy more",
     ]
 
 
@@ -78,12 +80,13 @@ def test_several_processes_have_no_ceiling_but_shares():
         "samples": 100,
         "samples_per_second": 2050.4,
         "bottleneck": "decoding",
+        "hint": "buy less",
         "processes": 2,
         "seconds": {"read": 1.0, "decode": 6.0, "forward": 2.0, "write": 1.0, "task": 9.0},
     }
     last = closing_lines(RUN | {"speed": several}, "out")[-1]
     shares = "read 10%, decode 60%, forward 20%, write 10%"
-    assert last == f"2,050 pairs/s with several processes ({shares}); decoding is the bottleneck"
+    assert last == f"2,050 pairs/s with several processes ({shares}); decoding is the bottleneck: buy less"
 
 
 def test_a_run_with_nothing_to_do_says_so_and_an_incomplete_one_says_why():
@@ -93,22 +96,19 @@ def test_a_run_with_nothing_to_do_says_so_and_an_incomplete_one_says_why():
     assert "not complete: 1 shards could not be read" in lines
 
 
-class _Job:
-    started = 0.0
-
-
 @pytest.mark.parametrize(
-    "slow, name",
+    "slow, name, hint",
     [
-        ("forward", "the model"),
-        ("wait for read", "reading"),
-        ("wait for decode", "decoding"),
-        ("write", "writing"),
+        ("forward", "the model", "a GPU"),
+        ("wait for read", "reading", "a disk or a bucket nearer"),
+        ("wait for decode", "decoding", "--fast_decode"),
+        ("task", "writing", "a faster disk for --output"),
     ],
 )
-def test_the_bottleneck_is_the_stage_with_the_largest_wait_behind_it(slow, name):
-    seconds = {"task": 10.0, "forward": 2.0, "wait for read": 1.0, "wait for decode": 1.0, "write": 1.0} | {slow: 5.0}
-    assert speed(_Job, summary(seconds))["bottleneck"] == name
+def test_the_bottleneck_is_the_stage_with_the_largest_wait_behind_it(slow, name, hint):
+    seconds = {"task": 4.0, "forward": 1.5, "wait for read": 1.0, "wait for decode": 1.0}
+    found = speed(summary(seconds | {slow: 9.0, "task": 4.0 + 8.0}), 1.0)
+    assert found["bottleneck"] == name and hint in found["hint"]
 
 
 def summary(seconds, ceiling=None):
@@ -118,7 +118,7 @@ def summary(seconds, ceiling=None):
 
 def test_ceiling_and_bound_by_hand():
     # 100 samples in 10 s; alone the model would take 4 s; decoding takes 2 s of each core.
-    found = speed(_Job, summary({"task": 10.0, "forward": 6.0, "decode": 4.0, "decode / cores": 2.0}, ceiling=25.0))
+    found = speed(summary({"task": 10.0, "forward": 6.0, "decode": 4.0, "decode / cores": 2.0}, ceiling=25.0), 99.0)
     assert (found["samples_per_second"], found["fraction_of_ceiling"]) == (10.0, 0.4)
     assert found["bound"] == round(4 / (4 + 2), 4)
 

@@ -380,3 +380,15 @@ def test_a_rejects_part_of_another_unit_is_found(embed, tmp_path):
     a.write_bytes(b.read_bytes())
     assert embed(tmp_path / "a.tar", tmp_path / "b.tar", output=out) == 0
     assert files_of(out) == before
+
+
+def test_fast_decode_is_part_of_the_fingerprint_and_reaches_the_workers(embed, tmp_path, capsys):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", picture(0, (640, 480))), ("b.jpg", picture(1, (40, 30)))])
+    assert embed(path, output=tmp_path / "usual") == 0
+    assert embed(path, output=tmp_path / "fast", flags=["--fast_decode"]) == 0
+    usual, fast = (rows_of(tmp_path / name) for name in ("usual", "fast"))
+    assert usual[0]["image_embedding"] != fast[0]["image_embedding"]
+    assert usual[1]["image_embedding"] == fast[1]["image_embedding"], "a small picture is decoded whole"
+    assert [row["width"] for row in fast] == [640, 40]
+    with pytest.raises(ValueError, match="preprocessing.*JPEG decoded at reduced size"):
+        embed(path, output=tmp_path / "usual", flags=["--fast_decode"])

@@ -1,0 +1,70 @@
+"""What the clocks of a run say: how fast it was, how fast it could have been, which stage held it back, what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+# Bottleneck → what helps: a flag of ours, or hardware.
+_HINTS = {
+    "the model": "a GPU makes it faster, and more machines or --units share it out",
+    "the model, on a GPU": "a second GPU with --processes 2 makes it faster, and so does a larger --batch_size",
+    "reading": "a disk or a bucket nearer to this machine helps, and so does --processes, which read side by side",
+    "decoding": "more cores for this process help, and so do smaller pictures and --fast_decode",
+    "writing": "a faster disk for --output helps, and so do fewer and larger shards",
+}
+
+
+class Clocks(Protocol):
+    """What of a RunSummary is needed here."""
+
+    fresh: int
+    seconds: Mapping[str, float]
+    obtained: Mapping[str, int]
+    processes: frozenset[str]
+    ceiling: float | None
+
+
+def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
+    """The speed of a run; see DESIGN.md section 5 for the words.
+
+    The time of the thread that feeds the model is split whole: it runs the model (`forward`), waits for a batch to be
+    read, waits for its pictures to be decoded, or waits for the writer; the largest share names the bottleneck.
+    `bound` is the share of the ceiling that decoding on the same cores leaves: forward / (forward + decode core-seconds
+    / cores). With several processes there is no ceiling, only the stages' shares.
+
+    Args:
+        summary: of the run.
+        elapsed: seconds since it began, which its rate is of where several processes worked.
+    """
+    stages = {name: round(seconds, 3) for name, seconds in sorted(summary.seconds.items())}
+    if not summary.fresh:
+        return {"samples": 0, "seconds": stages}
+    alone = len(summary.processes) == 1
+    rate = summary.fresh / (summary.seconds["task"] if alone else elapsed)
+    bottleneck = _bottleneck(summary.seconds)
+    on_gpu = bottleneck == "the model" and any("cuda" in obtained for obtained in summary.obtained)
+    content = {
+        "samples": summary.fresh,
+        "samples_per_second": round(rate, 2),
+        "bottleneck": bottleneck,
+        "hint": _HINTS[f"{bottleneck}, on a GPU" if on_gpu else bottleneck],
+        "processes": len(summary.processes),
+        "seconds": stages,
+    }
+    if alone and summary.ceiling:
+        forward = summary.fresh / summary.ceiling
+        decode = summary.seconds["decode / cores"]
+        content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": round(rate / summary.ceiling, 4)}
+        content["bound"] = round(forward / (forward + decode), 4)
+    return content
+
+
+def _bottleneck(seconds: Mapping[str, float]) -> str:
+    shares = {
+        "the model": seconds["forward"],
+        "reading": seconds["wait for read"],
+        "decoding": seconds["wait for decode"],
+    }
+    shares["writing"] = seconds["task"] - sum(shares.values())
+    return max(shares, key=shares.get)
