@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clip_transforms.clip.architectures import Architecture
+from clip_transforms.clip.transformer import attend_once
 
 EXPANSION = 4  # a bottleneck's output is four times as wide as its inside
 
@@ -76,11 +77,8 @@ class AttentionPool2d(nn.Module):
         """[n, width, grid, grid] → [n, d]."""
         x = x.flatten(2).transpose(1, 2)  # [n, grid², width]
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
-        q, k, v = (
-            projection(part).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [n, heads, places, width / heads]
-            for projection, part in ((self.q_proj, x[:, :1]), (self.k_proj, x), (self.v_proj, x))
-        )
-        return self.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
+        k, v = self.k_proj, self.v_proj
+        return self.c_proj(attend_once(self.q_proj(x[:, 0]), x, k.weight, v.weight, v.bias, self.heads))
 
 
 class ModifiedResNet(nn.Module):

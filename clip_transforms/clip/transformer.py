@@ -33,29 +33,61 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, causal: bool, places: torch.Tensor | None = None) -> torch.Tensor:
-        """[n, t, width] → [n, t, width], or [n, 1, width] of the n `places` alone.
-
-        With `causal`, a place sees itself and what stands before it.
-        """
+    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """[n, t, width] → [n, t, width]; with `causal`, a place sees itself and what stands before it."""
         n, t, width = x.shape
-        if places is None:
-            packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-            q, k, v = packed.view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-            x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        else:
-            packed = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
-            k, v = packed.view(n, t, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-            q = F.linear(_at(x, places), self.in_proj_weight[:width], self.in_proj_bias[:width])
-            q = q.view(n, 1, self.heads, width // self.heads).transpose(1, 2)
-            seen = torch.arange(t, device=x.device) <= places[:, None] if causal else None  # [n, t]
-            x = F.scaled_dot_product_attention(q, k, v, seen if seen is None else seen[:, None, None])
-        return self.out_proj(x.transpose(1, 2).reshape(n, x.shape[2], width))
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = packed.view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out_proj(x.transpose(1, 2).reshape(n, t, width))
+
+    def at(self, x: torch.Tensor, places: torch.Tensor, causal: bool) -> torch.Tensor:
+        """[n, t, width] → [n, width]: what `forward` makes at one place of each row."""
+        q, k, v = self.in_proj_weight.chunk(3)
+        q_bias, _, v_bias = self.in_proj_bias.chunk(3)
+        seen = torch.arange(x.shape[1], device=x.device) <= places[:, None] if causal else None
+        return self.out_proj(attend_once(F.linear(take(x, places), q, q_bias), x, k, v, v_bias, self.heads, seen))
 
 
-def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[n, t, width] → [n, 1, width]: of each row what stands at its place."""
-    return x[torch.arange(len(x), device=x.device), places][:, None]
+def take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[n, t, width] → [n, width]: of each row what stands at its place."""
+    return x[torch.arange(len(x), device=x.device), places]
+
+
+def attend_once(
+    query: torch.Tensor,
+    x: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    v_bias: torch.Tensor,
+    heads: int,
+    seen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention with one query a row, for which neither keys nor values are made.
+
+    query · (K x) = (query · K) x, and the sum of p · (V x) over the places is V times that of p · x. A bias of the keys
+    adds the same to every place, which softmax does not see, and the p sum to 1.
+
+    Args:
+        query: [n, width], projected.
+        x: [n, t, width], of which keys and values would be made.
+        k_weight: [width, width].
+        v_weight: [width, width].
+        v_bias: [width].
+        heads: that divide the width.
+        seen: bool [n, t], the places that count; all without it.
+    Returns:
+        [n, width], the heads side by side.
+    """
+    n, _, width = x.shape
+    queries = query.view(n, heads, width // heads).transpose(0, 1)  # [heads, n, width / heads]
+    keyed = (queries @ k_weight.view(heads, -1, width)).transpose(0, 1)  # [n, heads, width]
+    logits = keyed @ x.transpose(1, 2) * (width // heads) ** -0.5  # [n, heads, t]
+    if seen is not None:
+        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    mixed = logits.softmax(dim=2, dtype=torch.float32).to(x.dtype) @ x  # [n, heads, width]
+    values = mixed.transpose(0, 1) @ v_weight.view(heads, -1, width).transpose(1, 2)  # [heads, n, width / heads]
+    return values.transpose(0, 1).reshape(n, width) + v_bias
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -72,9 +104,14 @@ class ResidualAttentionBlock(nn.Module):
         )
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor, causal: bool, places: torch.Tensor | None = None) -> torch.Tensor:
-        """[n, t, width] → [n, t, width], or [n, 1, width] of the n `places` alone."""
-        x = (x if places is None else _at(x, places)) + self.attn(self.ln_1(x), causal, places)
+    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """[n, t, width] → [n, t, width]."""
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))
+
+    def at(self, x: torch.Tensor, places: torch.Tensor, causal: bool) -> torch.Tensor:
+        """[n, t, width] → [n, width]: what `forward` makes at one place of each row."""
+        x = take(x, places) + self.attn.at(self.ln_1(x), places, causal)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -93,4 +130,4 @@ class Transformer(nn.Module):
         *blocks, last = self.resblocks
         for block in blocks:
             x = block(x, causal)
-        return last(x, causal, places)[:, 0]
+        return last.at(x, places, causal)
