@@ -19,8 +19,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.forward --model ViT-B/32
+	$(BIN)/python -m benchmarks.captions
+	$(BIN)/python -m benchmarks.embed
+	$(BIN)/python -m benchmarks.readers
+	$(BIN)/python -m benchmarks.small_shards
+	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.resume
+	$(BIN)/python -m benchmarks.memory --huge
 	$(BIN)/python -m benchmarks.label
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import statistics
@@ -17,8 +18,11 @@ _SIDE, _SECONDS = 2048, 0.5
 def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of bare products of square matrices on all cores, over half a second; FLOP = 2 × multiply–adds."""
     a, b = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
-    (a[:256] @ b).sum()  # wake the threads
-    rows = _SIDE if dtype == torch.float32 else 256  # some machines have no bf16 units, and take seconds for it
+    # As many rows as a moment suffices for: some machines have no units for bf16, and would take a minute for all. The
+    # first product wakes the threads.
+    rows = 16
+    while rows < _SIDE and timed(functools.partial(torch.matmul, a[:rows], b)) < _SECONDS / 4:
+        rows *= 2
     done, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < _SECONDS or not done:
         a[:rows] @ b

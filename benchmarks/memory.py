@@ -1,22 +1,23 @@
-"""Peak memory of the embed command at ten times the input against one time: `python -m benchmarks.memory`."""
+"""Peak memory of the embed command at ten times the input against one time: `python -m benchmarks.memory`.
+
+With `--huge` also for a Parquet file of one row group of a gigabyte, over the peak of a run on a handful of samples,
+which is the model and the program.
+"""
 
 from __future__ import annotations
 
-import io
-import os
+import argparse
 import subprocess
 import sys
-import tarfile
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from benchmarks.commands import ROOT
+from benchmarks.inputs import model_flags, photographs, samples, write_folder, write_parquet, write_tar
+from benchmarks.machine import print_facts
 
-from clip_transforms.demo.scenes import draw_scene, encode_scene, random_scene
-
-SAMPLES = 4_000  # enough that what waits for the model is at its bound in the smaller run too
+TIMES, BATCH = 10, 32
 
 # VmHWM, since ru_maxrss of a child begins with what its parent held.
 PEAK = """
@@ -27,59 +28,75 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) /
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="a published name, with random weights, or %(default)s")
+    # So many that what waits for the model is at its bound in the smaller run too.
+    parser.add_argument("--samples", type=int, default=4_000, help="of the smaller input (%(default)s)")
+    parser.add_argument(
+        "--huge",
+        type=int,
+        nargs="?",
+        const=1_000,
+        metavar="MB",
+        help="instead: one row group of so many megabytes (%(const)s)",
+    )
+    options = parser.parse_args(argv)
+    print_facts()
     with tempfile.TemporaryDirectory() as folder:
-        root, images = Path(folder), list(_images(200))
-        print(f"{os.cpu_count()} cores; {SAMPLES:,} and {10 * SAMPLES:,} samples, demo model, one process")
-        for name, write in (("one tar", write_tar), ("one Parquet file, one row group", _parquet), ("folder", _folder)):
-            peaks = []
-            for times in (1, 10):
-                source = write(root / f"{name[:9]}-{times}".replace(" ", "-"), images, times * SAMPLES)
-                peaks.append(_peak(source, root / f"out-{name[:9]}-{times}".replace(" ", "-")))
-            print(
-                f"{name}: {peaks[0]:,.0f} MB, ten times the input {peaks[1]:,.0f} MB, ratio {peaks[1] / peaks[0]:.3f}"
-            )
+        root = Path(folder)
+        model = model_flags(root, options.model)
+        if options.huge:
+            _huge(root, options.huge, model)
+            return
+        print(f"{options.model}, {options.samples:,} and {TIMES * options.samples:,} samples, one process")
+        for name, write in FORMATS.items():
+            with tempfile.TemporaryDirectory(dir=root) as of_format:
+                _ten_times(Path(of_format), name, write, options.samples, model)
 
 
-def _peak(source: Path, output: Path) -> float:
+def _ten_times(root: Path, name: str, write: Callable, count: int, model: Sequence[str]) -> None:
+    images, peaks = photographs(64, 256, 256), []
+    for times in (1, TIMES):
+        source = write(root / f"input-{times}", times * count, images)
+        peaks.append(peak_of(source, root / f"out-{times}", model))
+    print(
+        f"{name}: {peaks[0]:,.0f} MB, {TIMES} times the input {peaks[1]:,.0f} MB, ratio {peaks[1] / peaks[0]:.3f}",
+        flush=True,
+    )
+
+
+def _huge(root: Path, megabytes: int, model: Sequence[str]) -> None:
+    images = photographs(64, 640, 480)
+    count = round(megabytes * 1e6 / (sum(map(len, images)) / len(images)))
+    few, huge = (write_parquet(root / f"{n}.parquet", samples(n, images), n) for n in (BATCH, max(count, BATCH + 1)))
+    alone, peak = (peak_of(source, root / f"out-{source.stem}", model) for source in (few, huge))
+    print(
+        f"one row group of {huge.stat().st_size / 1e6:,.0f} MB, {count:,} samples: {peak:,.0f} MB at the peak, "
+        f"{peak - alone:,.0f} MB over the model and the program ({alone:,.0f} MB, from a run on {BATCH} samples)"
+    )
+
+
+def peak_of(source: Path, output: Path, model: Sequence[str]) -> float:
     """Peak resident megabytes of one run of the command."""
-    argv = ["--input", source, "--output", output, "--model", "demo"]
-    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, argv)], check=True, capture_output=True, text=True)
+    argv = [sys.executable, "-c", PEAK, "--input", str(source), "--output", str(output), *model]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=ROOT)
     return float(done.stdout.splitlines()[-1])
 
 
-def _images(count: int):
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        yield encode_scene(draw_scene(random_scene(rng), rng, side=256))
+def _tar(path: Path, count: int, images: Sequence[bytes]) -> Path:
+    return write_tar(path.with_suffix(".tar"), samples(count, images))
 
 
-def write_tar(path: Path, images: list[bytes], count: int) -> Path:
-    """A tar of `count` samples, with a caption each."""
-    path = path.with_suffix(".tar")
-    with tarfile.open(path, "w") as tar:
-        for i in range(count):
-            for name, data in ((f"{i:08d}.jpg", images[i % len(images)]), (f"{i:08d}.txt", f"a red star {i}".encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return path
+def _parquet(path: Path, count: int, images: Sequence[bytes]) -> Path:
+    return write_parquet(path.with_suffix(".parquet"), samples(count, images), row_group=count)
 
 
-def _parquet(path: Path, images: list[bytes], count: int) -> Path:
-    path = path.with_suffix(".parquet")
-    rows = [images[i % len(images)] for i in range(count)]
-    table = pa.table({"image": pa.array(rows, pa.binary()), "caption": [f"a red star {i}" for i in range(count)]})
-    pq.write_table(table, path, row_group_size=count, use_dictionary=["caption"])
-    return path
+def _folder(path: Path, count: int, images: Sequence[bytes]) -> Path:
+    return write_folder(path, samples(count, images))
 
 
-def _folder(path: Path, images: list[bytes], count: int) -> Path:
-    path.mkdir()
-    for i in range(count):
-        (path / f"{i:08d}.jpg").write_bytes(images[i % len(images)])
-        (path / f"{i:08d}.txt").write_text(f"a red star {i}")
-    return path
+FORMATS = {"one tar": _tar, "one Parquet file, one row group": _parquet, "folder": _folder}
 
 
 if __name__ == "__main__":
