@@ -94,6 +94,7 @@ class Embedder:
             window = []
             if item is not None:
                 yield item
+        yield from self._close(window, seconds)
 
     def _close(self, window: list[tuple[DecodedBatch, Embedded]], seconds: Counter) -> Iterator[ForwardedBatch]:
         captions = self.embed_captions([batch for batch, _ in window], seconds)

@@ -66,6 +66,11 @@ def test_every_caption_gets_its_own_embedding_whatever_the_order_of_the_lengths(
         assert item.decoded.caption_rows == [0, 1, 2, 4, 5]
 
 
+def test_a_stream_that_ends_without_a_mark_loses_nothing(model):
+    out, _ = run(model, [(0, batch([SHORT, LONG])), (0, batch([LONG]))])
+    assert [len(item.captions.embeddings) for item in out] == [2, 1]
+
+
 def test_equal_captions_of_a_window_are_embedded_once(model):
     out, calls = run(model, [(0, batch([SHORT, SHORT, LONG])), (0, batch([LONG, SHORT])), "end"])
     assert sum(shape[0] for _, shape in calls) == 2
