@@ -7,8 +7,10 @@ import fcntl
 import os
 import posixpath
 import secrets
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from clip_transforms import storage
 
@@ -25,7 +27,8 @@ class RunFolder:
     """The temporary folder of a run, made at once and removed at the end; a context manager.
 
     A run that this process carries holds a lock in it, and dies with the lock. A detached run is marked as such; its
-    folder, or one on an object store, is taken for dead after a week.
+    folder, one on an object store, or one of another machine, whose locks may not be seen here, is taken for dead after
+    a week.
     """
 
     def __init__(self, output: str, run: str, detached: bool = False):
@@ -43,12 +46,27 @@ class RunFolder:
         if self._local:
             storage.make_folder(output)
         with self.alone():
-            storage.make_folder(self.uri)
             if self._local:
-                mark = os.path.join(storage.normalise(self.uri), _DETACHED if detached else _LOCK)
-                os.close(os.open(mark, os.O_RDWR | os.O_CREAT, 0o644))
-                self._lock = None if detached else _try_lock(mark)
+                self._lock = self._make(run, detached)
+            else:
+                storage.make_folder(self.uri)
             self._remove_dead()
+
+    def _make(self, run: str, detached: bool) -> int | None:
+        """Make the folder; its mark is in it when it appears, or a run on another machine would take it for dead."""
+        new = os.path.join(storage.normalise(self._parent), f".{run}")
+        try:
+            storage.make_folder(new)
+        except storage.StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            storage.make_folder(new)  # at that moment another run ended, and removed `_temporary`
+        mark = os.path.join(new, _DETACHED if detached else _LOCK)
+        with open(mark, "w") as file:
+            file.write("\n".join(_this_machine()))
+        lock = None if detached else _try_lock(mark)
+        os.rename(new, storage.normalise(self.uri))
+        return lock
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -69,10 +87,10 @@ class RunFolder:
             uri = storage.join(self._parent, name)
             if uri == self.uri:
                 continue
-            if self._local and not storage.exists(storage.join(uri, _DETACHED)):
+            if self._local and not name.startswith(".") and _is_of_this_machine(storage.normalise(uri)):
                 dead = not _is_locked(os.path.join(storage.normalise(uri), _LOCK))
             else:
-                dead = name < oldest
+                dead = name.lstrip(".") < oldest
             if dead:
                 storage.remove(uri)
 
@@ -101,6 +119,23 @@ def remove_run_folder(uri: str) -> None:
             os.rmdir(storage.normalise(parent))
     elif not any(storage.names_in(parent)):
         storage.remove(parent)
+
+
+def _this_machine() -> set[str]:
+    """What tells this machine from others: its name, and its kernel's mark, which containers have in common."""
+    mark = Path("/proc/sys/kernel/random/boot_id")
+    return {socket.gethostname(), mark.read_text().strip() if mark.exists() else ""} - {""}
+
+
+def _is_of_this_machine(folder: str) -> bool:
+    """Whether the run of a folder goes with a process of this machine; also if the folder does not say where."""
+    if os.path.exists(os.path.join(folder, _DETACHED)):
+        return False
+    try:
+        made = set(Path(folder, _LOCK).read_text().splitlines())
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return not made or bool(made & _this_machine())
 
 
 def _try_lock(path: str) -> int | None:

@@ -61,3 +61,53 @@ def test_a_folder_whose_lock_was_removed_is_dead(tmp_path):
     (dead / "work").write_text("")
     RunFolder(str(tmp_path), new_run_id()).close()
     assert not (tmp_path / "_temporary").exists()
+
+
+def test_a_run_of_another_machine_whose_lock_is_not_seen_here_is_left_alone_for_a_week(tmp_path):
+    # Each was killed, as far as this machine can tell; the last is one in the middle of being made.
+    names = {"29990101-000000-away": True, "20200101-000000-long": False, ".29990101-000000-new": True}
+    for name in names:
+        (tmp_path / "_temporary" / name).mkdir(parents=True)
+        if not name.startswith("."):
+            (tmp_path / "_temporary" / name / "lock").write_text("another-host\nanother-kernel")
+    RunFolder(str(tmp_path), new_run_id()).close()
+    assert {name: (tmp_path / "_temporary" / name).exists() for name in names} == names
+
+
+def test_a_lock_of_this_machine_under_another_host_name_counts(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), "29990101-000000-killed")
+    os.close(folder._lock)  # as its end would
+    monkeypatch.setattr("socket.gethostname", lambda: "the-next-container")
+    RunFolder(str(tmp_path), new_run_id()).close()
+    assert not os.path.exists(folder.uri)
+
+
+def test_a_folder_appears_with_its_lock_held(tmp_path, monkeypatch):
+    seen, rename = [], os.rename
+
+    def watch(old, new):
+        with open(os.path.join(old, "lock")) as lock:
+            seen.append(bool(lock.read()))
+        RunFolder._remove_dead(other)  # of a machine where `alone` does not hold
+        rename(old, new)
+
+    other = RunFolder(str(tmp_path), new_run_id())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", watch)
+        folder = RunFolder(str(tmp_path), new_run_id())
+    RunFolder._remove_dead(other)
+    assert seen == [True] and os.path.isdir(folder.uri)
+    folder.close(), other.close()
+
+
+def test_a_run_begins_though_another_removes_the_parent_at_that_moment(tmp_path, monkeypatch):
+    mkdir, gone = os.mkdir, []
+
+    def late(path, *args, **kwargs):
+        if "_temporary/." in os.fspath(path) and not gone:
+            gone.append(os.rmdir(os.path.dirname(path)))
+        return mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    with RunFolder(str(tmp_path), new_run_id()) as folder:
+        assert gone and os.path.isdir(folder.uri)
