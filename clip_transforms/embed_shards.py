@@ -23,10 +23,11 @@ from clip_transforms.job import Job, PlannedUnit, read_taxonomies, read_units
 from clip_transforms.label_part import label_part, labels_footer
 from clip_transforms.parts.reader import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
+from clip_transforms.processes import count_processes, embed_in_processes, gpus_for
 from clip_transforms.run_plan import RunPlan, plan_run
 from clip_transforms.run_settings import Settings
 from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
-from clip_transforms.runner_options import is_direct, workers_of
+from clip_transforms.runner_options import check_processes, in_process, is_direct, workers_of
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
 from clip_transforms.worker_process import cores_of, end_with
@@ -74,17 +75,21 @@ class EmbedShards(beam.PTransform):
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[PartResult]:
         """Write the plan, and wire the pipeline that starts from its URI."""
-        plan = self._plan or plan_run(self._settings)
         options = pipeline.pipeline.options
-        job, self.run_folder = plan.begin(workers_of(options), self._command, detached=not is_direct(options))
+        check_processes(self._settings.processes, options)
+        plan = self._plan or plan_run(self._settings)
+        gpus = gpus_for(plan.settings.model.device)
+        processes = count_processes(plan.settings.processes, gpus, plan.pending) if in_process(options) else 1
+        workers = max(processes, workers_of(options))
+        job, self.run_folder = plan.begin(workers, self._command, detached=not is_direct(options))
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
-        results = (
-            pipeline
-            | "Plan" >> beam.Create([job.plan_uri])
-            | "Tasks" >> beam.FlatMap(lambda _, tasks: tasks, job.tasks())
-            | beam.Reshuffle()
-            | "Embed" >> beam.ParDo(_EmbedTask(job, Shared()), beam.pvalue.AsSingleton(classes))
-        )
+        start = pipeline | "Plan" >> beam.Create([job.plan_uri])
+        if processes > 1:
+            embed = _EmbedInProcesses(job)
+        else:
+            start = start | "Tasks" >> beam.FlatMap(lambda _, tasks: tasks, job.tasks()) | beam.Reshuffle()
+            embed = _EmbedTask(job, Shared())
+        results = start | "Embed" >> beam.ParDo(embed, beam.pvalue.AsSingleton(classes))
         _ = (
             results
             | "Summarise" >> beam.Map(RunSummary.of)
@@ -114,29 +119,44 @@ class _EmbedTask(beam.DoFn):
 
     def setup(self):
         end_with(self._job.launcher)
-        if self._job.pending:
-            self._embedder = self._shared.acquire(self._load)
-
-    def _load(self):
-        import torch  # for those who embed
-
-        from clip_transforms.clip.checkpoints import load_checkpoint
-        from clip_transforms.engine.forward import Embedder
-
-        torch.set_num_threads(cores_of(self._job.launcher, self._job.workers))
-        spec = self._job.settings.model
-        model = load_checkpoint(self._job.checkpoint, spec.device, spec.precision)
-        return Embedder(model, self._job.settings.batch_size)
+        self._embedder = self._shared.acquire(lambda: load_embedder(self._job)) if self._job.pending else None
 
     def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
-        pending = []
-        for planned in read_units(self._job, *task):
-            if planned.counts is None:
-                pending.append(planned.unit)
-            else:
-                yield _keep(planned, self._job, classes)
-        if pending:
-            yield from embed_shards(pending, self._job, self._embedder, classes)
+        yield from embed_task(task, self._job, self._embedder, classes)
+
+
+class _EmbedInProcesses(beam.DoFn):
+    """Plan URI → PartResult of each of its units, from processes that this one starts."""
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def process(self, _: str, classes: Mapping[str, str]) -> Iterator[PartResult]:
+        yield from embed_in_processes(self._job, classes, PROGRESS)
+
+
+def load_embedder(job: Job) -> Any:
+    """The model of this process, on its share of the cores."""
+    import torch  # for those who embed
+
+    from clip_transforms.clip.checkpoints import load_checkpoint
+    from clip_transforms.engine.forward import Embedder
+
+    torch.set_num_threads(cores_of(job.launcher, job.workers))
+    spec = job.settings.model
+    return Embedder(load_checkpoint(job.checkpoint, spec.device, spec.precision), job.settings.batch_size)
+
+
+def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
+    """Do a range of units of the plan: `embed_shards` of those that are to be embedded, labels for others."""
+    pending = []
+    for planned in read_units(job, *task):
+        if planned.counts is None:
+            pending.append(planned.unit)
+        else:
+            yield _keep(planned, job, classes)
+    if pending:
+        yield from embed_shards(pending, job, embedder, classes)
 
 
 def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:

@@ -46,7 +46,7 @@ class Job:
         taxonomies: name → digest.
         other_taxonomies: names of those that earlier runs labelled with and this one does not.
         units: of the plan.
-        pending: of these, how many are still to be embedded.
+        pending: of these, how many are still to be embedded; they lie first.
         unlabelled: how many others lack labels.
         workers: that the runner's options name.
         others: counts of the parts that are in the dataset but not in this run's input.
@@ -89,10 +89,17 @@ class Job:
         return fingerprint(self.fields)
 
     def tasks(self) -> list[tuple[int, int]]:
-        """Consecutive units that go to a worker together, as rows of the plan: [start, stop)."""
-        wanted = max(_TASKS_PER_WORKER * self.workers, -(-self.units // _MAX_UNITS_PER_TASK))
-        count = max(1, min(wanted, self.units))
-        edges = [self.units * i // count for i in range(count + 1)]
+        """Consecutive units that go to a worker together, as rows of the plan: [start, stop).
+
+        What is to be embedded is cut apart from the rest, or after a run that was killed at its end one worker would
+        get all of it.
+        """
+        return [*self._cut(0, self.pending), *self._cut(self.pending, self.units)]
+
+    def _cut(self, start: int, stop: int) -> list[tuple[int, int]]:
+        units = stop - start
+        count = min(units, max(_TASKS_PER_WORKER * self.workers, -(-units // _MAX_UNITS_PER_TASK)))
+        edges = [start + units * i // max(1, count) for i in range(count + 1)]
         return list(zip(edges[:-1], edges[1:], strict=True))
 
 

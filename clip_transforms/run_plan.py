@@ -134,10 +134,11 @@ class RunPlan:
         return job
 
     def _table(self) -> pa.Table:
-        parts = [unit.part for unit in self.units]
+        units = sorted(self.units, key=lambda unit: unit.part in self.committed)  # what is to be done lies first
+        parts = [unit.part for unit in units]
         counts = {part: json.dumps(counts) for part, counts in self.committed.items()}
         columns = {
-            **{f.name: [getattr(unit, f.name) for unit in self.units] for f in dataclasses.fields(Unit)},
+            **{f.name: [getattr(unit, f.name) for unit in units] for f in dataclasses.fields(Unit)},
             "counts": [counts.get(part) for part in parts],
             "labels": [self.stale.get(part, []) for part in parts],
             "obtained": [self.obtained.get(part, "") for part in parts],

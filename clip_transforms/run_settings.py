@@ -33,6 +33,7 @@ class Settings:
         allow_damaged_shards: whether there is one though a shard could not be read to its end.
         retry_rejects: `read` or `all`: committed units with a reject of stage `read`, or with any, are done again.
         overwrite: whether a dataset made with other settings may be replaced.
+        processes: on this machine, where the runner starts no workers; 0 for one per GPU, or one per eight cores.
     """
 
     inputs: tuple[str, ...]
@@ -49,6 +50,7 @@ class Settings:
     allow_damaged_shards: bool = False
     retry_rejects: str = ""
     overwrite: bool = False
+    processes: int = 0
 
     def __post_init__(self):
         """Refuse a wrong setting on the launcher, not on a worker after an hour."""
@@ -70,6 +72,10 @@ class Settings:
             )
         if self.retry_rejects not in RETRY_REJECTS:
             raise ValueError(f"--retry_rejects is {self.retry_rejects!r}, but it must be read or all")
+        if self.processes < 0:
+            raise ValueError(
+                f"--processes is {self.processes}, but it must be 1 or more, or 0 to choose by the machine"
+            )
         check_names(self.taxonomies)
 
     def resolve_checkpoint(self) -> Checkpoint:

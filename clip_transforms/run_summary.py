@@ -20,7 +20,7 @@ from clip_transforms.parts.run_folder import remove_run_folder
 from clip_transforms.parts.run_manifest import finish_run
 from clip_transforms.run_speed import speed
 
-_MANY = 2  # processes are told apart up to here
+_MANY = 100  # processes are told apart up to here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RunSummary:
         fresh: samples embedded in this run.
         seconds: by stage.
         obtained: parts by precision and device.
-        processes: names of the processes that worked, at most two.
+        processes: names of the processes that worked, at most a hundred.
         ceiling: of the last process that measured one.
     """
 

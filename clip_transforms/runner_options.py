@@ -6,7 +6,10 @@ import os
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
+from clip_transforms.worker_process import cores
+
 _DIRECT_RUNNERS = ("directrunner", "bundlebaseddirectrunner", "switchingdirectrunner", "fnapirunner")
+_PROCESSES_PER_CORE = 16
 
 
 def workers_of(options: PipelineOptions) -> int:
@@ -14,8 +17,7 @@ def workers_of(options: PipelineOptions) -> int:
     known = options.get_all_options()
     if is_direct(options):
         asked = known.get("direct_num_workers")
-        threaded = options.view_as(DirectOptions).direct_running_mode not in (None, "in_memory")
-        return (asked or os.cpu_count() or 1) if threaded else 1  # Beam's 0 is one a core
+        return 1 if in_process(options) else asked or os.cpu_count() or 1  # Beam's 0 is one a core
     return max([1, *(int(known.get(name) or 1) for name in ("max_num_workers", "num_workers", "parallelism"))])
 
 
@@ -23,3 +25,30 @@ def is_direct(options: PipelineOptions) -> bool:
     """Whether the runner works in this process or in children of it, and so ends with it."""
     runner = options.view_as(StandardOptions).runner or "DirectRunner"
     return runner.rpartition(".")[2].lower() in _DIRECT_RUNNERS
+
+
+def in_process(options: PipelineOptions) -> bool:
+    """Whether the work is done inside this process, or in children of it that tell it of every sample."""
+    return is_direct(options) and options.view_as(DirectOptions).direct_running_mode in (None, "in_memory")
+
+
+def check_processes(asked: int, options: PipelineOptions) -> None:
+    """Refuse processes of ours beside workers of the runner's.
+
+    Args:
+        asked: `--processes`.
+        options: of the runner.
+    Raises:
+        ValueError: naming the flag that is in the way.
+    """
+    most = _PROCESSES_PER_CORE * cores()
+    if asked > most:
+        raise ValueError(f"--processes is {asked}, but it must be 1 to {most} on this machine, or 0 to choose by it")
+    if not asked or in_process(options):
+        return
+    flag = f"--runner {options.view_as(StandardOptions).runner}"
+    if is_direct(options):
+        flag = f"--direct_running_mode {options.view_as(DirectOptions).direct_running_mode}"
+    raise ValueError(
+        f"--processes is {asked}, but with {flag} it is the runner that starts the workers; give one of the two flags"
+    )

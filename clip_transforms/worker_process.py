@@ -31,8 +31,12 @@ def end_with(launcher: int) -> None:
 
 def cores_of(launcher: int, workers: int) -> int:
     """The cores that this process may count on: all, or its share if it is one of several workers of the launcher."""
-    cores = os.cpu_count() or 1
-    return max(1, cores // workers) if os.getppid() == launcher else cores
+    return max(1, cores() // workers) if os.getppid() == launcher else cores()
+
+
+def cores() -> int:
+    """The cores that this process may run on: a scheduler may have given it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _watch(launcher: int) -> None:
@@ -41,13 +45,18 @@ def _watch(launcher: int) -> None:
     os._exit(1)  # whatever this process is in the middle of: nothing that is not whole has a final name
 
 
-def main(launcher: int) -> None:
+def begin(launcher: int) -> None:
     """Be one of the launcher's worker processes, which ends with it from its first moment on."""
     if os.getppid() != launcher:
         sys.exit(1)  # it died while this process was starting
     end_with(launcher)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the launcher ends this
     logging.disable(logging.WARNING)  # at import and start Beam speaks of what nobody asked for
+
+
+def main(launcher: int) -> None:
+    """Be one of Beam's."""
+    begin(launcher)
     from apache_beam.runners.worker import sdk_worker_main
 
     logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)

@@ -8,8 +8,9 @@ from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
+from clip_transforms.runner_options import check_processes, in_process
 from pipelines.closing_lines import closing_lines, count
-from pipelines.launch import fetch_model, in_process, launch, make_pipeline
+from pipelines.launch import fetch_model, launch, make_pipeline
 from pipelines.options import (
     DONE,
     FAILED,
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     options, beam_options = parse(embed_parser(), argv)
     settings = embed_settings(options)
     pipeline = make_pipeline(beam_options)
+    check_processes(settings.processes, beam_options)
     check_device(settings.model.device, beam_options)
     plan = plan_run(settings)
     for line in [*plan.detection, *warnings_of(plan, beam_options)]:

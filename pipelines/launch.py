@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.portability import python_urns
 from apache_beam.runners import create_runner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -69,11 +69,6 @@ def _check_temporary_folder() -> None:
             f"the temporary folder {tempfile.gettempdir()} cannot be written to: {error.strerror}; make it, or set "
             "TMPDIR to a folder with room"
         ) from None
-
-
-def in_process(options: PipelineOptions) -> bool:
-    """Whether the work is done inside this process, which then knows of every sample."""
-    return is_direct(options) and options.view_as(DirectOptions).direct_running_mode in (None, "in_memory")
 
 
 class _FnApiRunner(FnApiRunner):

@@ -7,12 +7,12 @@ import difflib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.processes import has_nvidia, torch_is_cpu_only
 from clip_transforms.run_plan import RunPlan
 from clip_transforms.run_settings import RETRY_REJECTS, Settings
 from clip_transforms.runner_options import is_direct, workers_of
@@ -75,6 +75,13 @@ def embed_parser() -> argparse.ArgumentParser:
     )
     add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top (%(default)s)")
     add("--batch_size", type=int, default=0, metavar="N", help="samples at a time; 0: 32 on a CPU, 256 on a GPU")
+    add(
+        "--processes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="on this machine, each with a model of its own; 0, the default: one per GPU, or one per eight cores",
+    )
     add(
         "--max_reject_fraction",
         type=float,
@@ -191,19 +198,10 @@ def check_device(device: str, options: PipelineOptions) -> None:
         )
 
 
-def has_nvidia() -> bool:
-    """Whether the kernel of this machine shows an NVIDIA device (under WSL, a graphics card)."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-
-
-def torch_is_cpu_only() -> bool:
-    """Whether the installed torch is a build without CUDA, by its version."""
-    return importlib.metadata.version("torch").endswith("+cpu")
-
-
 def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:
     """One line for each usual mistake that is no error."""
-    lines, workers, device = [], workers_of(options), plan.settings.model.device
+    lines, device = [], plan.settings.model.device
+    workers = max(workers_of(options), plan.settings.processes)
     if plan.pending == 1 and workers > 1:
         lines.append(
             f"warning: one unit for {workers} workers, so one of them does it all; a tar is one unit, so cut it into "
@@ -257,6 +255,7 @@ def embed_settings(options: argparse.Namespace) -> Settings:
         allow_damaged_shards=options.allow_damaged_shards,
         retry_rejects=options.retry_rejects,
         overwrite=options.overwrite,
+        processes=options.processes,
     )
 
 

@@ -135,9 +135,13 @@ def taxonomy_file(tmp_path):
 
 
 @pytest.fixture
-def embed(tiny_checkpoint):
+def embed(tiny_checkpoint, monkeypatch):
     """Run `pipelines.embed` in this process with the tiny checkpoint; returns the exit code."""
     from pipelines import embed as command
+
+    # On a machine with many cores or GPUs too it is this process that embeds, unless a test asks for several.
+    monkeypatch.setattr("clip_transforms.processes._CORES_EACH", 1 << 20)
+    monkeypatch.setattr("clip_transforms.embed_shards.gpus_for", lambda device: [])
 
     def run(*inputs, output, flags=()):
         argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint, *map(str, flags)]

@@ -133,7 +133,9 @@ def test_summaries_add_up_in_any_order_and_stay_small():
     ours = RunSummary.sum(map(RunSummary.of, results))
     other = RunSummary.sum(map(RunSummary.of, reversed(results)))
     assert ours == other and ours.units == 50 and ours.counts == Counter({"samples": 1225, "image.embedded": 1225})
-    assert len(ours.processes) == 2
+    assert len(ours.processes) == 5
+    many = [PartResult("p", {"samples": 1}, {}, "fp32 on cpu", process=f"host-{i}") for i in range(1000)]
+    assert len(RunSummary.sum(map(RunSummary.of, many)).processes) == 100
 
 
 def test_the_bar_shows_samples_on_a_terminal_and_is_quiet_elsewhere(tmp_path, tiny_checkpoint, capfd):

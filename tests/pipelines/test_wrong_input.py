@@ -295,7 +295,7 @@ ERRORS = {
 }
 # Plain ValueErrors of these files are settings; elsewhere they are for programmers.
 SETTINGS = {
-    *("samples.py", "unit.py", "run_settings.py", "label_embeddings.py", "model_spec.py"),
+    *("samples.py", "unit.py", "run_settings.py", "runner_options.py", "label_embeddings.py", "model_spec.py"),
     *("tensor_shapes.py", "configurations.py", "layouts.py", "preprocess.py"),
 }
 

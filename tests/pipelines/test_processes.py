@@ -1,0 +1,311 @@
+"""--processes N: children of one command over one plan; the dataset is the same, and one that dies is named."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
+from test_runners import alive, assert_same, children, wait_for
+
+from clip_transforms import embed_process, processes, worker_process
+from clip_transforms.embed_shards import PROGRESS
+from clip_transforms.job import Job
+from clip_transforms.run_summary import PartResult
+from clip_transforms.runner_options import check_processes
+
+TWO = ["--processes", "2"]
+
+
+# How many, and which GPU is whose: nothing is started.
+
+
+@pytest.mark.parametrize(
+    "asked, gpus, cores, pending, expected",
+    [
+        (0, [], 2, 100, 1),
+        (0, [], 15, 100, 1),
+        (0, [], 64, 100, 8),
+        (0, [], 64, 3, 3),
+        (0, ["0", "1", "2", "3"], 2, 100, 4),
+        (0, ["0"], 64, 100, 1),
+        (5, [], 2, 100, 5),
+        (5, ["0"], 2, 2, 2),
+        (5, [], 2, 0, 1),
+    ],
+)
+def test_the_number_of_processes(asked, gpus, cores, pending, expected, monkeypatch):
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    assert processes.count_processes(asked, gpus, pending) == expected
+
+
+@pytest.mark.parametrize(
+    "device, build, nodes, visible, expected",
+    [
+        ("auto", "2.13.0", ["nvidia0", "nvidia1", "nvidiactl"], None, ["0", "1"]),
+        ("cuda", "2.13.0+cu130", ["nvidia5"], None, ["0"]),
+        ("auto", "2.13.0", ["dxg"], None, ["0"]),
+        ("auto", "2.13.0", ["nvidia0", "nvidia1"], "7, 3,GPU-ab", ["7", "3", "GPU-ab"]),
+        ("auto", "2.13.0", ["nvidia0", "nvidia1"], "1,-1,0", ["1"]),
+        ("auto", "2.13.0", ["nvidia0"], "", []),
+        ("cpu", "2.13.0", ["nvidia0"], None, []),
+        ("auto", "2.13.0+cpu", ["nvidia0"], None, []),
+        ("auto", "2.13.0", ["nvidiactl"], None, []),
+    ],
+)
+def test_the_gpus_that_there_are(device, build, nodes, visible, expected, monkeypatch, tmp_path):
+    for node in nodes:
+        (tmp_path / node).write_text("")
+    monkeypatch.setattr(processes, "Path", lambda path: tmp_path / Path(path).relative_to("/dev"))
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: build)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert processes.gpus_for(device) == expected
+
+
+def test_each_process_has_a_gpu_of_its_own_while_there_are_enough():
+    assert processes.gpus_of(2, ["3", "5", "7"]) == ["3", "5"]
+    assert processes.gpus_of(5, ["3", "5"]) == ["3", "5", "3", "5", "3"]
+    assert processes.gpus_of(2, []) == [None, None]
+
+
+def test_each_process_counts_on_its_share_of_the_cores_that_a_scheduler_left(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4, 20)))
+    monkeypatch.setattr(os, "getppid", lambda: 77)
+    assert worker_process.cores_of(77, 1) == 16 and worker_process.cores_of(77, 3) == 5
+    assert worker_process.cores_of(77, 40) == 1 and worker_process.cores_of(78, 3) == 16
+
+
+@pytest.mark.parametrize(
+    "asked, flags, said",
+    [
+        (2, ["--direct_running_mode=multi_processing"], "with --direct_running_mode multi_processing it is the runner"),
+        (1, ["--direct_running_mode=multi_threading"], "with --direct_running_mode multi_threading it is the runner"),
+        (2, ["--runner=FlinkRunner"], "with --runner FlinkRunner it is the runner that starts the workers"),
+        (100_000, [], "--processes is 100000, but it must be 1 to"),
+    ],
+)
+def test_processes_beside_workers_of_the_runner_are_refused(asked, flags, said):
+    with pytest.raises(ValueError, match=said):
+        check_processes(asked, PipelineOptions(flags))
+    check_processes(0, PipelineOptions(flags))
+
+
+def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
+    job = object.__new__(Job)
+    for name, value in {"units": 1000, "pending": 10, "workers": 2}.items():
+        object.__setattr__(job, name, value)
+    tasks = job.tasks()
+    assert tasks[:8] == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
+    assert [start for start, _ in tasks] == [0, *(stop for _, stop in tasks[:-1])] and tasks[-1][1] == 1000
+    object.__setattr__(job, "units", 0), object.__setattr__(job, "pending", 0)
+    assert job.tasks() == []
+
+
+# The dataset
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inputs")
+    for i in range(11):
+        make_tar(path / f"{i:02d}.tar", 8, first=8 * i)
+    write_tar(path / "odd.tar", pair("a", 0, jpg=b"broken") + pair("b", 1, caption=b"\xff") + pair("c", 2)[1:])
+    return path / "*.tar"
+
+
+@pytest.fixture(scope="module")
+def reference(inputs, tiny_checkpoint, tmp_path_factory):
+    from pipelines.embed import main
+
+    folder = tmp_path_factory.mktemp("reference")
+    taxonomy = folder / "colors.txt"
+    taxonomy.write_text("red\nblue\n")
+    flags = ["--model", tiny_checkpoint, "--taxonomy", str(taxonomy), "--processes", "1"]
+    assert main(["--input", str(inputs), "--output", str(folder / "out"), *flags]) == 0
+    return folder / "out"
+
+
+def at_once(monkeypatch, then=lambda process, number: None):
+    """Hand the first tasks out when both processes are ready; `then` is told of every task and its number."""
+    begin, waiting, numbers = processes._Process.begin, [], Counter()
+
+    def hand_out(*told):
+        waiting.append(told)
+        if len(numbers) + len(waiting) >= 2:
+            while waiting:
+                process, *task = waiting.pop(0)
+                begin(process, *task)
+                numbers[process.name] += 1
+                then(process, numbers[process.name])
+
+    monkeypatch.setattr(processes._Process, "begin", hand_out)
+
+
+@pytest.mark.timeout(200)
+def test_two_processes_give_the_same_dataset(embed, inputs, reference, tmp_path, monkeypatch):
+    at_once(monkeypatch)
+    before = Counter(PROGRESS)
+    flags = ["--taxonomy", reference.parent / "colors.txt", *TWO]
+    assert embed(inputs, output=tmp_path / "out", flags=flags) == 0
+    assert_same(tmp_path / "out", reference)
+    assert files_of(tmp_path / "out").keys() == files_of(reference).keys()
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["speed"]["processes"] == 2 and "ceiling" not in run["speed"]
+    done = Counter(PROGRESS) - before
+    assert (done["units"], done["samples"]) == (12, 91) and done["bytes"] > 0, "the bar knows of every sample"
+
+
+@pytest.mark.timeout(200)
+def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inputs, reference, tmp_path, monkeypatch):
+    killed = []
+
+    def kill(process, number):
+        if process.name == "process 2 of 2" and number == 2:  # it has embedded one task, and begins with another
+            killed.append((process, process._shards[0]))
+            os.kill(process.pid, signal.SIGKILL)
+
+    out, flags = tmp_path / "out", ["--taxonomy", reference.parent / "colors.txt"]
+    with monkeypatch.context() as patch:
+        at_once(patch, then=kill)
+        said, complain = [], []
+        patch.setattr("pipelines.launch.complain", complain.append)
+        patch.setattr(processes._LOGGER, "warning", lambda text, *args: said.append(text % args))
+        assert embed(inputs, output=out, flags=[*flags, *TWO]) == 1
+    ((process, shard),) = killed
+    name = f"process 2 of 2 (pid {process.pid}) was killed by SIGKILL in the middle of {shard}"
+    assert said == [f"{name} (if memory ran out: fewer --processes need less); the others go on with what is left"]
+    assert complain[0].startswith(f"the run failed: {name}") and complain[0].endswith(
+        "what is committed stays; the same command goes on from there"
+    )
+    assert not (out / "_SUCCESS").exists() and not (out / "_temporary").exists() and not (out / "run.json").exists()
+    there = {row["shard"] for row in rows_of(out)}
+    assert shard not in there and len(there) >= 9, "the other process did what was left"
+    before = {name: data for name, data in files_of(out).items()}
+    assert embed(inputs, output=out, flags=flags) == 0
+    units = json.loads((out / "run.json").read_text())["units"]
+    assert units["committed"] == 12 - len(there) and units["skipped"] == len(there)
+    assert before.items() <= files_of(out).items()
+    assert_same(out, reference)
+
+
+@pytest.mark.timeout(200)
+def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_one(
+    embed, inputs, tmp_path, tiny_checkpoint, monkeypatch
+):
+    from clip_transforms import run_plan
+
+    said, begin = [], run_plan.RunPlan.begin
+
+    def spoil(self, *args, **kwargs):
+        result = begin(self, *args, **kwargs)
+        with open(self.checkpoint.files[0], "r+b") as file:
+            file.truncate(1000)
+        return result
+
+    monkeypatch.setattr(run_plan.RunPlan, "begin", spoil)
+    monkeypatch.setattr("pipelines.launch.complain", said.append)
+    whole = Path(tiny_checkpoint).read_bytes()
+    for flags in ([], TWO):
+        model = tmp_path / "model.safetensors"
+        model.write_bytes(whole)
+        assert embed(inputs, output=tmp_path / "out", flags=["--model", model, *flags]) == 1
+    assert said[0] == said[1] and "model.safetensors" in said[0]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT)),  # a run and a rerun each
+    ],
+    ids=["KILL", "TERM", "INT"],
+)
+@pytest.mark.timeout(200)
+def test_the_processes_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
+    for i in range(40):
+        make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.embed", *argv, *TWO],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(list((tmp_path / "out").glob("embeddings/*.parquet"))) >= 2, 100)
+        workers = children(launcher.pid)
+        assert len(workers) == 2
+        # A scheduler, or a terminal, sends its signals to the processes too.
+        launcher.kill() if number == signal.SIGKILL else os.killpg(launcher.pid, number)
+        said = launcher.communicate(timeout=10)[1]
+    finally:
+        launcher.kill()
+        launcher.wait()
+    wait_for(lambda: not any(map(alive, workers)), 10)
+    if number != signal.SIGKILL:
+        assert launcher.returncode == 1
+        assert said.strip().splitlines()[-1].startswith(f"ended by {number.name}")
+        assert "Traceback" not in said
+    if number == signal.SIGTERM:
+        assert command("pipelines.embed", *argv, *TWO, timeout=150).returncode == 0
+        assert len(rows_of(tmp_path / "out")) == 2400 and not (tmp_path / "out" / "_temporary").exists()
+
+
+# What they tell
+
+
+class _Told:
+    """A process that tells what a test wants it to."""
+
+    name, pid, done, dismissed, place = "process 1 of 1", 7, 0, False, "in the middle of a.tar"
+
+    def __init__(self, *messages):
+        self.heard = queue.SimpleQueue()
+        for message in messages:
+            self.heard.put((self, *message))
+
+    def hand_out(self, progress):
+        return processes._hand_out([], None, self.heard, 1, progress)
+
+
+def test_results_progress_and_warnings_are_passed_on(caplog):
+    result, progress = PartResult("p", {}, {}, "fp32 on cpu"), Counter(samples=1)
+    said = ("log", ("clip_transforms.storage", logging.WARNING, "%s", "100% of a disk is full"))
+    told = _Told(said, ("progress", Counter(samples=4)), ("result", result), ("ended", 3))
+    results = told.hand_out(progress)
+    assert next(results) is result and progress == {"samples": 5} and told.done == 1
+    with pytest.raises(ChildProcessError, match=r"process 1 of 1 \(pid 7\) ended with exit code 3 in the middle of"):
+        next(results)
+    assert [(r.name, r.getMessage()) for r in caplog.records] == [("clip_transforms.storage", "100% of a disk is full")]
+
+
+class _AwkwardError(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def test_every_error_arrives_also_one_that_does_not_pickle():
+    error = OSError(28, "No space left on device", "/x")
+    assert embed_process._sendable(error) is error
+    sent = embed_process._sendable(_AwkwardError(1, 2))
+    assert type(sent) is RuntimeError and str(sent) == "_AwkwardError: 1 and 2"
+    with pytest.raises(RuntimeError, match="_AwkwardError") as raised:
+        next(_Told(("error", (sent, "Traceback of the process"))).hand_out(Counter()))
+    assert "Traceback of the process" in str(raised.value.__cause__)
+
+
+def test_a_process_without_a_launcher_ends_at_once():
+    done = command("clip_transforms.embed_process", 1, timeout=30, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
