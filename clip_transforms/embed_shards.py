@@ -24,9 +24,10 @@ from clip_transforms.label_part import label_part, labels_footer
 from clip_transforms.parts.reader import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
 from clip_transforms.processes import count_processes, embed_in_processes, gpus_for
+from clip_transforms.run_end import write_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from clip_transforms.run_settings import Settings
-from clip_transforms.run_summary import PartResult, RunSummary, versions, write_run
+from clip_transforms.run_summary import PartResult, RunSummary, versions
 from clip_transforms.runner_options import check_processes, in_process, is_direct, workers_of
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
@@ -64,6 +65,7 @@ class EmbedShards(beam.PTransform):
         self._settings = Settings(tuple(inputs), output, model, tuple(taxonomies), **settings)
         self._plan: RunPlan | None = None
         self._command: tuple[str, ...] = ()
+        self.run = ""  # its id, once it has begun
         self.run_folder = None  # held while this object lives: a run's folder is removed only when its lock is free
 
     @classmethod
@@ -82,6 +84,7 @@ class EmbedShards(beam.PTransform):
         processes = count_processes(plan.settings.processes, gpus, plan.pending) if in_process(options) else 1
         workers = max(processes, workers_of(options))
         job, self.run_folder = plan.begin(workers, self._command, detached=not is_direct(options))
+        self.run = job.run
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
         start = pipeline | "Plan" >> beam.Create([job.plan_uri])
         if processes > 1:

@@ -45,8 +45,9 @@ class Job:
         fields: of the fingerprint.
         taxonomies: name → digest.
         other_taxonomies: names of those that earlier runs labelled with and this one does not.
-        units: of the plan.
-        pending: of these, how many are still to be embedded; they lie first.
+        units: of this run, which lie first in the plan.
+        siblings: units of the plan that other runs do, which lie behind them.
+        pending: of this run's, how many are still to be embedded; they lie first of all.
         unlabelled: how many others lack labels.
         workers: that the runner's options name.
         others: counts of the parts that are in the dataset but not in this run's input.
@@ -64,6 +65,7 @@ class Job:
     taxonomies: Mapping[str, str]
     other_taxonomies: Sequence[str]
     units: int
+    siblings: int
     pending: int
     unlabelled: int
     workers: int

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.committed import accepted, committed_parts
 from clip_transforms.job import PLAN, Job
 from clip_transforms.label_part import stale_labels
 from clip_transforms.parts import reader
@@ -45,12 +46,14 @@ class RunPlan:
 
     Attributes:
         settings, checkpoint, fields: as in Job.
-        units: of this run's input.
+        units: of this run's input, or its share of them.
+        siblings: the other units of the input, which are other runs' share.
+        waiting: of the siblings, how many are not committed.
         committed: part → counts, of units that an earlier run committed.
         stale: part → taxonomies, of committed units whose labels are to be made.
         obtained: part → precision and device, of committed units.
-        others: part → footer, of parts that are not in this run's input.
-        obsolete: parts of shards that are in this run's input and are cut otherwise now; they go at the end.
+        others: part → footer, of parts that are not in the input.
+        obsolete: parts of shards that are in the input and are cut otherwise now; they go when all is committed.
         replaces: whether the output holds a dataset of other settings.
         detection: lines that say what was taken from the input and what was not.
         lists: name → list beside the plan, of the units of folders and listings.
@@ -60,6 +63,8 @@ class RunPlan:
     checkpoint: Checkpoint
     fields: dict[str, str]
     units: list[Unit]
+    siblings: list[Unit]
+    waiting: int
     committed: dict[str, Counter]
     stale: dict[str, list[str]]
     obtained: dict[str, str]
@@ -104,7 +109,7 @@ class RunPlan:
         if made is None or made["settings"] != self.fields or made["taxonomies"] != taxonomies:
             write_dataset(settings.output, self.fields, settings.model.location, taxonomies, folder.uri)
         make_folders(settings.output, [taxonomy.name for taxonomy in settings.taxonomies])
-        if self.pending or self.stale or self.obsolete:
+        if self.pending or self.stale or self.obsolete or self.waiting:
             clear_success(settings.output)
         pending = {unit.part for unit in self.units if unit.part not in self.committed}
         for name in sorted({unit.uri for unit in self.units if unit.part in pending and unit.uri in self.lists}):
@@ -121,6 +126,7 @@ class RunPlan:
             taxonomies={taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies},
             other_taxonomies=sorted(reader.taxonomy_names(settings.output) - {t.name for t in settings.taxonomies}),
             units=len(self.units),
+            siblings=len(self.siblings),
             pending=self.pending,
             unlabelled=len(self.stale),
             workers=workers,
@@ -134,7 +140,8 @@ class RunPlan:
         return job
 
     def _table(self) -> pa.Table:
-        units = sorted(self.units, key=lambda unit: unit.part in self.committed)  # what is to be done lies first
+        """The plan, in the order that `Job` describes."""
+        units = [*sorted(self.units, key=lambda unit: unit.part in self.committed), *self.siblings]
         parts = [unit.part for unit in units]
         counts = {part: json.dumps(counts) for part, counts in self.committed.items()}
         columns = {
@@ -166,7 +173,10 @@ def plan_run(settings: Settings) -> RunPlan:
     found = plan_units(settings.inputs, settings.reader)
     names = sorted(reader.part_names(settings.output, "embeddings")) if made is not None else []
     footers = reader.read_footers(settings.output, "embeddings", names)
-    committed = _committed(settings, found.units, footers, fingerprint(fields))
+    units, siblings = _shared(found.units, *settings.share)
+    known = committed_parts(settings.output, found.units, footers, fingerprint(fields))
+    committed = _to_be_kept(settings, units, known)
+    waiting = len(siblings) - len(accepted(settings, siblings, known))
     parts = {unit.part for unit in found.units}
     others = {part: footer for part, footer in footers.items() if part not in parts}
     source_of = _sources([*(unit.shard for unit in found.units), *(footer["shard"] for footer in footers.values())])
@@ -192,8 +202,10 @@ def plan_run(settings: Settings) -> RunPlan:
     obtained = {part: "{precision} on {device}".format(**footer["provenance"]) for part, footer in done.items()}
     replaces = made is not None and made["settings"] != fields
     lines = [*found.detection, *_doubles(found.units, others, source_of)]
+    if settings.units:
+        lines.append(f"--units {settings.units}: {len(units):,} of the {len(found.units):,} units of the plan")
     lost = sorted(reader.taxonomy_names(settings.output) - set(digests)) if made is not None else []
-    if lost and (changed := sum(unit.part in footers and unit.part not in committed for unit in found.units)):
+    if lost and (changed := sum(unit.part in footers and unit.part not in committed for unit in units)):
         lines.append(
             f"warning: {changed} of the parts are made anew, and their labels/{', labels/'.join(lost)} go with the old "
             "ones; name them with --taxonomy too to have them made again"
@@ -208,7 +220,9 @@ def plan_run(settings: Settings) -> RunPlan:
         settings,
         checkpoint,
         fields,
-        found.units,
+        units,
+        siblings,
+        waiting,
         committed,
         stale,
         obtained,
@@ -256,21 +270,22 @@ def _doubles(units: Sequence[Unit], others: Mapping[str, Footer], source_of: Map
     ]
 
 
-def _committed(
-    settings: Settings, units: Sequence[Unit], footers: Mapping[str, Footer], expected: str
-) -> dict[str, Counter]:
-    """Part → counts of the units that need not be done again."""
-    # Compared by digest, not by being there: a rejects part may have been replaced by hand, or belong to another unit.
-    rejects = reader.read_digests(settings.output, "rejects", [u.part for u in units if u.part in footers])
+def _shared(units: Sequence[Unit], i: int, n: int) -> tuple[list[Unit], list[Unit]]:
+    """The units of share i of n, and those of the others; in an order that --input does not change."""
+    if n == 1:
+        return list(units), []
+    plan = sorted(units, key=lambda unit: (unit.shard, unit.first_row, unit.part))
+    return plan[i::n], [unit for place, unit in enumerate(plan) if place % n != i]
+
+
+def _to_be_kept(settings: Settings, units: Sequence[Unit], known: Mapping[str, Counter]) -> dict[str, Counter]:
+    """Part → counts of the committed units that need not be done again."""
     return {
-        unit.part: Counter(footer["counts"])
+        unit.part: counts
         for unit in units
-        if (footer := footers.get(unit.part))
-        and footer["fingerprint"] == expected
-        and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
-        and rejects.get(unit.part) == footer["digest"]
-        and not footer["counts"].get("shards.rejected")
-        and not (settings.retry_rejects and has_rejects(footer["counts"], settings.retry_rejects))
+        if (counts := known.get(unit.part)) is not None
+        and not counts["shards.rejected"]
+        and not (settings.retry_rejects and has_rejects(counts, settings.retry_rejects))
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
@@ -34,6 +35,7 @@ class Settings:
         retry_rejects: `read` or `all`: committed units with a reject of stage `read`, or with any, are done again.
         overwrite: whether a dataset made with other settings may be replaced.
         processes: on this machine, where the runner starts no workers; 0 for one per GPU, or one per eight cores.
+        units: `i/n`, for the units whose index in the plan modulo n is i; empty for all.
     """
 
     inputs: tuple[str, ...]
@@ -51,6 +53,7 @@ class Settings:
     retry_rejects: str = ""
     overwrite: bool = False
     processes: int = 0
+    units: str = ""
 
     def __post_init__(self):
         """Refuse a wrong setting on the launcher, not on a worker after an hour."""
@@ -76,6 +79,11 @@ class Settings:
             raise ValueError(
                 f"--processes is {self.processes}, but it must be 1 or more, or 0 to choose by the machine"
             )
+        i, n = self.share
+        if i >= n:
+            raise ValueError(
+                f"--units is {self.units!r}, but it must be i/n with i from 0 to n - 1: 0/4 is the first of four shares"
+            )
         check_names(self.taxonomies)
 
     def resolve_checkpoint(self) -> Checkpoint:
@@ -87,6 +95,12 @@ class Settings:
         checkpoint = self.model.resolve()
         preprocessing = dataclasses.replace(checkpoint.preprocessing, fast_decode=self.fast_decode)
         return dataclasses.replace(checkpoint, preprocessing=preprocessing)
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """`units` as numbers, i and n; (0, 1) if the run does all, (0, 0) if it is no share."""
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.units or "0/1")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
         """What decides the numbers of the dataset, by name."""

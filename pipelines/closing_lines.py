@@ -23,16 +23,29 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
             f"warning: labels/{taxonomy} lacks {count(parts, 'part')}, whose embeddings are new; "
             f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
         )
-    if others := run["dataset"]["parts"] - units["input"]:
+    plan = run.get("plan") or {"units": units["input"], "missing": 0, "counts": counts}  # what is there for a share
+    if others := run["dataset"]["parts"] - (plan["units"] - plan["missing"]):
+        samples = run["dataset"].get("samples", 0) - plan["counts"].get("samples", 0)
         lines.append(
-            f"note: {output} also holds {count(others, 'part')} of other inputs, "
-            f"{count(run['dataset'].get('samples', 0) - counts.get('samples', 0), 'sample')}; queries read them all"
+            f"note: {output} also holds {count(others, 'part')} of other inputs, {count(samples, 'sample')}; queries "
+            "read them all"
         )
     if not units["committed"] and not units["labelled"] and not run["problems"]:
         lines.append("nothing was left to do")
     if speed["samples"]:
         lines.append(_speed_line(speed))
+    if "share" in plan:
+        lines.append(_share_line(plan))
     return [*lines, *(f"not complete: {problem}" for problem in run["problems"])]
+
+
+def _share_line(plan: Mapping[str, Any]) -> str:
+    """What became of the whole plan of which this run did a share."""
+    if not plan["missing"]:
+        return f"share {plan['share']} is done, and with it the whole plan, {count(plan['units'], 'unit')}"
+    are = "is" if plan["missing"] == 1 else "are"
+    missing = f"{count(plan['missing'], 'unit')} of the plan {are} not committed yet"
+    return f"share {plan['share']} is done; {missing}, so there is no _SUCCESS"
 
 
 def _is_void(key: str, counts: Mapping[str, int]) -> bool:

@@ -48,13 +48,14 @@ def main(argv: Sequence[str]) -> int:
     if plan.pending:
         fetch_model(plan.checkpoint, beam_options)
     with progress_bar(plan, in_process(beam_options)):
-        succeeded = launch(pipeline, EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv]))
+        transform = EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv])
+        succeeded = launch(pipeline, transform)
     if not succeeded:
         return FAILED
-    result = read_run(plan.settings.output)
+    result = read_run(plan.settings.output, transform.run)  # not run.json: another run may have ended since
     for line in closing_lines(result, plan.settings.output):
         say(line)
-    return DONE if result["complete"] else INCOMPLETE
+    return INCOMPLETE if result["problems"] else DONE
 
 
 def print_plan(plan: RunPlan) -> None:

@@ -134,6 +134,12 @@ def embed_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="decode large JPEGs at a fraction of their size: sooner done, and slightly other embeddings",
     )
+    add(
+        "--units",
+        default="",
+        metavar="I/N",
+        help="only the share I, from 0 on, of N: the units whose index in the plan modulo N is I, as for an array job",
+    )
     add("--dry_run", action="store_true", help="print what was found and what would be done, and stop")
     return parser
 
@@ -256,6 +262,7 @@ def embed_settings(options: argparse.Namespace) -> Settings:
         retry_rejects=options.retry_rejects,
         overwrite=options.overwrite,
         processes=options.processes,
+        units=options.units,
     )
 
 

@@ -37,6 +37,8 @@ def read_dataset(output: str) -> dict[str, Any] | None:
     if storage.exists(output) and not storage.is_folder(output):
         raise OutputError(f"--output {output} is a file, but it must be a folder, new or of an earlier run")
     others = [name for name in storage.names_in(output) if name != "_temporary"]
+    if others and storage.exists(uri):
+        return read_dataset(output)  # another run began meanwhile
     if others:
         raise OutputError(
             f"--output {output} holds something else ({sorted(others)[0]}); give an empty or a new folder"
@@ -109,18 +111,27 @@ def without_secrets(command: Sequence[str]) -> tuple[str, ...]:
     return tuple(shown)
 
 
-def read_run(output: str) -> dict[str, Any]:
-    """`run.json`: the dataset as it stands, and the last run's counts."""
-    return json.loads(storage.read_bytes(storage.join(output, "run.json")))
+def read_run(output: str, run: str = "") -> dict[str, Any]:
+    """`run.json`, the dataset as it stands and the last run's counts; or the file of a certain run."""
+    return json.loads(storage.read_bytes(storage.join(output, *(["runs", f"{run}.json"] if run else ["run.json"]))))
 
 
-def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool, scratch: str) -> None:
-    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` only if it was complete."""
+def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool | None, scratch: str) -> None:
+    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` only if it was complete.
+
+    Args:
+        output: URI of the dataset.
+        run: its id.
+        content: of `run.json`.
+        success: whether the dataset is complete; None if other runs, which share its units, are to tell: one of them
+            may have written `_SUCCESS` a moment ago.
+        scratch: URI of the run's temporary folder.
+    """
     write_json(storage.join(output, "runs", f"{run}.json"), content, scratch)
     write_json(storage.join(output, "run.json"), content, scratch)
     if success:
         storage.write_bytes(storage.join(output, "_SUCCESS"), b"", scratch)
-    else:
+    elif success is not None:
         clear_success(output)
 
 

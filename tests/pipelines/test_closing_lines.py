@@ -89,6 +89,20 @@ def test_several_processes_have_no_ceiling_but_shares():
     assert last == f"2,050 pairs/s with several processes ({shares}); decoding is the bottleneck: buy less"
 
 
+@pytest.mark.parametrize(
+    "missing, said",
+    [
+        (0, "share 1/4 is done, and with it the whole plan, 6 units"),
+        (1, "share 1/4 is done; 1 unit of the plan is not committed yet, so there is no _SUCCESS"),
+        (2, "share 1/4 is done; 2 units of the plan are not committed yet, so there is no _SUCCESS"),
+    ],
+)
+def test_a_share_says_how_far_the_plan_is(missing, said):
+    plan = {"share": "1/4", "units": 6, "missing": missing, "counts": {"samples": 10_000}}
+    lines = closing_lines(RUN | {"plan": plan, "dataset": {"parts": 6 - missing, "samples": 10_000}}, "out")
+    assert lines[-1] == said and not any("of other inputs" in line for line in lines)
+
+
 def test_a_run_with_nothing_to_do_says_so_and_an_incomplete_one_says_why():
     idle = RUN | {"units": {"input": 4, "committed": 0, "skipped": 4, "labelled": 0}, "speed": {"samples": 0}}
     assert closing_lines(idle, "out")[-1] == "nothing was left to do"

@@ -1,0 +1,64 @@
+"""Which units of a plan are committed, as the parts themselves tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from clip_transforms.job import Job
+from clip_transforms.label_part import stale_labels
+from clip_transforms.parts import reader
+from clip_transforms.run_settings import Settings
+from clip_transforms.shards.unit import Unit
+from schemas.provenance import Footer
+
+
+def committed_parts(
+    output: str, units: Sequence[Unit], footers: Mapping[str, Footer], fingerprint: str
+) -> dict[str, Counter]:
+    """Part → counts, of the units whose parts have this fingerprint and their stamp, and belong together.
+
+    Args:
+        output: URI of the dataset.
+        units: to look at.
+        footers: of the embeddings parts that are there.
+        fingerprint: of the dataset.
+    """
+    # Compared by digest, not by being there: a rejects part may have been replaced by hand, or belong to another unit.
+    rejects = reader.read_digests(output, "rejects", [unit.part for unit in units if unit.part in footers])
+    return {
+        unit.part: Counter(footer["counts"])
+        for unit in units
+        if (footer := footers.get(unit.part))
+        and footer["fingerprint"] == fingerprint
+        and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
+        and rejects.get(unit.part) == footer["digest"]
+    }
+
+
+def accepted(settings: Settings, units: Sequence[Unit], known: Mapping[str, Counter]) -> dict[str, Counter]:
+    """Of the committed parts of other shares those that may stay: a damaged shard is done again by its next run."""
+    return {
+        unit.part: counts
+        for unit in units
+        if (counts := known.get(unit.part)) is not None
+        and (settings.allow_damaged_shards or not counts["shards.rejected"])
+    }
+
+
+def accepted_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Counter]:
+    """The same of the dataset as it stands, where this run's taxonomies have their labels too.
+
+    Args:
+        job: the run.
+        siblings: units of other shares.
+    """
+    if not siblings:
+        return {}
+    here = reader.part_names(job.output, "embeddings")
+    footers = reader.read_footers(job.output, "embeddings", [unit.part for unit in siblings if unit.part in here])
+    known = committed_parts(job.output, siblings, footers, job.fingerprint)
+    found = accepted(job.settings, siblings, known)
+    made = {part: footers[part] for part in found}
+    stale = stale_labels(job.output, made, job.taxonomies, job.settings.top_labels)
+    return {part: counts for part, counts in found.items() if part not in stale}
