@@ -117,7 +117,7 @@ class DecodeAhead:
                 for item in items:
                     yield self._finish(item) if isinstance(item, _Waiting) else item
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
     def _room(self) -> int:
         return 0 if self._ceiling.measuring else MAX_AHEAD_BYTES

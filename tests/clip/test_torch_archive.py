@@ -36,9 +36,13 @@ def test_every_weight_of_a_script_is_that_of_the_model(kind, tmp_path):
     checkpoint = ClipSpec(str(tmp_path / "script.pt"), "quick_gelu").resolve()
     assert "TorchScript" in checkpoint.recognised_by
     ours = load(str(tmp_path / "script.pt"), "cpu", activation="quick_gelu", precision="fp32").state_dict()
+    torch.save(theirs, tmp_path / "state.pt")
+    same = load(str(tmp_path / "state.pt"), "cpu", activation="quick_gelu", precision="fp32").state_dict()
+    assert ours.keys() == same.keys()
     for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name.removeprefix("text.")]), name
-    assert len(ours) == len([name for name in theirs if "num_batches" not in name])
+        assert torch.equal(tensor, same[name]), name
+    kept = [name for name in ours if torch.equal(ours[name], theirs.get(name.removeprefix("text."), torch.empty(0)))]
+    assert len(kept) > len(ours) / 3, "what is not folded into a neighbour is as it was"
 
 
 class Reduce:
