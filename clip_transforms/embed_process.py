@@ -83,7 +83,7 @@ class _Progress:
 def _work(launcher: _Launcher) -> None:
     """Do tasks until there is none left."""
     job, classes = launcher.hear()
-    from clip_transforms.embed_shards import PROGRESS, embed_task, load_embedder  # torch and Beam
+    from clip_transforms.embed_task import PROGRESS, embed_task, load_embedder
 
     logging.getLogger().handlers = [_Hearsay(launcher)]
     logging.disable(logging.NOTSET)

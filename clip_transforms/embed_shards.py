@@ -1,16 +1,8 @@
-"""EmbedShards: shards → engine → parts. The plain function does the work of a task, the PTransform wires it."""
+"""EmbedShards: the pipeline round the work of `embed_task`: plan, tasks, results, and the end of the run."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
-import itertools
-import operator
-import os
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -18,26 +10,16 @@ from apache_beam.utils.shared import Shared
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.embed_classes import embed_classes, read_classifier
-from clip_transforms.job import Job, PlannedUnit, read_taxonomies, read_units
-from clip_transforms.label_part import label_part, labels_footer
-from clip_transforms.parts.reader import part_uri
-from clip_transforms.parts.writer import PartSettings, UnitWriter
+from clip_transforms.embed_classes import embed_classes
+from clip_transforms.embed_task import PROGRESS, embed_task, load_embedder
+from clip_transforms.job import Job, read_taxonomies
 from clip_transforms.processes import count_processes, embed_in_processes, gpus_for
 from clip_transforms.run_end import write_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from clip_transforms.run_settings import Settings
-from clip_transforms.run_summary import PartResult, RunSummary, versions
+from clip_transforms.run_summary import PartResult, RunSummary
 from clip_transforms.runner_options import check_processes, in_process, is_direct, workers_of
-from clip_transforms.shards.reader import read_unit
-from clip_transforms.shards.unit import ShardError, Unit
-from clip_transforms.worker_process import cores_of, end_with
-from schemas.embeddings import embeddings_schema
-from schemas.provenance import Footer
-
-# What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
-PROGRESS: Counter = Counter()
-MAX_WAITING_BYTES = 64 << 20  # embedded rows that wait for the writer
+from clip_transforms.worker_process import end_with
 
 
 class EmbedShards(beam.PTransform):
@@ -136,187 +118,3 @@ class _EmbedInProcesses(beam.DoFn):
 
     def process(self, _: str, classes: Mapping[str, str]) -> Iterator[PartResult]:
         yield from embed_in_processes(self._job, classes, PROGRESS)
-
-
-def load_embedder(job: Job) -> Any:
-    """The model of this process, on its share of the cores."""
-    import torch  # for those who embed
-
-    from clip_transforms.clip.checkpoints import load_checkpoint
-    from clip_transforms.engine.forward import Embedder
-
-    torch.set_num_threads(cores_of(job.launcher, job.workers))
-    spec = job.settings.model
-    return Embedder(load_checkpoint(job.checkpoint, spec.device, spec.precision), job.settings.batch_size)
-
-
-def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    """Do a range of units of the plan: `embed_shards` of those that are to be embedded, labels for others."""
-    pending = []
-    for planned in read_units(job, *task):
-        if planned.counts is None:
-            pending.append(planned.unit)
-        else:
-            yield _keep(planned, job, classes)
-    if pending:
-        yield from embed_shards(pending, job, embedder, classes)
-
-
-def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:
-    """A unit that is committed already; labels that it lacks are made from its embeddings."""
-    part = planned.unit.part
-    if planned.labels:
-        wanted = {name: classes[name] for name in planned.labels}
-        label_part(job.output, job.folder, part, wanted, label_footers(job), job.settings.top_labels)
-    PROGRESS["units"] += 1
-    counts = dict(planned.counts)
-    return PartResult(
-        part_uri(job.output, "embeddings", part),
-        counts,
-        {},
-        planned.obtained,
-        skipped=True,
-        labelled=bool(planned.labels),
-    )
-
-
-def label_footers(job: Job) -> dict[str, Footer]:
-    """Taxonomy → what its labels parts say besides what all parts of a unit say."""
-    return {name: labels_footer(name, digest, job.settings.top_labels) for name, digest in job.taxonomies.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _UnitEnd:
-    """What the reader says at the end of a unit."""
-
-    unit: int
-    samples: int
-    notes: Counter
-    error: ShardError | None
-
-
-def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    """Embed the units of a task and commit the part of each; the stages before writing run ahead, across units too.
-
-    Args:
-        units: to be done, all of them.
-        job: the run.
-        embedder: `engine.forward.Embedder`, the model of this process.
-        classes: taxonomy → URI of its class embeddings.
-    Yields:
-        A PartResult as soon as a unit is committed.
-    Raises:
-        BalanceError: if samples were lost.
-    """
-    from clip_transforms.engine.ahead import Ahead
-    from clip_transforms.engine.decode import DecodeAhead
-    from clip_transforms.engine.embed_batches import embed_batch
-
-    settings = _part_settings(job, embedder)
-    classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
-    seconds: Counter = Counter()
-    cores = cores_of(job.launcher, job.workers)
-    start = time.perf_counter()
-    decoded = DecodeAhead(
-        _read(units, job, embedder.batch_size),
-        embedder.model.preprocessing,
-        embedder.ceiling,
-        cores,
-        seconds,
-        job.settings.max_image_pixels,
-        pinned=embedder.model.device.type == "cuda",
-    )
-    embedded = Ahead(
-        embedder.forward(_watched(decoded), seconds),
-        "embed",
-        room=lambda: MAX_WAITING_BYTES,
-        size=lambda item: getattr(item, "num_bytes", 0),
-        seconds=seconds,
-    )
-    with contextlib.closing(iter(embedded)) as items:  # closed at once, also when something fails
-        for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
-            unit = units[place]
-            rows_of = functools.partial(
-                embed_batch,
-                shard=unit.shard,
-                schema=settings.embeddings_schema,
-                classifiers=classifiers,
-                top_labels=job.settings.top_labels,
-            )
-            with UnitWriter(settings, unit.part, _facts(unit)) as writer:
-                counts = _write_unit(of_unit, unit, writer, rows_of)
-            PROGRESS["units"] += 1
-            last = place == len(units) - 1
-            if last:
-                seconds |= {"task": time.perf_counter() - start, "decode / cores": seconds["decode"] / cores}
-                seconds["write"] = seconds["task"] - seconds["wait for embed"]
-            yield PartResult(
-                path=part_uri(job.output, "embeddings", unit.part),
-                counts=dict(counts),
-                seconds=dict(seconds) if last else {},
-                obtained=f"{embedder.model.precision} on {embedder.model.device.type}",
-                process=f"{os.uname().nodename}-{os.getpid()}",
-                ceiling=embedder.ceiling.rate,
-            )
-
-
-def _facts(unit: Unit) -> Footer:
-    return {"shard": unit.shard, "stamp": unit.stamp}
-
-
-def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, rows_of: Callable) -> Counter:
-    """Write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
-    from clip_transforms.engine.embed_batches import shard_reject
-
-    notes: Counter = Counter()
-    for item in items:
-        if isinstance(item, _UnitEnd):
-            if item.error:
-                writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
-            return writer.commit(item.samples, item.notes + notes)
-        batch = rows_of(item)
-        notes.update(batch.notes)
-        writer.write(batch.rows, batch.labels, batch.rejects, batch.absent)
-    raise AssertionError(f"the stream of {unit.shard} has no end mark")
-
-
-def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
-    """Count what is embedded, for a progress bar: captions and writing come later, many batches at a time."""
-    for item in decoded:
-        yield item
-        if not isinstance(item, _UnitEnd):
-            PROGRESS["samples"] += item.samples.num_rows
-            PROGRESS["bytes"] += item.samples.nbytes
-
-
-def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
-    """Batches of one unit after the other, each behind its place, and a mark at the end of each."""
-    for place, unit in enumerate(units):
-        samples, notes, error = 0, Counter(), None
-        try:
-            for batch in read_unit(unit, job.settings.reader, batch_size, notes, job.folder):
-                samples += batch.num_rows
-                yield place, batch
-        except ShardError as damage:
-            error = damage
-        yield _UnitEnd(place, samples, notes, error)
-
-
-def _part_settings(job: Job, embedder: Any) -> PartSettings:
-    """What all parts say of themselves: no time, host, path, thread or run."""
-    architecture = dataclasses.asdict(embedder.model.architecture)
-    provenance = {
-        "model_sha256": job.checkpoint.sha256,
-        "architecture": {**architecture, "vision_layers": str(architecture["vision_layers"])},
-        "embed_dim": embedder.model.embed_dim,
-        "activation": job.checkpoint.activation,
-        "preprocessing": job.fields["preprocessing"],
-        "tokenizer": job.fields["tokenizer"],
-        "precision": embedder.model.precision,
-        "device": embedder.model.device.type,
-        "batch_size": embedder.batch_size,
-        "versions": versions(),
-    }
-    footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}
-    schema = embeddings_schema(job.settings.embedding_dtype, job.settings.reader.columns)
-    return PartSettings(job.output, job.folder, schema, footer, label_footers(job), job.other_taxonomies)

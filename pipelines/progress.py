@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from clip_transforms.embed_shards import PROGRESS
+from clip_transforms.embed_task import PROGRESS
 from clip_transforms.parts.reader import part_names
 from clip_transforms.run_plan import RunPlan
 

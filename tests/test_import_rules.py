@@ -77,6 +77,11 @@ def test_the_tree_has_the_places_that_the_rules_name():
     assert all(any(place_of(module_of(path)) == place for path in FILES) for place in ALLOWED)
 
 
+def test_a_process_of_several_imports_no_beam():
+    code = "import sys, clip_transforms.embed_process, clip_transforms.embed_task; sys.exit('apache_beam' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
 def test_importing_the_launcher_imports_no_torch_and_prints_nothing():
     """One after the other in one process: what torch is not imported by together, it is not by any alone."""
     modules = ["clip_transforms", "clip_transforms.clip", "clip_transforms.run_plan", "pipelines.embed"]

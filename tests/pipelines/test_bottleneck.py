@@ -6,7 +6,7 @@ import time
 import pytest
 from conftest import make_tar
 
-from clip_transforms import embed_shards
+from clip_transforms import embed_task
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.engine import decode
 from clip_transforms.storage import writing
@@ -20,8 +20,8 @@ def slow_disk(monkeypatch):
             time.sleep(SECONDS)
             yield batch
 
-    original = embed_shards.read_unit
-    monkeypatch.setattr(embed_shards, "read_unit", slow)
+    original = embed_task.read_unit
+    monkeypatch.setattr(embed_task, "read_unit", slow)
 
 
 def slowed(owner, name):

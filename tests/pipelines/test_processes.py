@@ -17,7 +17,7 @@ from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
 from test_runners import alive, assert_same, children, wait_for
 
 from clip_transforms import embed_process, processes, worker_process
-from clip_transforms.embed_shards import PROGRESS
+from clip_transforms.embed_task import PROGRESS
 from clip_transforms.job import Job
 from clip_transforms.run_summary import PartResult
 from clip_transforms.runner_options import check_processes

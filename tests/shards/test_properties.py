@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reading import read
 
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.embed_shards import embed_shards
+from clip_transforms.embed_task import embed_shards
 from clip_transforms.job import read_units
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import plan_run
