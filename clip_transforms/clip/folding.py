@@ -10,7 +10,7 @@ from torch import nn
 from clip_transforms.clip.modified_resnet import Bottleneck, ModifiedResNet
 from clip_transforms.clip.transformer import QuickGELU, ResidualAttentionBlock
 
-Read = Callable[[str], torch.Tensor]  # name of a tensor → it, in float32
+Read = Callable[[str], torch.Tensor]  # name of a tensor → a copy of it, in float32
 
 
 def fold(model: nn.Module) -> dict[str, Callable[[Read], torch.Tensor]]:
@@ -40,7 +40,7 @@ def fold(model: nn.Module) -> dict[str, Callable[[Read], torch.Tensor]]:
 
 
 def _scaled(name: str, factor: float) -> dict[str, Callable[[Read], torch.Tensor]]:
-    return {name: lambda read: read(name) * factor}
+    return {name: lambda read: read(name).mul_(factor)}
 
 
 def _without_norm(parent: nn.Module, conv: str, norm: str, place: str) -> dict[str, Callable[[Read], torch.Tensor]]:
@@ -54,7 +54,7 @@ def _without_norm(parent: nn.Module, conv: str, norm: str, place: str) -> dict[s
         return read(f"{place}.{norm}.weight") / (read(f"{place}.{norm}.running_var") + eps).sqrt()
 
     def weight(read: Read) -> torch.Tensor:
-        folded = read(f"{place}.{conv}.weight") * factor(read)[:, None, None, None]
+        folded = read(f"{place}.{conv}.weight").mul_(factor(read)[:, None, None, None])
         return folded.contiguous(memory_format=torch.channels_last)
 
     def bias(read: Read) -> torch.Tensor:
