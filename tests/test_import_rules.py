@@ -78,7 +78,9 @@ def test_the_tree_has_the_places_that_the_rules_name():
 
 
 def test_a_process_of_several_imports_no_beam():
-    code = "import sys, clip_transforms.embed_process, clip_transforms.embed_task; sys.exit('apache_beam' in sys.modules)"
+    code = (
+        "import sys, clip_transforms.embed_process, clip_transforms.embed_task; sys.exit('apache_beam' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 

@@ -51,7 +51,8 @@ def _without_norm(parent: nn.Module, conv: str, norm: str, place: str) -> dict[s
     setattr(parent, norm, nn.Identity())
 
     def factor(read: Read) -> torch.Tensor:
-        return read(f"{place}.{norm}.weight") / (read(f"{place}.{norm}.running_var") + eps).sqrt()
+        # In the order of the batch norm itself, so that it is the same number.
+        return 1 / (read(f"{place}.{norm}.running_var") + eps).sqrt() * read(f"{place}.{norm}.weight")
 
     def weight(read: Read) -> torch.Tensor:
         folded = read(f"{place}.{conv}.weight").mul_(factor(read)[:, None, None, None])

@@ -38,7 +38,9 @@ def build(published_class, name):
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             if key.endswith("bn3.weight"):
-                tensor.uniform_(0.1, 0.2)  # published as zero, which would switch most of the network off
+                # Published as zero, which would switch most of the network off. With twice as much the fp32 pass of
+                # the published RN50x64 is itself 1e-5 away from its fp64 pass, so that no other could be compared.
+                tensor.uniform_(0.05, 0.1)
             elif key.endswith("bias"):
                 tensor.normal_(0, 0.05)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
