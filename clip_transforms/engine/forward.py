@@ -172,10 +172,16 @@ def _is_full(window: Sequence[DecodedBatch]) -> bool:
 
 
 def _by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Places, shortest first, in groups of at most `most` tokens, padding included."""
+    """Places, shortest first, in groups of at most `most` tokens, padding included.
+
+    A group that is large enough to keep the device busy, a quarter of `most`, takes no longer ones in, so that it has
+    little padding.
+    """
     group: list[int] = []
     for place in np.argsort(lengths, kind="stable").tolist():
-        if group and (len(group) + 1) * lengths[place] > most:
+        shortest = lengths[group[0]] if group else 0
+        is_busy = len(group) * shortest >= most // 4
+        if group and ((len(group) + 1) * lengths[place] > most or (is_busy and lengths[place] > shortest)):
             yield group
             group = []
         group.append(place)

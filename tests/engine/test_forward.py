@@ -87,6 +87,14 @@ def test_captions_of_a_length_go_together_and_a_group_has_no_more_tokens_than_a_
     assert shapes[0][0] > 4, "short captions go many at a time"
 
 
+def test_a_group_that_is_large_enough_has_no_padding():
+    lengths = [5] * 40 + [6] * 10 + [7] * 7 + [30] * 3
+    groups = list(forward_module._by_length(lengths, 400))
+    assert sorted(place for group in groups for place in group) == list(range(60))
+    assert [sorted({lengths[place] for place in group}) for group in groups] == [[5], [6, 7], [30]]
+    assert [len(group) for group in groups] == [40, 17, 3]
+
+
 def test_a_window_ends_with_its_unit_so_that_a_unit_does_not_depend_on_the_others(model):
     one, two = batch([SHORT, LONG]), batch([SHORT, "a dog"])
     together, calls = run(model, [(0, one), "end of 0", (1, two), "end of 1"])
