@@ -27,7 +27,7 @@ from schemas.provenance import Footer
 
 # What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
 PROGRESS: Counter = Counter()
-MAX_WAITING_BYTES = 64 << 20  # embedded rows that wait for the writer
+MAX_WAITING_BYTES = 16 << 20  # embedded rows that wait for the writer
 
 
 def load_embedder(job: Job) -> Any:
