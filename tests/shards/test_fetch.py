@@ -1,4 +1,4 @@
-"""What a listing may fetch: nothing outside its fence, by no path, link, redirect, name or address."""
+"""What a listing fetches over HTTP: in order, tried again where that helps, held to its fence."""
 
 import contextlib
 import http.server
@@ -14,7 +14,7 @@ from reading import read
 
 from clip_transforms.shards import fence as fence_module
 from clip_transforms.shards import fetch
-from clip_transforms.shards.fence import Fence, FenceError, is_public
+from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.unit import ReaderOptions
 
 
@@ -44,147 +44,6 @@ def fetched(folder, tmp_path, *uris, **options):
 @pytest.mark.parametrize("uri", ["a.jpg", "./a.jpg", "sub/../a.jpg", "{}/a.jpg", "file://{}/a.jpg", "inner.jpg"])
 def test_what_lies_below_the_listing_is_read(uri, listed, tmp_path):
     assert fetched(listed, tmp_path, uri.format(listed)) == [b"inside"]
-
-
-OUTSIDE = [
-    "../secret.jpg",
-    "sub/../../secret.jpg",
-    "{parent}/secret.jpg",
-    "file://{parent}/secret.jpg",
-    "FILE://{parent}/secret.jpg",
-    "../listed-too/secret.jpg",
-    "link.jpg",
-    "up/secret.jpg",
-    "/etc/passwd",
-    "//etc/passwd",
-    "/proc/self/environ",
-    ".",
-    "s3://bucket/a.jpg",
-    "memory://a.jpg",
-    "github://org:repo@/a.jpg",
-    "simplecache::file://{parent}/secret.jpg",
-    "zip://a.jpg::{parent}/x.zip",
-    "http://127.0.0.1/a.jpg",
-    "ftp://127.0.0.1/a.jpg",
-]
-
-
-@pytest.mark.parametrize("uri", OUTSIDE)
-def test_what_lies_outside_is_a_reject(uri, listed, tmp_path):
-    found = fetched(listed, tmp_path, uri.format(parent=listed.parent))
-    # A path that is none, such as `simplecache::…`, is looked for in the folder and not found.
-    assert found == ["not fetched" if "::" in uri and not uri.startswith("zip") else "not allowed"]
-
-
-@pytest.mark.parametrize("name", ["pipe.jpg", "sub", "gone.jpg", "a.jpg/b", "x" * 5000])
-def test_what_is_no_file_is_a_reject_and_waits_for_nothing(name, listed, tmp_path):
-    assert fetched(listed, tmp_path, name) == ["not fetched"]
-
-
-def test_a_name_with_a_nul_is_a_reject(listed, tmp_path):
-    assert fetched(listed, tmp_path, "a\0.jpg") == ["not allowed"]
-
-
-def test_a_prefix_permits_its_folder_and_no_neighbour(listed, tmp_path):
-    uris = ("../secret.jpg", "../listed-too/secret.jpg", "link.jpg")
-    assert fetched(listed, tmp_path, *uris, allow_uri=(str(tmp_path / "listed-too"),)) == [
-        "not allowed",
-        b"secret",
-        "not allowed",
-    ]
-    assert fetched(listed, tmp_path, *uris, allow_uri=(f"file://{tmp_path}/",)) == [b"secret"] * 3
-
-
-@pytest.mark.parametrize(
-    "prefix, uri, allowed",
-    [
-        ("https://a.com/img/", "https://a.com/img/x.jpg", True),
-        ("https://a.com/img", "https://A.com:443/img/x.jpg?size=1#f", True),
-        ("https://a.com", "https://a.com/x.jpg", True),
-        ("https://", "https://b.org/x.jpg", True),
-        ("https://a.com", "https://a.com/File::x.jpg?of=b::c", True),
-        ("http://[2001:db8::1]", "http://[2001:db8::1]/x.jpg", True),
-        ("http://[2001:db8::1]", "http://[2001:db8::2]/x.jpg", False),
-        ("https://a.com/img", "https://a.com/img-secret/x.jpg", False),
-        ("https://a.com/img", "https://a.com/img/../x.jpg", False),
-        ("https://a.com/img", "https://a.com/img/%2e%2E/x.jpg", False),
-        ("https://a.com/img", "https://a.com/img/..%2fx.jpg", False),
-        ("https://a.com/img", "https://a.com/img\\..\\x.jpg", False),
-        ("https://a.com", "https://a.com.evil.org/x.jpg", False),
-        ("https://a.com", "https://a.com@evil.org/x.jpg", False),
-        ("https://a.com", "https://evil.org/a.com/x.jpg", False),
-        ("https://a.com", "https://a.com:8443/x.jpg", False),
-        ("https://a.com", "http://a.com/x.jpg", False),
-        ("https://a.com", "ftp://a.com/x.jpg", False),
-        ("https://a.com", "https://[a.com/x.jpg", False),
-        ("https://a.com", "https://a.com:port/x.jpg", False),
-        ("https://a.com", "https:///x.jpg", False),
-        ("https://", "http://b.org/x.jpg", False),
-        ("https://", "https://user:word@b.org/x.jpg", False),
-        ("s3://bucket/img", "s3://bucket/img/x.jpg", True),
-        ("s3://bucket/img", "s3://bucket/image.jpg", False),
-        ("s3://bucket/img", "s3://bucket2/img/x.jpg", False),
-        ("s3://bucket", "zip://x.jpg::s3://bucket/x.zip", False),
-    ],
-)
-def test_which_uris_a_prefix_permits(prefix, uri, allowed):
-    fence = Fence("/nowhere", (prefix,))
-    if allowed:
-        assert fence.resolve(uri) == uri
-    else:
-        with pytest.raises(FenceError):
-            fence.resolve(uri)
-
-
-def test_a_listing_of_an_object_store_reaches_no_file_of_this_machine():
-    fence = Fence("s3://bucket/lists", ())
-    assert fence.resolve("a.jpg") == "s3://bucket/lists/a.jpg"
-    for uri in ("/etc/passwd", "file:///etc/passwd", "../a.jpg", "a/../../b.jpg", "s3://other/a.jpg"):
-        with pytest.raises(FenceError):
-            fence.resolve(uri)
-
-
-@pytest.mark.parametrize("secret", ["https://a.com/x.jpg?token=SECRET", "https://me:SECRET@a.com/x.jpg"])
-def test_no_message_holds_what_may_be_a_secret(secret):
-    with pytest.raises(FenceError) as caught:
-        Fence("/nowhere", ("https://b.com",)).resolve(secret)
-    assert "SECRET" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "address, public",
-    [
-        ("8.8.8.8", True),
-        ("2606:4700::1111", True),
-        ("127.0.0.1", False),
-        ("10.1.2.3", False),
-        ("192.168.0.1", False),
-        ("172.16.0.1", False),
-        ("169.254.169.254", False),
-        ("100.64.0.1", False),
-        ("0.0.0.0", False),
-        ("224.0.0.1", False),
-        ("255.255.255.255", False),
-        ("::1", False),
-        ("::", False),
-        ("fe80::1%eth0", False),
-        ("fc00::1", False),
-        ("ff02::1", False),
-        ("::ffff:127.0.0.1", False),
-        ("::ffff:8.8.8.8", True),
-        ("2002:7f00:1::", False),
-        ("64:ff9b::7f00:1", False),
-        ("64:ff9b::a9fe:a9fe", False),
-        ("64:ff9b:1::7f00:1", False),
-        ("::127.0.0.1", False),
-        ("fec0::1", False),
-    ],
-)
-def test_which_addresses_are_public(address, public):
-    assert is_public(address) is public
-
-
-# Over HTTP, from a server of this test.
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
