@@ -225,3 +225,19 @@ def files_of(output):
     kinds = ("embeddings", "labels", "rejects")
     paths = [path for kind in kinds for path in (output / kind).rglob("*.parquet")]
     return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A listing's folder, and things outside of it that a hostile listing would like to read."""
+    folder = tmp_path / "listed"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"inside")
+    (tmp_path / "listed-too").mkdir()
+    for place in (tmp_path / "secret.jpg", tmp_path / "listed-too" / "secret.jpg"):
+        place.write_bytes(b"secret")
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "inner.jpg").symlink_to(folder / "a.jpg")
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.jpg")
+    return folder

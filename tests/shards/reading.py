@@ -32,3 +32,11 @@ def read(path, tmp_path, options=None, batch_size=3):
         except ShardError as error:
             errors.append((error.reason, str(error)))
     return rows, dict(notes), errors
+
+
+def fetched(folder, tmp_path, *uris, **options):
+    """What a listing of these URIs gives: bytes, or the reason of a reject, a URI."""
+    (folder / "l.csv").write_text("\n".join(["uri", *uris]))
+    rows, _, errors = read(folder / "l.csv", tmp_path, ReaderOptions(**options))
+    assert not errors and len(rows) == len(uris)
+    return [row["image"] or row["image_reject"]["reason"] for row in rows]

@@ -1,7 +1,7 @@
 """What a listing may name: nothing outside its fence, by no path, link or address."""
 
 import pytest
-from test_fetch import fetched
+from reading import fetched
 
 from clip_transforms.shards.fence import Fence, FenceError, is_public
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import os
 import socket
 import threading
 import time
@@ -10,35 +9,11 @@ from collections import Counter
 
 import pytest
 from conftest import picture
-from reading import read
+from reading import fetched
 
 from clip_transforms.shards import fence as fence_module
 from clip_transforms.shards import fetch
 from clip_transforms.shards.fence import Fence
-from clip_transforms.shards.unit import ReaderOptions
-
-
-@pytest.fixture
-def listed(tmp_path):
-    """A listing's folder, and things outside of it that a hostile listing would like to read."""
-    folder = tmp_path / "listed"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(b"inside")
-    (tmp_path / "listed-too").mkdir()
-    for place in (tmp_path / "secret.jpg", tmp_path / "listed-too" / "secret.jpg"):
-        place.write_bytes(b"secret")
-    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    (folder / "inner.jpg").symlink_to(folder / "a.jpg")
-    (folder / "up").symlink_to(tmp_path)
-    os.mkfifo(folder / "pipe.jpg")
-    return folder
-
-
-def fetched(folder, tmp_path, *uris, **options):
-    (folder / "l.csv").write_text("\n".join(["uri", *uris]))
-    rows, _, errors = read(folder / "l.csv", tmp_path, ReaderOptions(**options))
-    assert not errors and len(rows) == len(uris)
-    return [row["image"] or row["image_reject"]["reason"] for row in rows]
 
 
 @pytest.mark.parametrize("uri", ["a.jpg", "./a.jpg", "sub/../a.jpg", "{}/a.jpg", "file://{}/a.jpg", "inner.jpg"])
