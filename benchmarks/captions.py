@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.forward import published
 from benchmarks.inputs import architecture_of, web_captions
 from benchmarks.machine import interleaved, print_facts
+from benchmarks.published import published
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.model_spec import PRECISIONS

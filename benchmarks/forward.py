@@ -8,18 +8,16 @@ pads captions to 77 tokens; ours gets the same here, see `benchmarks.captions` f
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import statistics
 import tempfile
-import types
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import interleaved, matrix_rate, median_ratio, print_facts
-from clip_transforms.clip.architectures import PUBLISHED, Architecture
+from benchmarks.published import published
+from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import PRECISIONS
 
@@ -97,32 +95,6 @@ def flop(run, batch: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         run(batch)
     return counter.get_total_flops()
-
-
-def published(a: Architecture) -> torch.nn.Module:
-    """A model of the published class, with its own random weights."""
-    model = published_module().CLIP(
-        embed_dim=a.embed_dim,
-        image_resolution=a.image_side,
-        vision_layers=a.vision_layers,
-        vision_width=a.vision_width,
-        vision_patch_size=a.patch_size,
-        context_length=a.context_length,
-        vocab_size=a.vocab_size,
-        transformer_width=a.text_width,
-        transformer_heads=a.text_heads,
-        transformer_layers=a.text_layers,
-    )
-    return model.eval()
-
-
-def published_module() -> types.ModuleType:
-    """`model.py` of openai-clip, loaded by path: the package itself needs torchvision."""
-    path = next(f.locate() for f in importlib.metadata.files("openai-clip") or [] if f.name == "model.py")
-    spec = importlib.util.spec_from_file_location("published_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from benchmarks.forward import published, published_module
+from benchmarks.published import published, published_module
 from clip_transforms.clip.architectures import PUBLISHED, Architecture
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import DEMO
@@ -130,7 +130,7 @@ def random_checkpoint(folder: Path, model: str) -> Path:
     """Random weights of the published initialisation, in the precisions of the published files."""
     torch.manual_seed(0)
     theirs = published(architecture_of(model))
-    published_module().convert_weights(theirs)
+    published_module("model").convert_weights(theirs)
     path = folder / "random.pt"
     torch.save(theirs.state_dict(), path)
     return path

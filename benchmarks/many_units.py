@@ -15,6 +15,7 @@ from typing import Any
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.parts.reader import part_uri, read_footer
 from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
+from clip_transforms.run_begin import begin_run
 from clip_transforms.run_plan import plan_run
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards.unit import Unit
@@ -70,7 +71,7 @@ def commit_all(root: Path, argv: list[str]) -> None:
     (part,) = (unit.part for unit in plan.units if unit.uri == str(first))
     made = read_footer(part_uri(str(one), "embeddings", part))
     footer = {"fingerprint": made["fingerprint"], "provenance": made["provenance"]}
-    job, folder = plan.begin(1, ())
+    job, folder = begin_run(plan, 1, ())
     with folder:
         make_folders(job.output, [])
         with multiprocessing.get_context("fork").Pool() as pool:

@@ -14,6 +14,7 @@ from clip_transforms.embed_classes import embed_classes
 from clip_transforms.embed_task import PROGRESS, embed_task, load_embedder
 from clip_transforms.job import Job, read_taxonomies
 from clip_transforms.processes import count_processes, embed_in_processes, gpus_for
+from clip_transforms.run_begin import begin_run
 from clip_transforms.run_end import write_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from clip_transforms.run_settings import Settings
@@ -65,7 +66,7 @@ class EmbedShards(beam.PTransform):
         gpus = gpus_for(plan.settings.model.device)
         processes = count_processes(plan.settings.processes, gpus, plan.pending) if in_process(options) else 1
         workers = max(processes, workers_of(options))
-        job, self.run_folder = plan.begin(workers, self._command, detached=not is_direct(options))
+        job, self.run_folder = begin_run(plan, workers, self._command, not is_direct(options))
         self.run = job.run
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
         start = pipeline | "Plan" >> beam.Create([job.plan_uri])

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
 import posixpath
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.committed import accepted, committed_parts
-from clip_transforms.job import PLAN, Job
 from clip_transforms.label_part import stale_labels
 from clip_transforms.parts import reader
-from clip_transforms.parts.counts import add, has_rejects
+from clip_transforms.parts.counts import has_rejects
 from clip_transforms.parts.fingerprint import check_same, fingerprint
-from clip_transforms.parts.run_folder import RunFolder, new_run_id
 from clip_transforms.parts.run_manifest import (
     OutputError,
     check_taxonomies,
-    clear_success,
     read_dataset,
-    without_secrets,
-    write_dataset,
 )
-from clip_transforms.parts.writer import make_folders
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards.plan import RowList, plan_units
 from clip_transforms.shards.unit import Unit
@@ -78,79 +64,6 @@ class RunPlan:
     def pending(self) -> int:
         """How many units are still to be embedded."""
         return len(self.units) - len(self.committed)
-
-    def begin(self, workers: int, command: Sequence[str], detached: bool = False) -> tuple[Job, RunFolder]:
-        """Write the plan beside the output, and hold its folder.
-
-        Args:
-            workers: that the runner's options name.
-            command: as it was typed, for run.json.
-            detached: whether the run goes on without this process.
-        Raises:
-            FingerprintError: if another run began meanwhile, with other settings.
-        """
-        run = new_run_id()
-        folder = RunFolder(self.settings.output, run, detached)
-        try:
-            with folder.alone():
-                return self._write(folder, run, workers, command), folder
-        except BaseException:
-            folder.close()
-            raise
-
-    def _write(self, folder: RunFolder, run: str, workers: int, command: Sequence[str]) -> Job:
-        settings = self.settings
-        made = read_dataset(settings.output)
-        digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
-        if made is not None and not settings.overwrite:  # again: another run may have begun since this was planned
-            check_same(settings.output, made["settings"], self.fields)
-            check_taxonomies(settings.output, made, digests)
-        taxonomies = {**(made["taxonomies"] if made else {}), **digests}
-        if made is None or made["settings"] != self.fields or made["taxonomies"] != taxonomies:
-            write_dataset(settings.output, self.fields, settings.model.location, taxonomies, folder.uri)
-        make_folders(settings.output, [taxonomy.name for taxonomy in settings.taxonomies])
-        if self.pending or self.stale or self.obsolete or self.waiting:
-            clear_success(settings.output)
-        pending = {unit.part for unit in self.units if unit.part not in self.committed}
-        for name in sorted({unit.uri for unit in self.units if unit.part in pending and unit.uri in self.lists}):
-            _write_list(folder.uri, name, self.lists[name], pending)
-        taxonomies = {taxonomy.name: taxonomy.to_json() for taxonomy in settings.taxonomies}
-        storage.write_bytes(storage.join(folder.uri, "taxonomies.json"), json.dumps(taxonomies).encode(), folder.uri)
-        storage.write_bytes(storage.join(folder.uri, "obsolete.json"), json.dumps(self.obsolete).encode(), folder.uri)
-        job = Job(
-            settings=dataclasses.replace(settings, taxonomies=()),
-            run=run,
-            folder=folder.uri,
-            checkpoint=self.checkpoint,
-            fields=self.fields,
-            taxonomies={taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies},
-            other_taxonomies=sorted(reader.taxonomy_names(settings.output) - {t.name for t in settings.taxonomies}),
-            units=len(self.units),
-            siblings=len(self.siblings),
-            pending=self.pending,
-            unlabelled=len(self.stale),
-            workers=workers,
-            others=add(footer["counts"] for footer in self.others.values()),
-            other_parts=len(self.others),
-            command=without_secrets(command),
-            launcher=os.getpid(),
-            started=time.time(),
-        )
-        _write_table(folder.uri, "plan.parquet", self._table())
-        return job
-
-    def _table(self) -> pa.Table:
-        """The plan, in the order that `Job` describes."""
-        units = [*sorted(self.units, key=lambda unit: unit.part in self.committed), *self.siblings]
-        parts = [unit.part for unit in units]
-        counts = {part: json.dumps(counts) for part, counts in self.committed.items()}
-        columns = {
-            **{f.name: [getattr(unit, f.name) for unit in units] for f in dataclasses.fields(Unit)},
-            "counts": [counts.get(part) for part in parts],
-            "labels": [self.stale.get(part, []) for part in parts],
-            "obtained": [self.obtained.get(part, "") for part in parts],
-        }
-        return pa.table(columns, schema=PLAN)
 
 
 def plan_run(settings: Settings) -> RunPlan:
@@ -301,23 +214,3 @@ def _refuse_half_a_taxonomy(
                 f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "
                 f"python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of them anew"
             )
-
-
-def _write_list(folder: str, name: str, rows: RowList, wanted: Container[str]) -> None:
-    """Write a list beside the plan, one row group at a time: it may be larger than memory."""
-    handle, local = tempfile.mkstemp(dir=folder if storage.is_local(folder) else None)
-    os.close(handle)
-    try:
-        with pq.ParquetWriter(local, rows.schema) as writer:
-            for table in rows.tables(wanted):
-                writer.write_table(table)
-        storage.commit_file(local, storage.join(folder, name))
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # it was moved
-            os.unlink(local)
-
-
-def _write_table(folder: str, name: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    storage.write_bytes(storage.join(folder, name), sink.getvalue().to_pybytes(), folder)

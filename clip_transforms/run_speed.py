@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+_TELLING_SECONDS = 10.0
 # Bottleneck → what helps: a flag of ours, or hardware.
 _HINTS = {
     "the model": "a GPU makes it faster, and more machines or --units share it out",
@@ -31,7 +32,8 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
     The time of the thread that feeds the model is split whole: it runs the model (`forward`), waits for a batch to be
     read, waits for its pictures to be decoded, or waits for the writer; the largest share names the bottleneck.
     `bound` is the share of the ceiling that decoding on the same cores leaves: forward / (forward + decode core-seconds
-    / cores). With several processes there is no ceiling, only the stages' shares.
+    / cores). With several processes there is no ceiling, only the stages' shares. A run of a few batches and seconds is
+    all beginning, and names no bottleneck.
 
     Args:
         summary: of the run.
@@ -42,16 +44,16 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
         return {"samples": 0, "seconds": stages}
     alone = len(summary.processes) == 1
     rate = summary.fresh / (summary.seconds["task"] if alone else elapsed)
-    bottleneck = _bottleneck(summary.seconds)
-    on_gpu = bottleneck == "the model" and any("cuda" in obtained for obtained in summary.obtained)
     content = {
         "samples": summary.fresh,
         "samples_per_second": round(rate, 2),
-        "bottleneck": bottleneck,
-        "hint": _HINTS[f"{bottleneck}, on a GPU" if on_gpu else bottleneck],
         "processes": len(summary.processes),
         "seconds": stages,
     }
+    if not alone or summary.ceiling or summary.seconds["task"] >= _TELLING_SECONDS:
+        bottleneck = _bottleneck(summary.seconds)
+        on_gpu = bottleneck == "the model" and any("cuda" in obtained for obtained in summary.obtained)
+        content |= {"bottleneck": bottleneck, "hint": _HINTS[f"{bottleneck}, on a GPU" if on_gpu else bottleneck]}
     if alone and summary.ceiling:
         forward = summary.fresh / summary.ceiling
         decode = summary.seconds["decode / cores"]

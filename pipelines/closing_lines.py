@@ -70,7 +70,9 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
         if speed["samples_per_second"] < 1000
         else (f"{speed['samples_per_second']:,.0f} pairs/s")
     )
-    verdict = f"{speed['bottleneck']} is the bottleneck"
+    verdict = "too short a run to tell what held it back"
+    if "bottleneck" in speed:
+        verdict = f"{speed['bottleneck']} is the bottleneck: {speed['hint']}"
     if "ceiling" in speed:
         reached, bound = f"{speed['fraction_of_ceiling']:.0%}", f"{speed['bound']:.0%}"
         if round(speed["fraction_of_ceiling"], 2) <= round(speed["bound"], 2):
@@ -85,7 +87,7 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
         shares = {k: v for k, v in speed["seconds"].items() if k in ("read", "decode", "forward", "write")}
         total = sum(shares.values()) or 1
         rate += f" with several processes ({', '.join(f'{k} {v / total:.0%}' for k, v in shares.items())})"
-    return f"{rate}; {verdict}: {speed['hint']}"
+    return f"{rate}; {verdict}"
 
 
 def count(number: int, word: str) -> str:

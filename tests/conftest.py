@@ -1,7 +1,5 @@
 """Fixtures: small real checkpoints from the published model's own class, and small real shards."""
 
-import importlib.metadata
-import importlib.util
 import io
 import json
 import logging
@@ -16,21 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.published import published_module
+
 # No test leaves this machine; whatever asks a hub or a cache must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Torch's threads spin while they wait for each other; where other processes want the cores too, as in tests that start
 # some, small models then take five times as long. Nothing that is computed depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def published_module(name):
-    """`model.py` or `simple_tokenizer.py` of openai-clip, loaded by path: the package itself needs torchvision."""
-    path = next(f.locate() for f in importlib.metadata.files("openai-clip") if f.name == f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"published_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def published_model(kind, seed):

@@ -4,9 +4,9 @@ import gc
 
 import pytest
 import torch
-from conftest import published_module
 from test_model import CAPTIONS, assert_close, published_embeddings, unlike_pictures
 
+from benchmarks.published import published
 from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.checkpoints import load
 
@@ -14,26 +14,10 @@ from clip_transforms.clip.checkpoints import load
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="module")
-def published_class():
-    return published_module("model").CLIP
-
-
-def build(published_class, name):
+def build(name):
     a = PUBLISHED[name].architecture
     torch.manual_seed(0)
-    model = published_class(
-        embed_dim=a.embed_dim,
-        image_resolution=a.image_side,
-        vision_layers=a.vision_layers,
-        vision_width=a.vision_width,
-        vision_patch_size=a.patch_size,
-        context_length=a.context_length,
-        vocab_size=a.vocab_size,
-        transformer_width=a.text_width,
-        transformer_heads=a.text_heads,
-        transformer_layers=a.text_layers,
-    )
+    model = published(a).train()
     pixels = unlike_pictures(8, a.image_side, 0)
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
@@ -55,8 +39,8 @@ def build(published_class, name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_model_at_full_size_gives_the_published_vectors(name, published_class, tmp_path):
-    theirs, pixels = build(published_class, name)
+def test_a_published_model_at_full_size_gives_the_published_vectors(name, tmp_path):
+    theirs, pixels = build(name)
     images, captions = published_embeddings(theirs, pixels, CAPTIONS)
     scale = theirs.logit_scale.exp().item()
     torch.save(theirs.state_dict(), tmp_path / "model.pt")

@@ -125,6 +125,15 @@ def test_the_bottleneck_is_the_stage_with_the_largest_wait_behind_it(slow, name,
     assert found["bottleneck"] == name and hint in found["hint"]
 
 
+def test_a_run_of_a_few_batches_and_seconds_names_no_bottleneck():
+    figures = {"task": 0.3, "wait for read": 0.2}
+    short = speed(summary(figures), 1.0)
+    assert "bottleneck" not in short and "hint" not in short
+    assert closing_lines(RUN | {"speed": short}, "out")[-1] == "333 pairs/s; too short a run to tell what held it back"
+    for telling in (summary(figures, ceiling=500.0), summary(figures | {"task": 10.5, "wait for read": 10.2})):
+        assert speed(telling, 1.0)["bottleneck"] == "reading"
+
+
 def summary(seconds, ceiling=None):
     result = PartResult("p", {"samples": 100}, seconds, "fp32 on cpu", process="a", ceiling=ceiling)
     return RunSummary.of(result)

@@ -187,15 +187,16 @@ def test_a_run_planned_before_another_began_stops_too(tmp_path, tiny_checkpoint)
     import dataclasses
 
     from clip_transforms import ClipSpec
+    from clip_transforms.run_begin import begin_run
     from clip_transforms.run_plan import plan_run
     from clip_transforms.run_settings import Settings
 
     make_tar(tmp_path / "a.tar", 2)
     settings = Settings((str(tmp_path / "a.tar"),), str(tmp_path / "out"), ClipSpec(tiny_checkpoint))
     early, late = plan_run(settings), plan_run(dataclasses.replace(settings, embedding_dtype="float16"))
-    _, folder = early.begin(1, ())
+    _, folder = begin_run(early, 1, ())
     with pytest.raises(ValueError, match="embedding_dtype"):
-        late.begin(1, ())
+        begin_run(late, 1, ())
     folder.close()
     assert not (tmp_path / "out" / "_temporary").exists()
 

@@ -66,15 +66,13 @@ def test_what_vanished_stays_in_the_dataset_and_out_of_the_run(embed, tmp_path):
 
 
 def test_a_source_that_vanishes_while_the_run_goes_is_a_reject_and_its_next_run_mends_it(embed, tmp_path, monkeypatch):
-    from clip_transforms import run_plan
+    from clip_transforms import embed_shards
 
     out, b = tmp_path / "out", tmp_path / "b.tar"
     make_tar(tmp_path / "a.tar", 2), make_tar(b, 3, first=20)
-    begin = run_plan.RunPlan.begin
+    begin = embed_shards.begin_run
     with monkeypatch.context() as patch:
-        patch.setattr(
-            run_plan.RunPlan, "begin", lambda *args, **kwargs: b.rename(tmp_path / "x") and begin(*args, **kwargs)
-        )
+        patch.setattr(embed_shards, "begin_run", lambda *args: b.rename(tmp_path / "x") and begin(*args))
         assert embed(tmp_path / "a.tar", b, output=out) == 3
     (reject,) = rows_of(out, "rejects")
     assert (reject["modality"], reject["reason"]) == ("shard", "vanished")

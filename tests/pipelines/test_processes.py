@@ -202,17 +202,17 @@ def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inp
 def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_one(
     embed, inputs, tmp_path, tiny_checkpoint, monkeypatch
 ):
-    from clip_transforms import run_plan
+    from clip_transforms import embed_shards
 
-    said, begin = [], run_plan.RunPlan.begin
+    said, begin = [], embed_shards.begin_run
 
-    def spoil(self, *args, **kwargs):
-        result = begin(self, *args, **kwargs)
-        with open(self.checkpoint.files[0], "r+b") as file:
+    def spoil(plan, *args):
+        result = begin(plan, *args)
+        with open(plan.checkpoint.files[0], "r+b") as file:
             file.truncate(1000)
         return result
 
-    monkeypatch.setattr(run_plan.RunPlan, "begin", spoil)
+    monkeypatch.setattr(embed_shards, "begin_run", spoil)
     monkeypatch.setattr("pipelines.launch.complain", said.append)
     whole = Path(tiny_checkpoint).read_bytes()
     for flags in ([], TWO):

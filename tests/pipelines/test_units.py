@@ -12,6 +12,7 @@ from conftest import ROOT, files_of, make_parquet, make_tar, pair, rows_of, writ
 from clip_transforms import ClipSpec, EmbedShards, run_end
 from clip_transforms.job import read_units
 from clip_transforms.parts import run_manifest
+from clip_transforms.run_begin import begin_run
 from clip_transforms.run_plan import plan_run
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards import cut
@@ -253,7 +254,7 @@ def test_in_the_plan_lies_first_what_is_to_be_done_then_what_is_done_then_the_ot
     embed(tars, output=out)
     (lost,) = (out / "embeddings").glob("4-*.parquet")
     lost.unlink()
-    job, folder = plan_run(Settings((str(tars),), str(out), ClipSpec(tiny_checkpoint), units="0/2")).begin(1, ())
+    job, folder = begin_run(plan_run(Settings((str(tars),), str(out), ClipSpec(tiny_checkpoint), units="0/2")), 1, ())
     with folder:
         planned = read_units(job, 0, job.units + job.siblings)
     assert (job.units, job.pending, job.siblings) == (3, 1, 2)

@@ -22,6 +22,7 @@ from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.embed_task import embed_shards
 from clip_transforms.job import read_units
 from clip_transforms.parts.run_manifest import read_run
+from clip_transforms.run_begin import begin_run
 from clip_transforms.run_plan import plan_run
 from clip_transforms.run_settings import Settings
 from clip_transforms.shards import cut, cut_listing
@@ -144,7 +145,7 @@ def embedder(tiny_checkpoint):
 def run(inputs, output, embedder, checkpoint, batch_size=4):
     """A run without Beam: plan, embed, commit; the counts of its parts."""
     made = Settings(tuple(map(str, inputs)), str(output), ClipSpec(checkpoint), reader=LIMITS, batch_size=batch_size)
-    job, folder = plan_run(made).begin(1, ())
+    job, folder = begin_run(plan_run(made), 1, ())
     try:
         units = [planned.unit for planned in read_units(job, 0, job.units)]
         return [Counter(result.counts) for result in embed_shards(units, job, embedder, {})]
