@@ -139,12 +139,12 @@ def embedder(tiny_checkpoint):
     from clip_transforms.clip.checkpoints import load_checkpoint
     from clip_transforms.engine.forward import Embedder
 
-    return Embedder(load_checkpoint(ClipSpec(tiny_checkpoint).resolve(), "cpu"))
+    return Embedder(load_checkpoint(ClipSpec(tiny_checkpoint).resolve(), "cpu"), 4)
 
 
-def run(inputs, output, embedder, checkpoint, batch_size=4):
+def run(inputs, output, embedder, checkpoint):
     """A run without Beam: plan, embed, commit; the counts of its parts."""
-    made = Settings(tuple(map(str, inputs)), str(output), ClipSpec(checkpoint), reader=LIMITS, batch_size=batch_size)
+    made = Settings(tuple(map(str, inputs)), str(output), ClipSpec(checkpoint), reader=LIMITS)
     job, folder = begin_run(plan_run(made), 1, ())
     try:
         units = [planned.unit for planned in read_units(job, 0, job.units)]

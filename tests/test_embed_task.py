@@ -1,0 +1,97 @@
+"""The work of a task, without Beam: what it asks of the machine, and how far its stages run ahead."""
+
+import threading
+import time
+
+import pytest
+import torch
+from conftest import make_tar, picture, write_tar
+
+from clip_transforms import embed_task
+from clip_transforms.clip.checkpoints import load
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.engine import decode
+from clip_transforms.engine.forward import Embedder
+from clip_transforms.job import read_units
+from clip_transforms.parts.writer import UnitWriter
+from clip_transforms.run_begin import begin_run
+from clip_transforms.run_plan import plan_run
+from clip_transforms.run_settings import Settings
+
+
+@pytest.fixture
+def begun(tmp_path, tiny_checkpoint):
+    """A function: inputs → the job of a run over them, and its units."""
+    folders = []
+
+    def begin(*inputs, **settings):
+        plan = plan_run(Settings(tuple(map(str, inputs)), str(tmp_path / "out"), ClipSpec(tiny_checkpoint), **settings))
+        job, folder = begin_run(plan, 1, ())
+        folders.append(folder)
+        return job, [planned.unit for planned in read_units(job, 0, job.units)]
+
+    yield begin
+    for folder in folders:
+        folder.close()
+
+
+class Model:
+    """A model that notes when pictures go through it; of another device if a test wants."""
+
+    def __init__(self, model, device=None):
+        self._model, self.device, self.batches = model, device or model.device, 0
+
+    def embed_images(self, pixels):
+        self.batches += 1
+        return self._model.embed_images(pixels)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+def test_the_model_gets_the_threads_of_its_share_of_the_cores(begun, tmp_path, monkeypatch):
+    job, _ = begun(make_tar(tmp_path / "a.tar", 1), batch_size=7)
+    before = torch.get_num_threads()
+    try:
+        for share in (3, 1):
+            monkeypatch.setattr(embed_task, "cores_of", lambda *_, share=share: share)
+            assert embed_task.load_embedder(job).batch_size == 7
+            assert torch.get_num_threads() == share
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("device, pinned", [("cpu", False), ("cuda", True)])
+def test_pixels_are_pinned_where_a_gpu_copies_them(device, pinned, begun, tmp_path, tiny_checkpoint, monkeypatch):
+    asked, original = [], decode.torch.empty
+
+    def empty(*args, **more):
+        if "pin_memory" in more:
+            asked.append(more.pop("pin_memory"))  # here is no GPU that could give such memory
+        return original(*args, **more)
+
+    monkeypatch.setattr(decode.torch, "empty", empty)
+    job, units = begun(make_tar(tmp_path / "a.tar", 3))
+    embedder = Embedder(Model(load(tiny_checkpoint, "cpu"), torch.device(device)))
+    (result,) = embed_task.embed_shards(units, job, embedder, {})
+    assert result.counts["image.embedded"] == 3 and set(asked) == {pinned}
+
+
+def test_the_model_runs_ahead_of_a_slow_writer_no_further_than_its_bound(begun, tmp_path, tiny_checkpoint, monkeypatch):
+    job, units = begun(write_tar(tmp_path / "a.tar", [(f"{i}.jpg", picture(i)) for i in range(24)]))
+    model, seen, write = Model(load(tiny_checkpoint, "cpu")), [], UnitWriter.write
+
+    def slow(self, *args):
+        time.sleep(0.1)
+        seen.append(model.batches)
+        return write(self, *args)
+
+    monkeypatch.setattr(UnitWriter, "write", slow)
+    monkeypatch.setattr(embed_task, "MAX_WAITING_BYTES", 1)
+    before = threading.active_count()
+    embedder = Embedder(model, 2)
+    (result,) = embed_task.embed_shards(units, job, embedder, {})
+    assert result.counts["image.embedded"] == 24 and threading.active_count() == before
+    assert seen == [min(place + 2, 12) for place in range(12)], (
+        "one batch in the writer's hands, and one made meanwhile"
+    )
