@@ -32,7 +32,13 @@ def source(kind, path):
 
 def start(argv, **kwargs):
     argv = [sys.executable, "-m", "pipelines.embed", *map(str, argv)]
-    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **kwargs)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(argv, cwd=ROOT, text=True, preexec_fn=heed_hang_up, **pipes, **kwargs)
+
+
+def heed_hang_up():
+    """As in a terminal, though these tests themselves may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def descendants(pid):
