@@ -21,13 +21,14 @@ from clip_transforms.parts.writer import PartSettings, UnitWriter
 from clip_transforms.run_summary import PartResult, versions
 from clip_transforms.shards.reader import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
-from clip_transforms.worker_process import cores_of
+from clip_transforms.worker_process import cores_of, give_back_memory
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 
 # What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
 PROGRESS: Counter = Counter()
 MAX_WAITING_BYTES = 16 << 20  # embedded rows that wait for the writer
+_TRIM_SECONDS = 5.0  # between two times that free memory is given back, which takes some milliseconds
 
 
 def load_embedder(job: Job) -> Any:
@@ -174,11 +175,15 @@ def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, rows_of: C
 
 def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
     """Count what is embedded, for a progress bar: captions and writing come later, many batches at a time."""
+    trimmed = time.perf_counter()
     for item in decoded:
         yield item
         if not isinstance(item, _UnitEnd):
             PROGRESS["samples"] += item.samples.num_rows
             PROGRESS["bytes"] += item.samples.nbytes
+        if time.perf_counter() - trimmed >= _TRIM_SECONDS:
+            give_back_memory()
+            trimmed = time.perf_counter()
 
 
 def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:

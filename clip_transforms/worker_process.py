@@ -5,6 +5,7 @@ At its top it imports nothing but the standard library: it is the first thing th
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
@@ -37,6 +38,13 @@ def cores_of(launcher: int, workers: int) -> int:
 def cores() -> int:
     """The cores that this process may run on: a scheduler may have given it fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def give_back_memory() -> None:
+    """Give the system what malloc holds free: pieces between what lives on, of which it keeps more as time goes by."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others have no such heap
+    if trim is not None:
+        trim(0)
 
 
 def _watch(launcher: int) -> None:

@@ -1,5 +1,7 @@
 """The work of a task, without Beam: what it asks of the machine, and how far its stages run ahead."""
 
+import os
+import platform
 import threading
 import time
 
@@ -17,6 +19,7 @@ from clip_transforms.parts.writer import UnitWriter
 from clip_transforms.run_begin import begin_run
 from clip_transforms.run_plan import plan_run
 from clip_transforms.run_settings import Settings
+from clip_transforms.worker_process import give_back_memory
 
 
 @pytest.fixture
@@ -95,3 +98,29 @@ def test_the_model_runs_ahead_of_a_slow_writer_no_further_than_its_bound(begun, 
     assert seen == [min(place + 2, 12) for place in range(12)], (
         "one batch in the writer's hands, and one made meanwhile"
     )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep no such heap")
+def test_free_pieces_of_the_heap_go_back_to_the_system():
+    pieces = [(b"a" * 20_000, b"b" * 1_000) for _ in range(4_000)]
+    kept = [short for _, short in pieces]
+    del pieces
+    before = resident()
+    give_back_memory()
+    assert before - resident() > 40_000_000 and len(kept) == 4_000
+
+
+def test_it_is_done_while_a_task_goes_on(begun, tmp_path, tiny_checkpoint, monkeypatch):
+    job, units = begun(make_tar(tmp_path / "a.tar", 20), batch_size=4)
+    done = []
+    monkeypatch.setattr(embed_task, "give_back_memory", lambda: done.append(1))
+    for seconds, times in ((3600, 0), (0, 6)):  # five batches and the end mark
+        monkeypatch.setattr(embed_task, "_TRIM_SECONDS", seconds)
+        list(embed_task.embed_shards(units, job, Embedder(load(tiny_checkpoint, "cpu"), 4), {}))
+        assert len(done) == times
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

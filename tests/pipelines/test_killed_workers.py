@@ -12,17 +12,18 @@ from conftest import ROOT, command, files_of, make_tar
 from test_runners import TWO_PROCESSES, alive, children, portable, wait_for
 
 
-def kill_a_worker(tmp_path, checkpoint, mode, workers_of):
+def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
     """Kill one of the workers as soon as parts appear; then the launcher, if it waits for the dead; then run again."""
     for i in range(16):
-        make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
+        make_tar(tmp_path / f"{i:02d}.tar", 20, first=20 * i)
     argv = ["--input", str(tmp_path / "*.tar"), "--model", checkpoint, *mode]
     calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", timeout=150)
     assert calm.returncode == 0, calm.stderr
-    whole, out = files_of(tmp_path / "calm"), tmp_path / "out"
+    whole, out = files_of(tmp_path / "calm"), tmp_path / "slow"
     launcher = subprocess.Popen(
         [sys.executable, "-m", "pipelines.embed", *argv, "--output", str(out)],
         cwd=ROOT,
+        env=env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -56,22 +57,22 @@ def assert_goes_on(argv, out, whole):
 
 @pytest.mark.slow  # three runs with two worker processes each
 @pytest.mark.timeout(400)
-def test_a_worker_process_killed_in_mid_unit(tmp_path, tiny_checkpoint):
-    found = kill_a_worker(tmp_path, tiny_checkpoint, TWO_PROCESSES, children)
+def test_a_worker_process_killed_in_mid_unit(tmp_path, tiny_checkpoint, slow_commits):
+    found = kill_a_worker(tmp_path, tiny_checkpoint, TWO_PROCESSES, slow_commits, children)
     assert_goes_on(*found)
-    assert not (tmp_path / "out" / "_temporary").exists()
+    assert not (tmp_path / "slow" / "_temporary").exists()
 
 
 @pytest.mark.slow  # three runs against a job service and a pool of workers
 @pytest.mark.timeout(600)
-def test_an_external_worker_killed_in_mid_unit(tmp_path, tiny_checkpoint):
+def test_an_external_worker_killed_in_mid_unit(tmp_path, tiny_checkpoint, slow_commits):
     me = os.getpid()
 
     def pooled(_):
         pool = [pid for pid in children(me) if alive(pid) and "worker_pool_main" in command_line(pid)]
         return [worker for parent in pool for worker in children(parent)]
 
-    with portable() as flags:
-        argv, out, whole = kill_a_worker(tmp_path, tiny_checkpoint, flags, pooled)
+    with portable(slow_commits) as flags:
+        argv, out, whole = kill_a_worker(tmp_path, tiny_checkpoint, flags, slow_commits, pooled)
     with portable() as flags:
         assert_goes_on([*argv[:4], *flags], out, whole)
