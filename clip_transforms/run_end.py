@@ -59,7 +59,7 @@ def _finish(job: Job, summary: RunSummary, siblings: set[str], theirs: Mapping[s
                 storage.remove(part_uri(job.output, kind, part))
     names = part_names(job.output, "embeddings") - obsolete - (siblings - theirs.keys())
     unlabelled = {name: len(names - part_names(job.output, f"labels/{name}")) for name in taxonomies}
-    problems = _problems(job, summary.units, len(names), len(theirs), counts if whole else summary.counts)
+    problems = _problems(job, summary.units, len(names), len(theirs), counts if whole else summary.counts, whole)
     content = {
         "run": job.run,
         "command": list(job.command),
@@ -95,7 +95,7 @@ def _finish(job: Job, summary: RunSummary, siblings: set[str], theirs: Mapping[s
     return content
 
 
-def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str, int]) -> list[str]:
+def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str, int], whole: bool) -> list[str]:
     """Why there is no _SUCCESS though all that was to be done was.
 
     Args:
@@ -104,6 +104,7 @@ def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str,
         parts: in the dataset.
         theirs: of these, parts of other shares.
         counts: of the plan, or of this run's share.
+        whole: whether the plan is there; rejects are judged over all of it.
     """
     problems = []
     expected = job.units + job.other_parts + theirs
@@ -119,7 +120,7 @@ def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str,
             "with --allow_damaged_shards"
         )
     for modality, fraction in reject_fractions(counts).items():
-        if fraction > job.settings.max_reject_fraction:
+        if whole and fraction > job.settings.max_reject_fraction:
             problems.append(
                 f"{fraction:.1%} of the {modality}s were rejected (see rejects/), more than --max_reject_fraction "
                 f"{job.settings.max_reject_fraction:g}; mend them and run again, or accept them with a larger fraction"

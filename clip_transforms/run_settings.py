@@ -35,7 +35,7 @@ class Settings:
         retry_rejects: `read` or `all`: committed units with a reject of stage `read`, or with any, are done again.
         overwrite: whether a dataset made with other settings may be replaced.
         processes: on this machine, where the runner starts no workers; 0 for one per GPU, or one per eight cores.
-        units: `i/n`, for the units whose index in the plan modulo n is i; empty for all.
+        units: `i/n`, for the units whose index in the plan modulo n is i; None for all.
     """
 
     inputs: tuple[str, ...]
@@ -53,7 +53,7 @@ class Settings:
     retry_rejects: str = ""
     overwrite: bool = False
     processes: int = 0
-    units: str = ""
+    units: str | None = None
 
     def __post_init__(self):
         """Refuse a wrong setting on the launcher, not on a worker after an hour."""
@@ -99,7 +99,7 @@ class Settings:
     @property
     def share(self) -> tuple[int, int]:
         """`units` as numbers, i and n; (0, 1) if the run does all, (0, 0) if it is no share."""
-        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.units or "0/1")
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "0/1" if self.units is None else self.units)
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:

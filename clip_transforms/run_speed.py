@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 _TELLING_SECONDS = 10.0
+_NEAR = 0.75  # of what decoding leaves of the ceiling; below it a faster model is not what helps first
 # Bottleneck → what helps: a flag of ours, or hardware.
 _HINTS = {
     "the model": "a GPU makes it faster, and more machines or --units share it out",
     "the model, on a GPU": "a second GPU with --processes 2 makes it faster, and so does a larger --batch_size",
+    "the model, below its ceiling": (
+        "it went slower than in the run's first batches, since decoding (try --fast_decode) or other programs used its "
+        "cores, or since the shards are very small"
+    ),
     "reading": "a disk or a bucket nearer to this machine helps, and so does --processes, which read side by side",
     "decoding": "more cores for this process help, and so do smaller pictures and --fast_decode",
     "writing": "a faster disk for --output helps, and so do fewer and larger shards",
@@ -32,12 +37,12 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
     The time of the thread that feeds the model is split whole: it runs the model (`forward`), waits for a batch to be
     read, waits for its pictures to be decoded, or waits for the writer; the largest share names the bottleneck.
     `bound` is the share of the ceiling that decoding on the same cores leaves: forward / (forward + decode core-seconds
-    / cores). With several processes there is no ceiling, only the stages' shares. A run of a few batches and seconds is
-    all beginning, and names no bottleneck.
+    / cores). With several processes there are only the stages' shares of that time. A run of a few batches and seconds
+    is all beginning, and names no bottleneck.
 
     Args:
         summary: of the run.
-        elapsed: seconds since it began, which its rate is of where several processes worked.
+        elapsed: seconds since it began, start-up included, which its rate is of where several processes worked.
     """
     stages = {name: round(seconds, 3) for name, seconds in sorted(summary.seconds.items())}
     if not summary.fresh:
@@ -50,8 +55,12 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
         "processes": len(summary.processes),
         "seconds": stages,
     }
-    if not alone or summary.ceiling or summary.seconds["task"] >= _TELLING_SECONDS:
-        bottleneck = _bottleneck(summary.seconds)
+    shares = _shares(summary.seconds)
+    if not alone:
+        total = sum(shares.values()) or 1
+        content["shares"] = {name: round(seconds / total, 4) for name, seconds in shares.items()}
+    elif summary.ceiling or summary.seconds["task"] >= _TELLING_SECONDS:
+        bottleneck = max(shares, key=shares.get)
         on_gpu = bottleneck == "the model" and any("cuda" in obtained for obtained in summary.obtained)
         content |= {"bottleneck": bottleneck, "hint": _HINTS[f"{bottleneck}, on a GPU" if on_gpu else bottleneck]}
     if alone and summary.ceiling:
@@ -59,14 +68,16 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
         decode = summary.seconds["decode / cores"]
         content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": round(rate / summary.ceiling, 4)}
         content["bound"] = round(forward / (forward + decode), 4)
+        if bottleneck == "the model" and content["fraction_of_ceiling"] < _NEAR * content["bound"]:
+            content["hint"] = _HINTS["the model, below its ceiling"]
     return content
 
 
-def _bottleneck(seconds: Mapping[str, float]) -> str:
+def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of the thread that feeds the model, by what it waited for."""
     shares = {
         "the model": seconds["forward"],
         "reading": seconds["wait for read"],
         "decoding": seconds["wait for decode"],
     }
-    shares["writing"] = seconds["task"] - sum(shares.values())
-    return max(shares, key=shares.get)
+    return shares | {"writing": max(0.0, seconds["task"] - sum(shares.values()))}

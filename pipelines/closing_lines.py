@@ -81,12 +81,11 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
         else:  # no run outdoes its ceiling: what was measured is none
             rate += (
                 f"; no ceiling is known, since the batches that it is measured on went slower ({speed['ceiling']:,.0f} "
-                "pairs/s) than the rest: something else used the machine then, or they were larger"
+                "pairs/s) than the rest: something else used the machine then, or their pictures were larger"
             )
-    elif speed["processes"] > 1:
-        shares = {k: v for k, v in speed["seconds"].items() if k in ("read", "decode", "forward", "write")}
-        total = sum(shares.values()) or 1
-        rate += f" with several processes ({', '.join(f'{k} {v / total:.0%}' for k, v in shares.items())})"
+    elif "shares" in speed:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in speed["shares"].items())
+        return f"{rate} with {speed['processes']} processes, start-up included; their time: {shares}"
     return f"{rate}; {verdict}"
 
 

@@ -136,7 +136,6 @@ def embed_parser() -> argparse.ArgumentParser:
     )
     add(
         "--units",
-        default="",
         metavar="I/N",
         help="only the share I, from 0 on, of N: the units whose index in the plan modulo N is I, as for an array job",
     )

@@ -17,19 +17,22 @@ class Ceiling:
     def __init__(self):
         """Measure from the first batch on."""
         self.measuring = True
-        self._batches, self._samples, self._seconds = 0, 0, 0.0
+        self._batches, self._measured, self._seconds = 0, 0, 0.0
+        self._samples, self._pictures = 0, 0
         self._captions_of, self._caption_seconds = 0, 0.0
         self._lock = threading.Lock()
 
-    def add(self, samples: int, seconds: float) -> None:
-        """The pictures of `samples` took `seconds`, while `measuring`."""
+    def add(self, samples: int, pictures: int, seconds: float) -> None:
+        """The `pictures` of so many samples took `seconds`; these count while `measuring`, the numbers always."""
         with self._lock:
+            self._samples += samples
+            self._pictures += pictures
             if not self.measuring:
                 return
             self._batches += 1
             if self._batches <= _WARM_UP_BATCHES:
                 return
-            self._samples += samples
+            self._measured += pictures
             self._seconds += seconds
             if self._batches - _WARM_UP_BATCHES >= _MIN_BATCHES or self._seconds >= _MIN_SECONDS:
                 self.measuring = False
@@ -46,9 +49,11 @@ class Ceiling:
 
     @property
     def rate(self) -> float | None:
-        """Samples per second, or None while too little was seen."""
+        """Samples per second, or None while too little was seen: no pictures in the first batches, but some later."""
         with self._lock:
-            if self.measuring or not self._captions_of:
+            if self.measuring or not self._captions_of or (self._pictures and not self._measured):
                 return None
-            seconds = self._seconds / self._samples + self._caption_seconds / self._captions_of
+            seconds = self._caption_seconds / self._captions_of
+            if self._pictures:
+                seconds += self._seconds / self._measured * self._pictures / self._samples
             return 1 / seconds if seconds else None

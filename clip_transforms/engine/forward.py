@@ -105,8 +105,7 @@ class Embedder:
         """The pictures of a batch, in halves where they do not fit into the device's memory."""
         with self._timed(seconds) as took:
             pieces = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
-        if self.ceiling.measuring:
-            self.ceiling.add(batch.samples.num_rows, took.seconds)
+        self.ceiling.add(batch.samples.num_rows, len(batch.pixels), took.seconds)
         return Embedded(pieces.embeddings, frozenset(pieces.too_large), pieces.halved)
 
     def embed_captions(self, batches: Sequence[DecodedBatch], seconds: Counter) -> list[Embedded]:

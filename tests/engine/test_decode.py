@@ -131,18 +131,18 @@ def test_leaving_early_leaves_no_thread():
 
 def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
     ceiling = Ceiling()
-    ceiling.add(32, 100.0)  # the warm-up
+    ceiling.add(32, 32, 100.0)  # the warm-up
     for _ in range(4):
-        ceiling.add(32, 0.25)
+        ceiling.add(32, 32, 0.25)
     ceiling.add_captions(10, 0.0)
     assert ceiling.measuring and ceiling.rate is None
-    ceiling.add(32, 0.25)
+    ceiling.add(32, 32, 0.25)
     assert not ceiling.measuring and ceiling.rate == 128
-    ceiling.add(1, 100.0)
+    ceiling.add(1, 1, 100.0)
     assert ceiling.rate == 128
     slow = Ceiling()
-    slow.add(32, 1.0)
-    slow.add(32, 2.0)
+    slow.add(32, 32, 1.0)
+    slow.add(32, 32, 2.0)
     assert slow.rate is None, "no captions were seen, not even that there are none"
     slow.add_captions(64, 4.0)
     assert slow.rate == 8, "1/16 s for the picture and 1/16 s for the caption"
@@ -162,3 +162,18 @@ def test_pixels_for_a_gpu_lie_in_pinned_memory(monkeypatch):
         (out,) = DecodeAhead([(0, batch(0, 2))], Preprocessing(32), measured(), 2, pinned=pinned)
         np.testing.assert_array_equal(out.pixels[1], decode_image(picture(1), 32))
     assert made == [False, True]
+
+
+def test_a_ceiling_is_of_samples_as_they_are_with_pictures_and_without():
+    ceiling = Ceiling()
+    for _ in range(6):
+        ceiling.add(32, 0, 0.001)
+    ceiling.add_captions(192, 19.2)
+    assert ceiling.rate == pytest.approx(10), "captions alone"
+    ceiling.add(32, 32, 1.0)
+    assert ceiling.rate is None, "what pictures take was not measured"
+    some = Ceiling()
+    for pictures in (32, 32, 32, 32, 32, 32, 0, 0, 0, 0, 0, 0):
+        some.add(32, pictures, 3.2 * bool(pictures))
+    some.add_captions(384, 38.4)
+    assert some.rate == pytest.approx(1 / (0.1 + 0.1 / 2)), "half of the samples have one"

@@ -79,14 +79,28 @@ def test_several_processes_have_no_ceiling_but_shares():
     several = {
         "samples": 100,
         "samples_per_second": 2050.4,
-        "bottleneck": "decoding",
-        "hint": "buy less",
         "processes": 2,
-        "seconds": {"read": 1.0, "decode": 6.0, "forward": 2.0, "write": 1.0, "task": 9.0},
+        "shares": {"the model": 0.2, "reading": 0.1, "decoding": 0.6, "writing": 0.1},
+        "seconds": {},
     }
     last = closing_lines(RUN | {"speed": several}, "out")[-1]
-    shares = "read 10%, decode 60%, forward 20%, write 10%"
-    assert last == f"2,050 pairs/s with several processes ({shares}); decoding is the bottleneck: buy less"
+    shares = "the model 20%, reading 10%, decoding 60%, writing 10%"
+    assert last == f"2,050 pairs/s with 2 processes, start-up included; their time: {shares}"
+
+
+def test_the_shares_of_several_processes_are_of_all_their_time():
+    figures = {"task": 3.0, "forward": 1.5, "wait for read": 0.5, "wait for decode": 0.25}
+    results = [PartResult("p", {"samples": 100}, figures, "fp32 on cpu", process=name) for name in "ab"]
+    found = speed(RunSummary.sum(map(RunSummary.of, results)), 4.0)
+    assert found["samples_per_second"] == 50 and "bottleneck" not in found and "ceiling" not in found
+    assert found["shares"] == {"the model": 0.5, "reading": 0.1667, "decoding": 0.0833, "writing": 0.25}
+
+
+def test_a_model_far_below_its_ceiling_is_not_told_to_be_larger():
+    figures = {"task": 10.0, "forward": 9.0, "wait for read": 0.5, "wait for decode": 0.5, "decode / cores": 0.0}
+    near, far = (speed(summary(figures, ceiling=ceiling), 1.0) for ceiling in (11.0, 20.0))
+    assert (near["bottleneck"], far["bottleneck"]) == ("the model", "the model")
+    assert "a GPU makes it faster" in near["hint"] and "went slower than in the run's first batches" in far["hint"]
 
 
 @pytest.mark.parametrize(
