@@ -49,11 +49,10 @@ class Ceiling:
 
     @property
     def rate(self) -> float | None:
-        """Samples per second, or None while too little was seen: no pictures in the first batches, but some later."""
+        """Samples per second, or None while too little was seen, or the first batches had no pictures."""
         with self._lock:
-            if self.measuring or not self._captions_of or (self._pictures and not self._measured):
+            if self.measuring or not self._captions_of or not self._measured:
                 return None
-            seconds = self._caption_seconds / self._captions_of
-            if self._pictures:
-                seconds += self._seconds / self._measured * self._pictures / self._samples
+            seconds = self._seconds / self._measured * self._pictures / self._samples
+            seconds += self._caption_seconds / self._captions_of
             return 1 / seconds if seconds else None
