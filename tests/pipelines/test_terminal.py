@@ -46,6 +46,7 @@ def test_letters_that_the_terminal_lacks_are_escaped(tmp_path, tiny_checkpoint):
 def test_what_is_ignored_stays_ignored_as_under_nohup():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests too may be a background job
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert set(terminal.on_signals(lambda *_: None)) == {signal.SIGINT, signal.SIGTERM}
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
