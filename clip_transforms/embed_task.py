@@ -174,7 +174,10 @@ def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, rows_of: C
 
 
 def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
-    """Count what is embedded, for a progress bar: captions and writing come later, many batches at a time."""
+    """Count what is embedded, for a progress bar, and give memory back now and then.
+
+    Captions and writing come later, many batches at a time.
+    """
     trimmed = time.perf_counter()
     for item in decoded:
         yield item

@@ -12,7 +12,7 @@ from typing import Any
 from clip_transforms import storage
 from clip_transforms.committed import accepted_now
 from clip_transforms.job import Job, read_units
-from clip_transforms.parts.counts import add, check_balance, reject_fractions
+from clip_transforms.parts.counts import add, check_balance, counted, reject_fractions
 from clip_transforms.parts.reader import part_names, part_uri, taxonomy_names
 from clip_transforms.parts.run_folder import remove_run_folder
 from clip_transforms.parts.run_manifest import finish_run
@@ -111,12 +111,12 @@ def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str,
     damaged = counts.get("shards.rejected", 0)
     if done != job.units or parts < expected:
         problems.append(
-            f"{_count(expected, 'part')} were expected in embeddings/, but {parts:,} are there; run the same command "
+            f"{counted(expected, 'part')} were expected in embeddings/, but {parts:,} are there; run the same command "
             "again"
         )
     if damaged and not job.settings.allow_damaged_shards:
         problems.append(
-            f"{_count(damaged, 'shard')} could not be read to the end (see rejects/); mend and run again, or accept "
+            f"{counted(damaged, 'shard')} could not be read to the end (see rejects/); mend and run again, or accept "
             "with --allow_damaged_shards"
         )
     for modality, fraction in reject_fractions(counts).items():
@@ -126,10 +126,6 @@ def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str,
                 f"{job.settings.max_reject_fraction:g}; mend them and run again, or accept them with a larger fraction"
             )
     return problems
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word if number == 1 else word + 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -68,7 +68,8 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
         decode = summary.seconds["decode / cores"]
         content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": round(rate / summary.ceiling, 4)}
         content["bound"] = round(forward / (forward + decode), 4)
-        if bottleneck == "the model" and content["fraction_of_ceiling"] < _NEAR * content["bound"]:
+        is_slowed = content["fraction_of_ceiling"] < _NEAR * content["bound"]
+        if bottleneck == "the model" and not on_gpu and is_slowed:  # by what shares its cores
             content["hint"] = _HINTS["the model, below its ceiling"]
     return content
 

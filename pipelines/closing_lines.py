@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clip_transforms.parts.counts import counted
 from schemas.samples import MODALITIES
 
 
@@ -13,22 +14,22 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     units, counts, speed = run["units"], run["input"], run["speed"]
     kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), "rejects"])
     labelled = f", {units['labelled']:,} of them labelled" if units["labelled"] else ""
-    committed = count(units["committed"], "unit")
+    committed = counted(units["committed"], "unit")
     lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
     lines += [f"warning: --columns {key[7:]} was found in no sample" for key in counts if _is_void(key, counts)]
     for taxonomy, parts in run.get("unlabelled", {}).items():
         lines.append(
-            f"warning: labels/{taxonomy} lacks {count(parts, 'part')}, whose embeddings are new; "
+            f"warning: labels/{taxonomy} lacks {counted(parts, 'part')}, whose embeddings are new; "
             f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
         )
     plan = run.get("plan") or {"units": units["input"], "missing": 0, "counts": counts}  # what is there for a share
     if others := run["dataset"]["parts"] - (plan["units"] - plan["missing"]):
         samples = run["dataset"].get("samples", 0) - plan["counts"].get("samples", 0)
         lines.append(
-            f"note: {output} also holds {count(others, 'part')} of other inputs, {count(samples, 'sample')}; queries "
-            "read them all"
+            f"note: {output} also holds {counted(others, 'part')} of other inputs, {counted(samples, 'sample')}; "
+            "queries read them all"
         )
     if not units["committed"] and not units["labelled"] and not run["problems"]:
         lines.append("nothing was left to do")
@@ -42,9 +43,9 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
 def _share_line(plan: Mapping[str, Any]) -> str:
     """What became of the whole plan of which this run did a share."""
     if not plan["missing"]:
-        return f"share {plan['share']} is done, and with it the whole plan, {count(plan['units'], 'unit')}"
+        return f"share {plan['share']} is done, and with it the whole plan, {counted(plan['units'], 'unit')}"
     are = "is" if plan["missing"] == 1 else "are"
-    missing = f"{count(plan['missing'], 'unit')} of the plan {are} not committed yet"
+    missing = f"{counted(plan['missing'], 'unit')} of the plan {are} not committed yet"
     return f"share {plan['share']} is done; {missing}, so there is no _SUCCESS"
 
 
@@ -87,8 +88,3 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in speed["shares"].items())
         return f"{rate} with {speed['processes']} processes, start-up included; their time: {shares}"
     return f"{rate}; {verdict}"
-
-
-def count(number: int, word: str) -> str:
-    """`1 unit`, `2 units`."""
-    return f"{number:,} {word if number == 1 else word + 's'}"

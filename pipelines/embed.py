@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
+from clip_transforms.parts.counts import counted
 from clip_transforms.parts.run_manifest import read_run
 from clip_transforms.run_plan import RunPlan, plan_run
 from clip_transforms.runner_options import check_processes, in_process
-from pipelines.closing_lines import closing_lines, count
+from pipelines.closing_lines import closing_lines
 from pipelines.launch import fetch_model, launch, make_pipeline
 from pipelines.options import (
     DONE,
@@ -62,7 +63,7 @@ def print_plan(plan: RunPlan) -> None:
     """What would be done."""
     megabytes = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed) / 1e6
     say(
-        f"{count(len(plan.units), 'unit')}, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
+        f"{counted(len(plan.units), 'unit')}, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
         f"{len(plan.committed):,} done, {len(plan.stale):,} of these to label"
     )
     for unit in plan.units[:10]:

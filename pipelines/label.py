@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.label_embeddings import LabelEmbeddings, plan_labels
-from pipelines.closing_lines import count
+from clip_transforms.parts.counts import counted
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import DONE, FAILED, UsageError, label_parser, parse, run_command
 from pipelines.terminal import say
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if plan.stale and not launch(pipeline, LabelEmbeddings.of(plan)):
         return FAILED
     done, skipped = len(plan.stale), len(plan.parts) - len(plan.stale)
-    say(f"{count(done, 'part')} labelled, {skipped:,} skipped, in {plan.output} ({names})")
+    say(f"{counted(done, 'part')} labelled, {skipped:,} skipped, in {plan.output} ({names})")
     if not plan.stale:
         say("nothing was left to do")
     return DONE

@@ -17,6 +17,11 @@ class BalanceError(RuntimeError):
     """Samples that are neither embedded nor rejected nor absent; a fault of this program, never of the data."""
 
 
+def counted(number: int, word: str) -> str:
+    """`1 unit`, `2 units`."""
+    return f"{number:,} {word if number == 1 else word + 's'}"
+
+
 def check_balance(counts: Mapping[str, int], where: str) -> None:
     """Check `samples = embedded + rejected + absent` for both modalities.
 

@@ -101,6 +101,8 @@ def test_a_model_far_below_its_ceiling_is_not_told_to_be_larger():
     near, far = (speed(summary(figures, ceiling=ceiling), 1.0) for ceiling in (11.0, 20.0))
     assert (near["bottleneck"], far["bottleneck"]) == ("the model", "the model")
     assert "a GPU makes it faster" in near["hint"] and "went slower than in the run's first batches" in far["hint"]
+    on_gpu = speed(summary(figures, ceiling=20.0, obtained="bf16 on cuda"), 1.0)
+    assert "a second GPU" in on_gpu["hint"], "nothing else uses its cores"
 
 
 @pytest.mark.parametrize(
@@ -148,8 +150,8 @@ def test_a_run_of_a_few_batches_and_seconds_names_no_bottleneck():
         assert speed(telling, 1.0)["bottleneck"] == "reading"
 
 
-def summary(seconds, ceiling=None):
-    result = PartResult("p", {"samples": 100}, seconds, "fp32 on cpu", process="a", ceiling=ceiling)
+def summary(seconds, ceiling=None, obtained="fp32 on cpu"):
+    result = PartResult("p", {"samples": 100}, seconds, obtained, process="a", ceiling=ceiling)
     return RunSummary.of(result)
 
 

@@ -1,6 +1,5 @@
 """--processes N: children of one command over one plan; the dataset is the same, and one that dies is named."""
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -12,103 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
 from test_runners import alive, assert_same, children, wait_for
 
-from clip_transforms import embed_process, processes, worker_process
+from clip_transforms import embed_process, processes
 from clip_transforms.embed_task import PROGRESS
-from clip_transforms.job import Job
 from clip_transforms.run_summary import PartResult
-from clip_transforms.runner_options import check_processes
 
 TWO = ["--processes", "2"]
-
-
-# How many, and which GPU is whose: nothing is started.
-
-
-@pytest.mark.parametrize(
-    "asked, gpus, cores, pending, expected",
-    [
-        (0, [], 2, 100, 1),
-        (0, [], 15, 100, 1),
-        (0, [], 64, 100, 8),
-        (0, [], 64, 3, 3),
-        (0, ["0", "1", "2", "3"], 2, 100, 4),
-        (0, ["0"], 64, 100, 1),
-        (5, [], 2, 100, 5),
-        (5, ["0"], 2, 2, 2),
-        (5, [], 2, 0, 1),
-    ],
-)
-def test_the_number_of_processes(asked, gpus, cores, pending, expected, monkeypatch):
-    monkeypatch.setattr(processes, "cores", lambda: cores)
-    assert processes.count_processes(asked, gpus, pending) == expected
-
-
-@pytest.mark.parametrize(
-    "device, build, nodes, visible, expected",
-    [
-        ("auto", "2.13.0", ["nvidia0", "nvidia1", "nvidiactl"], None, ["0", "1"]),
-        ("cuda", "2.13.0+cu130", ["nvidia5"], None, ["0"]),
-        ("auto", "2.13.0", ["dxg"], None, ["0"]),
-        ("auto", "2.13.0", ["nvidia0", "nvidia1"], "7, 3,GPU-ab", ["7", "3", "GPU-ab"]),
-        ("auto", "2.13.0", ["nvidia0", "nvidia1"], "1,-1,0", ["1"]),
-        ("auto", "2.13.0", ["nvidia0"], "", []),
-        ("cpu", "2.13.0", ["nvidia0"], None, []),
-        ("auto", "2.13.0+cpu", ["nvidia0"], None, []),
-        ("auto", "2.13.0", ["nvidiactl"], None, []),
-    ],
-)
-def test_the_gpus_that_there_are(device, build, nodes, visible, expected, monkeypatch, tmp_path):
-    for node in nodes:
-        (tmp_path / node).write_text("")
-    monkeypatch.setattr(processes, "Path", lambda path: tmp_path / Path(path).relative_to("/dev"))
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: build)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert processes.gpus_for(device) == expected
-
-
-def test_each_process_has_a_gpu_of_its_own_while_there_are_enough():
-    assert processes.gpus_of(2, ["3", "5", "7"]) == ["3", "5"]
-    assert processes.gpus_of(5, ["3", "5"]) == ["3", "5", "3", "5", "3"]
-    assert processes.gpus_of(2, []) == [None, None]
-
-
-def test_each_process_counts_on_its_share_of_the_cores_that_a_scheduler_left(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4, 20)))
-    monkeypatch.setattr(os, "getppid", lambda: 77)
-    assert worker_process.cores_of(77, 1) == 16 and worker_process.cores_of(77, 3) == 5
-    assert worker_process.cores_of(77, 40) == 1 and worker_process.cores_of(78, 3) == 16
-
-
-@pytest.mark.parametrize(
-    "asked, flags, said",
-    [
-        (2, ["--direct_running_mode=multi_processing"], "with --direct_running_mode multi_processing it is the runner"),
-        (1, ["--direct_running_mode=multi_threading"], "with --direct_running_mode multi_threading it is the runner"),
-        (2, ["--runner=FlinkRunner"], "with --runner FlinkRunner it is the runner that starts the workers"),
-        (100_000, [], "--processes is 100000, but it must be 1 to"),
-    ],
-)
-def test_processes_beside_workers_of_the_runner_are_refused(asked, flags, said):
-    with pytest.raises(ValueError, match=said):
-        check_processes(asked, PipelineOptions(flags))
-    check_processes(0, PipelineOptions(flags))
-
-
-def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
-    job = object.__new__(Job)
-    for name, value in {"units": 1000, "pending": 10, "workers": 2}.items():
-        object.__setattr__(job, name, value)
-    tasks = job.tasks()
-    assert tasks[:8] == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
-    assert [start for start, _ in tasks] == [0, *(stop for _, stop in tasks[:-1])] and tasks[-1][1] == 1000
-    object.__setattr__(job, "units", 0), object.__setattr__(job, "pending", 0)
-    assert job.tasks() == []
 
 
 # The dataset
