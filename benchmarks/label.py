@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_transforms.engine.label_batches import Classifier, label_batch
+from clip_transforms.labels.batch import Classifier, label_batch
 from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
 from schemas.embeddings import embeddings_schema
 

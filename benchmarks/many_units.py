@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.parts.reader import part_uri, read_footer
+from clip_transforms.parts.footers import part_uri, read_footer
 from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
-from clip_transforms.run_begin import begin_run
-from clip_transforms.run_plan import plan_run
-from clip_transforms.run_settings import Settings
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.plan import plan_run
+from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import Unit
 from schemas.embeddings import embeddings_schema
 

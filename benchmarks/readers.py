@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.inputs import photographs, samples, write_folder, write_listing, write_parquet, write_tar
 from benchmarks.machine import interleaved, median_ratio, print_facts
-from clip_transforms.shards.plan import Plan, plan_units
-from clip_transforms.shards.reader import read_unit
+from clip_transforms.shards.inventory import Plan, plan_units
+from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions
 
 BATCH, ROW_GROUP, BLOCK = 32, 1_000, 1 << 20

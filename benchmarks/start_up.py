@@ -24,7 +24,7 @@ from benchmarks.machine import print_facts
 BATCH = 32
 IMPORTS = (
     "import pipelines.embed, clip_transforms.clip.checkpoints, clip_transforms.engine.decode, "
-    "clip_transforms.engine.embed_batches, clip_transforms.engine.forward"
+    "clip_transforms.engine.rows, clip_transforms.engine.forward"
 )
 # Watches from a thread of its own what the run counts for its progress bar; imports nothing that the run does not.
 FIRST = """

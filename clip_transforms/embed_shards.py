@@ -10,17 +10,18 @@ from apache_beam.utils.shared import Shared
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.embed_classes import embed_classes
-from clip_transforms.embed_task import PROGRESS, embed_task, load_embedder
-from clip_transforms.job import Job, read_taxonomies
-from clip_transforms.processes import count_processes, embed_in_processes, gpus_for
-from clip_transforms.run_begin import begin_run
-from clip_transforms.run_end import write_run
-from clip_transforms.run_plan import RunPlan, plan_run
-from clip_transforms.run_settings import Settings
-from clip_transforms.run_summary import PartResult, RunSummary
-from clip_transforms.runner_options import check_processes, in_process, is_direct, workers_of
-from clip_transforms.worker_process import end_with
+from clip_transforms.labels.classes import embed_classes
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.embed_units import PROGRESS, embed_task, load_embedder
+from clip_transforms.run.end import write_run
+from clip_transforms.run.job import Job, read_taxonomies
+from clip_transforms.run.plan import RunPlan, plan_run
+from clip_transforms.run.processes import count_processes, embed_in_processes
+from clip_transforms.run.settings import Settings
+from clip_transforms.run.summary import PartResult, RunSummary
+from clip_transforms.workers.lifetime import end_with
+from clip_transforms.workers.machine import gpus_for
+from clip_transforms.workers.runner import check_processes, in_process, is_direct, workers_of
 
 
 class EmbedShards(beam.PTransform):

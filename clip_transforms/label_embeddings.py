@@ -14,21 +14,22 @@ import apache_beam as beam
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
-from clip_transforms.embed_classes import embed_classes
-from clip_transforms.label_part import label_part, labels_footer, stale_labels
-from clip_transforms.parts.reader import check_dataset, part_uri, read_footers
-from clip_transforms.parts.run_folder import RunFolder, new_run_id, remove_run_folder
-from clip_transforms.parts.run_manifest import (
+from clip_transforms.labels.classes import embed_classes
+from clip_transforms.labels.part import label_part, labels_footer, stale_labels
+from clip_transforms.parts.dataset import (
     OutputError,
+    check_dataset,
     check_taxonomies,
     clear_success,
     existing_dataset,
     write_dataset,
     write_json,
 )
+from clip_transforms.parts.footers import part_uri, read_footers
 from clip_transforms.parts.writer import make_folders
-from clip_transforms.runner_options import is_direct
-from clip_transforms.worker_process import end_with
+from clip_transforms.run.folder import RunFolder, new_run_id, remove_run_folder
+from clip_transforms.workers.lifetime import end_with
+from clip_transforms.workers.runner import is_direct
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import apache_beam as beam
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.parts.reader import check_dataset, read_part
+from clip_transforms.parts.dataset import check_dataset
+from clip_transforms.parts.reader import read_part
 
 
 def read_embeddings(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.counts import counted
-from clip_transforms.parts.run_manifest import read_run
-from clip_transforms.run_plan import RunPlan, plan_run
-from clip_transforms.runner_options import check_processes, in_process
+from clip_transforms.parts.dataset import read_run
+from clip_transforms.run.plan import RunPlan, plan_run
+from clip_transforms.workers.runner import check_processes, in_process
 from pipelines.closing_lines import closing_lines
 from pipelines.launch import fetch_model, launch, make_pipeline
 from pipelines.options import (

@@ -24,7 +24,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.model_spec import Checkpoint
-from clip_transforms.runner_options import is_direct
+from clip_transforms.workers.runner import is_direct
 from pipelines.beam_options import check_beam_options
 from pipelines.command_line import UsageError
 from pipelines.terminal import complain, on_signals
@@ -80,7 +80,7 @@ class _FnApiRunner(FnApiRunner):
 
     def run_via_runner_api(self, pipeline_proto: Any, options: PipelineOptions) -> Any:
         """Replace the command of the worker processes."""
-        command = f"exec {shlex.quote(sys.executable)} -m clip_transforms.worker_process {os.getpid()}"
+        command = f"exec {shlex.quote(sys.executable)} -m pipelines.beam_worker {os.getpid()}"
         environment = SubprocessSDKEnvironment.from_command_string(command)
         for proto in pipeline_proto.components.environments.values():
             if proto.urn == python_urns.SUBPROCESS_SDK:

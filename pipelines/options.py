@@ -12,11 +12,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.processes import has_nvidia, torch_is_cpu_only
-from clip_transforms.run_plan import RunPlan
-from clip_transforms.run_settings import RETRY_REJECTS, Settings
-from clip_transforms.runner_options import is_direct, workers_of
+from clip_transforms.run.plan import RunPlan
+from clip_transforms.run.settings import RETRY_REJECTS, Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
+from clip_transforms.workers.machine import has_nvidia, torch_is_cpu_only
+from clip_transforms.workers.runner import is_direct, workers_of
 from pipelines.beam_options import beam_parser
 from pipelines.command_line import Parser, UsageError
 from pipelines.terminal import complain, plain_logs

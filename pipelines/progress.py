@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from clip_transforms.embed_task import PROGRESS
-from clip_transforms.parts.reader import part_names
-from clip_transforms.run_plan import RunPlan
+from clip_transforms.parts.footers import part_names
+from clip_transforms.run.embed_units import PROGRESS
+from clip_transforms.run.plan import RunPlan
 
 _SECONDS = 0.5
 _LISTING_SECONDS = 5.0

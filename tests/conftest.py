@@ -132,7 +132,7 @@ def embed(tiny_checkpoint, monkeypatch):
     from pipelines import embed as command
 
     # On a machine with many cores or GPUs too it is this process that embeds, unless a test asks for several.
-    monkeypatch.setattr("clip_transforms.processes._CORES_EACH", 1 << 20)
+    monkeypatch.setattr("clip_transforms.run.processes._CORES_EACH", 1 << 20)
     monkeypatch.setattr("clip_transforms.embed_shards.gpus_for", lambda device: [])
 
     def run(*inputs, output, flags=()):

@@ -141,8 +141,8 @@ def container_case(number, seeds, folder):
     """What became of one mutated container, alone and beside a whole one."""
     from reading import write_lists
 
-    from clip_transforms.shards.plan import PlanError, plan_units
-    from clip_transforms.shards.reader import read_unit
+    from clip_transforms.shards.inventory import PlanError, plan_units
+    from clip_transforms.shards.read_unit import read_unit
     from clip_transforms.shards.unit import ReaderOptions, ShardError
 
     rng = random.Random(f"container {number}")

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import check_balance
-from clip_transforms.parts.waiting_rows import WaitingRows
-from schemas.embeddings import EMBEDDINGS, reserved_names
+from clip_transforms.parts.part_file import Digest, PartFile
+from schemas.embeddings import reserved_names
 from schemas.labels import labels_schema
-from schemas.provenance import Footer, encode_footer
+from schemas.provenance import Footer
 from schemas.rejects import rejects_schema
 from schemas.samples import MODALITIES
-
-_ROW_GROUP_ROWS = 4_096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +56,8 @@ class UnitWriter:
         self._folder = _local_folder(settings.output, settings.run_folder, part)
         schemas = {"embeddings": settings.embeddings_schema, "rejects": rejects_schema()}
         schemas |= {f"labels/{taxonomy}": labels_schema() for taxonomy in settings.label_footers}
-        self._files = {kind: _PartFile(self._folder, kind, schema) for kind, schema in schemas.items()}
-        self._digest = _Digest(settings.embeddings_schema, rejects_schema())
+        self._files = {kind: PartFile(self._folder, kind, schema) for kind, schema in schemas.items()}
+        self._digest = Digest(settings.embeddings_schema, rejects_schema())
         self.counts: Counter = Counter()
         self._user_columns = [n for n in settings.embeddings_schema.names if n not in reserved_names()]
 
@@ -149,7 +143,7 @@ class LabelsWriter:
         """Open the file; nothing appears before `commit`."""
         self._folder = _local_folder(output, run_folder, part)
         self._uri = storage.join(output, "labels", taxonomy, f"{part}.parquet")
-        self._file = _PartFile(self._folder, "labels", labels_schema())
+        self._file = PartFile(self._folder, "labels", labels_schema())
 
     def add(self, labels: pa.RecordBatch) -> None:
         """Take a batch."""
@@ -174,96 +168,6 @@ def _local_folder(output: str, run_folder: str, part: str) -> str:
     """Where one rename brings a file to its place; before an upload, below the machine's temporary folder."""
     parent = storage.normalise(run_folder) if storage.is_local(output) else None
     return tempfile.mkdtemp(prefix=f"{part}-", dir=parent)
-
-
-class _PartFile:
-    """A Parquet file that is being written locally, in row groups of a few thousand rows."""
-
-    def __init__(self, folder: str, kind: str, schema: pa.Schema):
-        self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
-        self._schema = schema
-        self._waiting = WaitingRows(schema)
-        embeddings = [f"{name}.list.element" for name in EMBEDDINGS if name in schema.names]
-        split = [p for p in embeddings if pa.types.is_float32(schema.field(p.partition(".")[0]).type.value_type)]
-        self._writer = pq.ParquetWriter(
-            self.path,
-            schema,
-            compression="zstd",
-            use_dictionary=[f.name for f in schema if f.name not in EMBEDDINGS],
-            use_byte_stream_split=split,
-            write_statistics=[f.name for f in schema if f.name not in EMBEDDINGS],
-        )
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take a batch; without rows it leaves no row group, on an empty one of which some readers fail."""
-        if batch.num_rows:
-            self._waiting.add(batch)
-        if self._waiting.rows >= _ROW_GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting.rows:
-            with _naming(self.path):
-                self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
-            self._waiting = WaitingRows(self._schema)
-
-    def close(self, footer: Footer) -> None:
-        """Finish the file with its footer."""
-        self._flush()
-        self._writer.add_key_value_metadata(encode_footer(footer))
-        with _naming(self.path):
-            self._writer.close()
-
-    def discard(self) -> None:
-        """Let go of the file handle; the file itself is of no use any more, so a full disk does not matter."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Name the file that could not be written, and the cause once; pyarrow does neither."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), path) from error
-
-
-class _Digest:
-    """SHA-256 over the rows of the embeddings and the rejects in Arrow's IPC form."""
-
-    def __init__(self, embeddings: pa.Schema, rejects: pa.Schema):
-        self._streams = [_HashedStream(embeddings), _HashedStream(rejects)]
-
-    def add_rows(self, rows: pa.RecordBatch) -> None:
-        self._streams[0].write(rows)
-
-    def add_rejects(self, rejects: pa.RecordBatch) -> None:
-        self._streams[1].write(rejects)
-
-    def hexdigest(self) -> str:
-        return hashlib.sha256("".join(s.hexdigest() for s in self._streams).encode()).hexdigest()
-
-
-class _HashedStream:
-    """An IPC stream of which only the hash is kept."""
-
-    def __init__(self, schema: pa.Schema):
-        self._hash = hashlib.sha256()
-        self._schema = schema
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        # A stream per batch: slices and offsets are written as plain rows, so equal rows give equal bytes.
-        if batch.num_rows:
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, self._schema) as stream:
-                stream.write_batch(batch)
-            self._hash.update(sink.getvalue())
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
 
 
 def make_folders(output: str, taxonomies: Sequence[str]) -> None:

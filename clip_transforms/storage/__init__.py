@@ -1,6 +1,6 @@
 """Files anywhere that fsspec reaches: list, open, the stamp of a file, and whole-file commit. Knows nothing of CLIP."""
 
-from clip_transforms.storage.listing import (
+from clip_transforms.storage.finding import (
     FileInfo,
     exists,
     is_folder,

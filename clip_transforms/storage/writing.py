@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from clip_transforms.storage.listing import exists
+from clip_transforms.storage.finding import exists
 from clip_transforms.storage.location import StorageError, filesystem, is_local, normalise
 from clip_transforms.storage.retry import retried
 

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_transforms import storage
-from clip_transforms.parts import reader
-from clip_transforms.parts.reader import read_digests, read_footer, read_footers
+from clip_transforms.parts import footers
+from clip_transforms.parts.footers import read_digests, read_footer, read_footers
 from schemas.provenance import FOOTER_KEY, encode_footer
 
 FOOTER = {"fingerprint": "f", "shard": "ü/a.tar", "digest": "d", "counts": {"samples": 3}, "provenance": {"d": 1}}
@@ -42,7 +42,7 @@ def test_the_footer_is_what_pyarrow_reads(name, tmp_path, monkeypatch):
     found = (pq.read_metadata(path).metadata or {}).get(FOOTER_KEY)
     assert read_footer(path) == (json.loads(found) if found else None)
     if found:  # and pyarrow was not asked
-        monkeypatch.setattr(reader.pq, "read_metadata", None)
+        monkeypatch.setattr(footers.pq, "read_metadata", None)
         assert read_footer(path)["shard"] == "ü/a.tar"
 
 

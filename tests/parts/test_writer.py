@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_transforms.parts.counts import BalanceError, check_balance, reject_fractions
-from clip_transforms.parts.reader import DatasetError, read_footer, read_part
+from clip_transforms.parts.footers import read_footer
+from clip_transforms.parts.reader import DatasetError, read_part
 from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema

@@ -6,9 +6,9 @@ import time
 import pytest
 from conftest import make_tar
 
-from clip_transforms import embed_task
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.engine import decode
+from clip_transforms.run import embed_units
 from clip_transforms.storage import writing
 
 SECONDS = 0.3
@@ -20,8 +20,8 @@ def slow_disk(monkeypatch):
             time.sleep(SECONDS)
             yield batch
 
-    original = embed_task.read_unit
-    monkeypatch.setattr(embed_task, "read_unit", slow)
+    original = embed_units.read_unit
+    monkeypatch.setattr(embed_units, "read_unit", slow)
 
 
 def slowed(owner, name):

@@ -12,8 +12,7 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_tar
 
-from clip_transforms.run_speed import speed
-from clip_transforms.run_summary import PartResult, RunSummary
+from clip_transforms.run.summary import PartResult, RunSummary, speed
 from pipelines.closing_lines import closing_lines
 from pipelines.embed import main
 

@@ -193,9 +193,9 @@ def test_a_run_planned_before_another_began_stops_too(tmp_path, tiny_checkpoint)
     import dataclasses
 
     from clip_transforms import ClipSpec
-    from clip_transforms.run_begin import begin_run
-    from clip_transforms.run_plan import plan_run
-    from clip_transforms.run_settings import Settings
+    from clip_transforms.run.begin import begin_run
+    from clip_transforms.run.plan import plan_run
+    from clip_transforms.run.settings import Settings
 
     make_tar(tmp_path / "a.tar", 2)
     settings = Settings((str(tmp_path / "a.tar"),), str(tmp_path / "out"), ClipSpec(tiny_checkpoint))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from clip_transforms import processes, worker_process
-from clip_transforms.job import Job
-from clip_transforms.runner_options import check_processes
+from clip_transforms.run import processes
+from clip_transforms.run.job import Job
+from clip_transforms.workers import machine
+from clip_transforms.workers.runner import check_processes
 
 TWO = ["--processes", "2"]
 
@@ -50,12 +51,12 @@ def test_the_number_of_processes(asked, gpus, cores, pending, expected, monkeypa
 def test_the_gpus_that_there_are(device, build, nodes, visible, expected, monkeypatch, tmp_path):
     for node in nodes:
         (tmp_path / node).write_text("")
-    monkeypatch.setattr(processes, "Path", lambda path: tmp_path / Path(path).relative_to("/dev"))
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / Path(path).relative_to("/dev"))
     monkeypatch.setattr(importlib.metadata, "version", lambda _: build)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert processes.gpus_for(device) == expected
+    assert machine.gpus_for(device) == expected
 
 
 def test_each_process_has_a_gpu_of_its_own_while_there_are_enough():
@@ -67,8 +68,8 @@ def test_each_process_has_a_gpu_of_its_own_while_there_are_enough():
 def test_each_process_counts_on_its_share_of_the_cores_that_a_scheduler_left(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4, 20)))
     monkeypatch.setattr(os, "getppid", lambda: 77)
-    assert worker_process.cores_of(77, 1) == 16 and worker_process.cores_of(77, 3) == 5
-    assert worker_process.cores_of(77, 40) == 1 and worker_process.cores_of(78, 3) == 16
+    assert machine.cores_of(77, 1) == 16 and machine.cores_of(77, 3) == 5
+    assert machine.cores_of(77, 40) == 1 and machine.cores_of(78, 3) == 16
 
 
 @pytest.mark.parametrize(

@@ -184,12 +184,12 @@ def test_a_temporary_folder_that_is_removed_meanwhile(embed, tars, calm, tmp_pat
 )
 @pytest.mark.timeout(60)
 def test_a_thread_that_dies_fails_the_run_with_the_cause(place, error, embed, tars, calm, tmp_path, monkeypatch, capfd):
-    from clip_transforms import embed_task
     from clip_transforms.clip.tokenizer import Tokenizer
     from clip_transforms.engine import decode
+    from clip_transforms.run import embed_units
 
     calls = []
-    places = {"decode": (decode, "decode"), "tokenize": (Tokenizer, "tokenize"), "read": (embed_task, "read_unit")}
+    places = {"decode": (decode, "decode"), "tokenize": (Tokenizer, "tokenize"), "read": (embed_units, "read_unit")}
     target, name = places[place]
     original = getattr(target, name)
 

@@ -213,7 +213,8 @@ def test_an_overwrite_that_was_killed_goes_on_with_what_is_left(embed, tmp_path,
         with pytest.raises(BaseException, match="switched off|failed"):
             assert embed(*inputs, output=out, flags=flags) == 0, "failed"
     assert not (out / "_SUCCESS").exists()
-    from clip_transforms.parts.reader import DatasetError, check_dataset
+    from clip_transforms.parts.dataset import check_dataset
+    from clip_transforms.parts.reader import DatasetError
 
     with pytest.raises(DatasetError, match="an --overwrite was interrupted"):
         check_dataset(str(out))

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
 from test_runners import alive, assert_same, children, wait_for
 
-from clip_transforms import embed_process, processes
-from clip_transforms.embed_task import PROGRESS
-from clip_transforms.run_summary import PartResult
+from clip_transforms.run import child, processes
+from clip_transforms.run.embed_units import PROGRESS
+from clip_transforms.run.summary import PartResult
 
 TWO = ["--processes", "2"]
 
@@ -208,8 +208,8 @@ class _AwkwardError(Exception):
 
 def test_every_error_arrives_also_one_that_does_not_pickle():
     error = OSError(28, "No space left on device", "/x")
-    assert embed_process._sendable(error) is error
-    sent = embed_process._sendable(_AwkwardError(1, 2))
+    assert child._sendable(error) is error
+    sent = child._sendable(_AwkwardError(1, 2))
     assert type(sent) is RuntimeError and str(sent) == "_AwkwardError: 1 and 2"
     with pytest.raises(RuntimeError, match="_AwkwardError") as raised:
         next(_Told(("error", (sent, "Traceback of the process"))).hand_out(Counter()))
@@ -217,5 +217,5 @@ def test_every_error_arrives_also_one_that_does_not_pickle():
 
 
 def test_a_process_without_a_launcher_ends_at_once():
-    done = command("clip_transforms.embed_process", 1, timeout=30, stdin=subprocess.DEVNULL)
+    done = command("clip_transforms.run.child", 1, timeout=30, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

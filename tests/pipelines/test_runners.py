@@ -273,7 +273,7 @@ def test_workers_end_with_their_launcher(number, started, tmp_path):
 
 
 def test_workers_of_options_are_the_number_of_tasks():
-    from clip_transforms.runner_options import workers_of
+    from clip_transforms.workers.runner import workers_of
 
     two = ["--direct_num_workers=2", "--direct_running_mode"]
     many = ["--max_num_workers=20", "--num_workers=5"]

@@ -108,7 +108,7 @@ def test_retrying_is_no_setting_of_the_dataset():
     import dataclasses
 
     from clip_transforms import ClipSpec
-    from clip_transforms.run_settings import Settings
+    from clip_transforms.run.settings import Settings
 
     settings = Settings(("x",), "out", ClipSpec("demo"))
     fields = [dataclasses.replace(settings, retry_rejects=word) for word in ("", "read", "all")]

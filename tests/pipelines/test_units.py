@@ -9,12 +9,13 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, files_of, make_parquet, make_tar, pair, rows_of, write_tar
 
-from clip_transforms import ClipSpec, EmbedShards, run_end
-from clip_transforms.job import read_units
-from clip_transforms.parts import run_manifest
-from clip_transforms.run_begin import begin_run
-from clip_transforms.run_plan import plan_run
-from clip_transforms.run_settings import Settings
+from clip_transforms import ClipSpec, EmbedShards
+from clip_transforms.parts import dataset
+from clip_transforms.run import end
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.job import read_units
+from clip_transforms.run.plan import plan_run
+from clip_transforms.run.settings import Settings
 from clip_transforms.shards import cut
 
 IDS = ["in order", "the other way round"]
@@ -100,7 +101,7 @@ def test_shares_that_start_at_once_on_an_empty_output(tars, tmp_path, tiny_check
 def test_two_shares_that_end_at_the_same_moment_do_not_both_miss_it(
     place, share, tars, tmp_path, tiny_checkpoint, monkeypatch
 ):
-    real, nested = getattr(run_end, place), []
+    real, nested = getattr(end, place), []
 
     def other_first(*args, **kwargs):
         if not nested:
@@ -113,7 +114,7 @@ def test_two_shares_that_end_at_the_same_moment_do_not_both_miss_it(
         assert complete or place != "finish_run", "what is complete is not taken back, not for a moment"
         return result
 
-    monkeypatch.setattr(run_end, place, other_first)
+    monkeypatch.setattr(end, place, other_first)
     assert share(0, 2, tars) == whole(0, 2, 5)
     assert run_of(tmp_path / "out")["complete"]
 
@@ -270,15 +271,15 @@ def test_a_dry_run_shows_the_share(embed, tars, tmp_path, capsys):
 
 
 def test_an_output_that_another_run_begins_at_this_moment_is_no_foreign_folder(tmp_path, monkeypatch):
-    exists, seen = run_manifest.storage.exists, []
+    exists, seen = dataset.storage.exists, []
 
     def late(uri):
         if not seen:
             seen.append(uri)
-            run_manifest.write_dataset(str(tmp_path), {"model": "m"}, "m", {}, str(tmp_path))
+            dataset.write_dataset(str(tmp_path), {"model": "m"}, "m", {}, str(tmp_path))
             (tmp_path / "embeddings").mkdir()
             return False
         return exists(uri)
 
-    monkeypatch.setattr(run_manifest.storage, "exists", late)
-    assert run_manifest.read_dataset(str(tmp_path))["settings"] == {"model": "m"}
+    monkeypatch.setattr(dataset.storage, "exists", late)
+    assert dataset.read_dataset(str(tmp_path))["settings"] == {"model": "m"}

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 
-from clip_transforms.shards.plan import plan_units
-from clip_transforms.shards.reader import read_unit
+from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import samples_schema
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import files_of, make_folder, make_parquet, make_tar, picture, rows_of
 from reading import read
 
-from clip_transforms.shards.plan import PlanError, plan_units
+from clip_transforms.shards.inventory import PlanError, plan_units
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
 
@@ -229,7 +229,7 @@ def test_a_column_of_ones_own_may_be_missing_in_some_files_but_not_in_all(tmp_pa
 
 
 def test_a_file_that_became_shorter_after_planning_is_no_crash(tmp_path):
-    from clip_transforms.shards.reader import read_unit
+    from clip_transforms.shards.read_unit import read_unit
     from clip_transforms.shards.unit import ShardError
 
     unit = plan_units([make_parquet(tmp_path / "a.parquet", 12, row_group_size=5)], ReaderOptions()).units[0]

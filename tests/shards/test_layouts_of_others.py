@@ -12,7 +12,7 @@ from conftest import make_folder, make_parquet, make_tar, pair, picture, rows_of
 from reading import read
 
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.shards.plan import plan_units
+from clip_transforms.shards.inventory import plan_units
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
 

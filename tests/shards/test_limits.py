@@ -11,8 +11,8 @@ import pytest
 from conftest import pair, picture, rows_of, write_tar
 from reading import read
 
-from clip_transforms.shards.plan import plan_units
-from clip_transforms.shards.reader import read_unit
+from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
 

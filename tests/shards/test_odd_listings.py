@@ -8,7 +8,7 @@ import pytest
 from reading import read
 
 from clip_transforms.shards import records
-from clip_transforms.shards.plan import PlanError
+from clip_transforms.shards.inventory import PlanError
 
 ROWS = [("a.jpg", "a cat"), ("sub/b.jpg", "a dog, red"), ("", 'she said "hi"'), ("c.jpg", None), (None, "two\nlines")]
 

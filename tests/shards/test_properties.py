@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from reading import read
 
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.embed_task import embed_shards
-from clip_transforms.job import read_units
-from clip_transforms.parts.run_manifest import read_run
-from clip_transforms.run_begin import begin_run
-from clip_transforms.run_plan import plan_run
-from clip_transforms.run_settings import Settings
+from clip_transforms.parts.dataset import read_run
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.embed_units import embed_units
+from clip_transforms.run.job import read_units
+from clip_transforms.run.plan import plan_run
+from clip_transforms.run.settings import Settings
 from clip_transforms.shards import cut, cut_listing
 from clip_transforms.shards.unit import ReaderOptions
 
@@ -148,7 +148,7 @@ def run(inputs, output, embedder, checkpoint):
     job, folder = begin_run(plan_run(made), 1, ())
     try:
         units = [planned.unit for planned in read_units(job, 0, job.units)]
-        return [Counter(result.counts) for result in embed_shards(units, job, embedder, {})]
+        return [Counter(result.counts) for result in embed_units(units, job, embedder, {})]
     finally:
         folder.close()
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import make_folder, make_parquet, make_tar, picture
 from reading import read, write_lists
 
-from clip_transforms.shards.plan import plan_units
-from clip_transforms.shards.reader import read_unit
+from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import Column
 

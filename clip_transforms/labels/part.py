@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.embed_classes import read_classifier
-from clip_transforms.engine.label_batches import label_batch
-from clip_transforms.parts.reader import DatasetError, part_uri, read_footer, read_footers
+from clip_transforms.labels.batch import label_batch
+from clip_transforms.labels.classes import read_classifier
+from clip_transforms.parts.footers import part_uri, read_footer, read_footers
+from clip_transforms.parts.reader import DatasetError
 from clip_transforms.parts.writer import LabelsWriter
 from schemas.provenance import Footer, decode_footer
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from conftest import make_tar, picture, write_tar
 
-from clip_transforms import embed_task
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.engine import decode
 from clip_transforms.engine.forward import Embedder
-from clip_transforms.job import read_units
 from clip_transforms.parts.writer import UnitWriter
-from clip_transforms.run_begin import begin_run
-from clip_transforms.run_plan import plan_run
-from clip_transforms.run_settings import Settings
-from clip_transforms.worker_process import give_back_memory
+from clip_transforms.run import embed_units
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.job import read_units
+from clip_transforms.run.plan import plan_run
+from clip_transforms.run.settings import Settings
+from clip_transforms.workers.machine import give_back_memory
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_the_model_gets_the_threads_of_its_share_of_the_cores(begun, tmp_path, m
     before = torch.get_num_threads()
     try:
         for share in (3, 1):
-            monkeypatch.setattr(embed_task, "cores_of", lambda *_, share=share: share)
-            assert embed_task.load_embedder(job).batch_size == 7
+            monkeypatch.setattr(embed_units, "cores_of", lambda *_, share=share: share)
+            assert embed_units.load_embedder(job).batch_size == 7
             assert torch.get_num_threads() == share
     finally:
         torch.set_num_threads(before)
@@ -76,7 +76,7 @@ def test_pixels_are_pinned_where_a_gpu_copies_them(device, pinned, begun, tmp_pa
     monkeypatch.setattr(decode.torch, "empty", empty)
     job, units = begun(make_tar(tmp_path / "a.tar", 3))
     embedder = Embedder(Model(load(tiny_checkpoint, "cpu"), torch.device(device)))
-    (result,) = embed_task.embed_shards(units, job, embedder, {})
+    (result,) = embed_units.embed_units(units, job, embedder, {})
     assert result.counts["image.embedded"] == 3 and set(asked) == {pinned}
 
 
@@ -90,10 +90,10 @@ def test_the_model_runs_ahead_of_a_slow_writer_no_further_than_its_bound(begun, 
         return write(self, *args)
 
     monkeypatch.setattr(UnitWriter, "write", slow)
-    monkeypatch.setattr(embed_task, "MAX_WAITING_BYTES", 1)
+    monkeypatch.setattr(embed_units, "MAX_WAITING_BYTES", 1)
     before = threading.active_count()
     embedder = Embedder(model, 2)
-    (result,) = embed_task.embed_shards(units, job, embedder, {})
+    (result,) = embed_units.embed_units(units, job, embedder, {})
     assert result.counts["image.embedded"] == 24 and threading.active_count() == before
     assert seen == [min(place + 2, 12) for place in range(12)], (
         "one batch in the writer's hands, and one made meanwhile"
@@ -113,10 +113,10 @@ def test_free_pieces_of_the_heap_go_back_to_the_system():
 def test_it_is_done_while_a_task_goes_on(begun, tmp_path, tiny_checkpoint, monkeypatch):
     job, units = begun(make_tar(tmp_path / "a.tar", 20), batch_size=4)
     done = []
-    monkeypatch.setattr(embed_task, "give_back_memory", lambda: done.append(1))
+    monkeypatch.setattr(embed_units, "give_back_memory", lambda: done.append(1))
     for seconds, times in ((3600, 0), (0, 6)):  # five batches and the end mark
-        monkeypatch.setattr(embed_task, "_TRIM_SECONDS", seconds)
-        list(embed_task.embed_shards(units, job, Embedder(load(tiny_checkpoint, "cpu"), 4), {}))
+        monkeypatch.setattr(embed_units, "_TRIM_SECONDS", seconds)
+        list(embed_units.embed_units(units, job, Embedder(load(tiny_checkpoint, "cpu"), 4), {}))
         assert len(done) == times
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from clip_transforms.job import Job
-from clip_transforms.label_part import stale_labels
-from clip_transforms.parts import reader
-from clip_transforms.run_settings import Settings
+from clip_transforms.labels.part import stale_labels
+from clip_transforms.parts.footers import part_names, read_digests, read_footers
+from clip_transforms.run.job import Job
+from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import Unit
 from schemas.provenance import Footer
 
@@ -25,7 +25,7 @@ def committed_parts(
         fingerprint: of the dataset.
     """
     # Compared by digest, not by being there: a rejects part may have been replaced by hand, or belong to another unit.
-    rejects = reader.read_digests(output, "rejects", [unit.part for unit in units if unit.part in footers])
+    rejects = read_digests(output, "rejects", [unit.part for unit in units if unit.part in footers])
     return {
         unit.part: Counter(footer["counts"])
         for unit in units
@@ -55,8 +55,8 @@ def accepted_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Counter]:
     """
     if not siblings:
         return {}
-    here = reader.part_names(job.output, "embeddings")
-    footers = reader.read_footers(job.output, "embeddings", [unit.part for unit in siblings if unit.part in here])
+    here = part_names(job.output, "embeddings")
+    footers = read_footers(job.output, "embeddings", [unit.part for unit in siblings if unit.part in here])
     known = committed_parts(job.output, siblings, footers, job.fingerprint)
     found = accepted(job.settings, siblings, known)
     made = {part: footers[part] for part in found}

@@ -5,7 +5,7 @@ import weakref
 import pyarrow as pa
 import pytest
 
-from clip_transforms.parts.waiting_rows import WaitingRows
+from clip_transforms.parts.part_file import WaitingRows
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 

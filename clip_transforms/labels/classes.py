@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.engine.label_batches import Classifier
-from clip_transforms.parts.reader import read_footer
+from clip_transforms.labels.batch import Classifier
+from clip_transforms.parts.footers import read_footer
 from schemas.provenance import decode_footer, encode_footer
 
 _LOGGER = logging.getLogger(__name__)

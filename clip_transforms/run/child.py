@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from typing import Any
 
-from clip_transforms.worker_process import begin
+from clip_transforms.workers.lifetime import begin
 
 _SECONDS = 0.5
 
@@ -83,7 +83,7 @@ class _Progress:
 def _work(launcher: _Launcher) -> None:
     """Do tasks until there is none left."""
     job, classes = launcher.hear()
-    from clip_transforms.embed_task import PROGRESS, embed_task, load_embedder
+    from clip_transforms.run.embed_units import PROGRESS, embed_task, load_embedder
 
     logging.getLogger().handlers = [_Hearsay(launcher)]
     logging.disable(logging.NOTSET)

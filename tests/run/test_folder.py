@@ -7,7 +7,7 @@ import textwrap
 
 from conftest import ROOT
 
-from clip_transforms.parts.run_folder import RunFolder, new_run_id
+from clip_transforms.run.folder import RunFolder, new_run_id
 
 
 def test_a_folder_lives_as_long_as_its_run(tmp_path):
@@ -27,7 +27,7 @@ def test_a_living_run_is_left_alone_and_a_dead_one_is_removed(tmp_path):
     code = textwrap.dedent(
         f"""
         import sys
-        from clip_transforms.parts.run_folder import RunFolder
+        from clip_transforms.run.folder import RunFolder
         folder = RunFolder({str(tmp_path)!r}, "20200101-000000-other")
         open(folder.uri + "/work", "w").close()
         print("ready", flush=True)

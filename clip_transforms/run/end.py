@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.committed import accepted_now
-from clip_transforms.job import Job, read_units
 from clip_transforms.parts.counts import add, check_balance, counted, reject_fractions
-from clip_transforms.parts.reader import part_names, part_uri, taxonomy_names
-from clip_transforms.parts.run_folder import remove_run_folder
-from clip_transforms.parts.run_manifest import finish_run
-from clip_transforms.run_speed import speed
-from clip_transforms.run_summary import RunSummary, versions
+from clip_transforms.parts.dataset import finish_run
+from clip_transforms.parts.footers import part_names, part_uri, taxonomy_names
+from clip_transforms.run.committed import accepted_now
+from clip_transforms.run.folder import remove_run_folder
+from clip_transforms.run.job import Job, read_units
+from clip_transforms.run.summary import RunSummary, speed, versions
 
 
 def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:

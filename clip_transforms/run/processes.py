@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.metadata
-import itertools
 import logging
 import os
 import pickle
@@ -20,42 +18,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from clip_transforms.job import Job, read_units
-from clip_transforms.run_summary import PartResult
-from clip_transforms.worker_process import cores
+from clip_transforms.run.job import Job, read_units
+from clip_transforms.run.summary import PartResult
+from clip_transforms.workers.machine import cores, gpus_for
 
 _CORES_EACH = 8  # a forward pass on more cores than these gains less than a second process does
 _SECONDS = 0.5
 _OF_ALL = (signal.SIGTERM, signal.SIGHUP)  # what a scheduler or a terminal sends to the launcher and its children alike
 _LOGGER = logging.getLogger(__name__)
-
-
-def has_nvidia() -> bool:
-    """Whether the kernel of this machine shows an NVIDIA device (under WSL, a graphics card)."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-
-
-def torch_is_cpu_only() -> bool:
-    """Whether the installed torch is a build without CUDA, by its version."""
-    return importlib.metadata.version("torch").endswith("+cpu")
-
-
-def gpus_for(device: str) -> list[str]:
-    """The GPUs that processes of this machine may use, as CUDA_VISIBLE_DEVICES names them; torch is not asked.
-
-    Args:
-        device: that was asked for: `auto`, `cpu` or `cuda`.
-    """
-    if device == "cpu" or torch_is_cpu_only() or not has_nvidia():
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1)]
-    # CUDA reads the list up to the first name that is none.
-    return list(itertools.takewhile(lambda name: name not in ("", "-1"), map(str.strip, named.split(","))))
 
 
 def count_processes(asked: int, gpus: Sequence[str], pending: int) -> int:
@@ -162,7 +134,7 @@ class _Process:
         """
         path = os.pathsep.join(filter(None, sys.path))  # what the launcher finds, wherever it was started
         environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
-        command = [sys.executable, "-m", "clip_transforms.embed_process", str(os.getpid())]
+        command = [sys.executable, "-m", "clip_transforms.run.child", str(os.getpid())]
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.name, self.pid = name, self._popen.pid
         self.done, self.dismissed = 0, False

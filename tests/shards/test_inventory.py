@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_folder, make_parquet, make_tar, write_tar
 
-from clip_transforms.shards import plan as plan_module
+from clip_transforms.shards import inventory
 from clip_transforms.shards.cut import cut_folder
-from clip_transforms.shards.plan import PlanError, plan_units
+from clip_transforms.shards.inventory import PlanError, plan_units
 from clip_transforms.shards.unit import ReaderOptions, part_name
 from clip_transforms.storage import FileInfo
 
@@ -197,12 +197,12 @@ def test_planning_reads_no_image(tmp_path):
     path = write_tar(tmp_path / "a.tar", [])
     os.chmod(path, 0)  # root reads all the same, so the count of opened files is what is compared
     opened = []
-    original = plan_module.storage.open_input
-    plan_module.storage.open_input = lambda uri: opened.append(uri) or original(uri)
+    original = inventory.storage.open_input
+    inventory.storage.open_input = lambda uri: opened.append(uri) or original(uri)
     try:
         plan(path)
     finally:
-        plan_module.storage.open_input = original
+        inventory.storage.open_input = original
     assert opened == []
 
 

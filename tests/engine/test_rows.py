@@ -12,9 +12,9 @@ from conftest import picture
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.preprocess import decode_image
 from clip_transforms.engine.decode import DecodeAhead
-from clip_transforms.engine.embed_batches import embed_batch, shard_reject
 from clip_transforms.engine.forward import Embedder
-from clip_transforms.engine.label_batches import Classifier, label_batch
+from clip_transforms.engine.rows import finish_batch, shard_reject
+from clip_transforms.labels.batch import Classifier, label_batch
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 from schemas.rejects import REASONS, rejects_schema
@@ -31,11 +31,11 @@ def samples(rows):
     return pa.RecordBatch.from_pylist(rows, schema=samples_schema())
 
 
-def embed(model, rows, dtype="float32", classifiers=None):
+def embed(model, rows, dtype="float32"):
     embedder = Embedder(model)
     decoded = DecodeAhead([(0, samples(rows)), "end"], model.preprocessing, embedder.ceiling, 2)
     batch, _ = embedder.forward(decoded, Counter())
-    return embed_batch(batch, "s", embeddings_schema(dtype), classifiers or {}, 5)
+    return finish_batch(batch, "s", embeddings_schema(dtype))
 
 
 REJECT = {"reason": "not UTF-8", "message": "m", "num_bytes": 3}
@@ -100,8 +100,8 @@ def classifier(k, d=48, seed=0):
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 40])
 def test_labels_are_those_of_the_plain_formula(model, k):
     classes = classifier(k)
-    result = embed(model, ROWS, classifiers={"c": classes})
-    labels = result.labels["c"]
+    result = embed(model, ROWS)
+    labels = label_batch(result.rows, classes, 5)
     assert labels.schema.equals(labels_schema()) and labels.num_rows == result.rows.num_rows
     for row, label in zip(result.rows.to_pylist(), labels.to_pylist(), strict=True):
         assert label["row"] == row["row"]

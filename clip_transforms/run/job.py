@@ -15,7 +15,7 @@ from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.parts.fingerprint import fingerprint
-from clip_transforms.run_settings import Settings
+from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import Unit
 
 _TASKS_PER_WORKER = 4

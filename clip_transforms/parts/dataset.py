@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.parts.fingerprint import Fields, fingerprint
+from clip_transforms.parts.footers import part_names, part_uri, read_footers
+from clip_transforms.parts.reader import DatasetError
 
+_LOGGER = logging.getLogger(__name__)
 _SECRET_FLAG = re.compile("secret|password|token|credential|access_key|connection_string")
 
 
@@ -138,3 +142,39 @@ def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool 
 def clear_success(output: str) -> None:
     """Before the first part of a run changes the dataset."""
     storage.remove(storage.join(output, "_SUCCESS"))
+
+
+def check_dataset(output: str, taxonomies: Sequence[str] = ()) -> list[str]:
+    """The parts of a dataset that may be read as one, sorted.
+
+    Raises:
+        DatasetError: if there is no dataset, or parts of two fingerprints lie in it, or a labels part is missing.
+    """
+    names = sorted(part_names(output, "embeddings"))
+    if not names:
+        raise DatasetError(f"{output} holds no embeddings; python -m pipelines.embed makes them")
+    footers = read_footers(output, "embeddings", names)
+    if damaged := [name for name in names if name not in footers]:
+        raise DatasetError(
+            f"{part_uri(output, 'embeddings', damaged[0])} is not whole; run the same embed command again"
+        )
+    fingerprints = sorted({footer["fingerprint"] for footer in footers.values()})
+    if len(fingerprints) > 1:
+        raise DatasetError(
+            f"{output} holds parts of {len(fingerprints)} fingerprints ({', '.join(f[:8] for f in fingerprints)}): an "
+            "--overwrite was interrupted; run it again to its end"
+        )
+    for taxonomy in taxonomies:
+        if missing := sorted(set(names) - part_names(output, f"labels/{taxonomy}")):
+            raise DatasetError(
+                f"{output} has no labels/{taxonomy} for {len(missing)} of {len(names)} parts, {missing[0]} among them; "
+                f"make them with --taxonomy"
+            )
+        labels = read_footers(output, f"labels/{taxonomy}", names)
+        if len({footer.get("taxonomy_digest") for footer in labels.values()}) > 1:
+            raise DatasetError(
+                f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
+            )
+    if not storage.exists(storage.join(output, "_SUCCESS")):
+        _LOGGER.warning("%s has no _SUCCESS: its last run was not complete, so samples may be missing", output)
+    return names

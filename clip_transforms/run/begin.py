@@ -14,21 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.job import PLAN, Job
-from clip_transforms.parts import reader
 from clip_transforms.parts.counts import add
-from clip_transforms.parts.fingerprint import check_same
-from clip_transforms.parts.run_folder import RunFolder, new_run_id
-from clip_transforms.parts.run_manifest import (
+from clip_transforms.parts.dataset import (
     check_taxonomies,
     clear_success,
     read_dataset,
     without_secrets,
     write_dataset,
 )
+from clip_transforms.parts.fingerprint import check_same
+from clip_transforms.parts.footers import taxonomy_names
 from clip_transforms.parts.writer import make_folders
-from clip_transforms.run_plan import RunPlan
-from clip_transforms.shards.plan import RowList
+from clip_transforms.run.folder import RunFolder, new_run_id
+from clip_transforms.run.job import PLAN, Job
+from clip_transforms.run.plan import RunPlan
+from clip_transforms.shards.inventory import RowList
 from clip_transforms.shards.unit import Unit
 
 
@@ -79,7 +79,7 @@ def _write(plan: RunPlan, folder: RunFolder, run: str, workers: int, command: Se
         checkpoint=plan.checkpoint,
         fields=plan.fields,
         taxonomies={taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies},
-        other_taxonomies=sorted(reader.taxonomy_names(settings.output) - {t.name for t in settings.taxonomies}),
+        other_taxonomies=sorted(taxonomy_names(settings.output) - {t.name for t in settings.taxonomies}),
         units=len(plan.units),
         siblings=len(plan.siblings),
         pending=plan.pending,

@@ -1,17 +1,16 @@
-"""What the model made of a batch → rows, scores, labels and rejects; every modality of every sample in one place."""
+"""What the model made of a batch → rows, scores and rejects; every modality of every sample in one place."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from clip_transforms.engine.decode import DecodedBatch
 from clip_transforms.engine.forward import Embedded, ForwardedBatch
-from clip_transforms.engine.label_batches import Classifier, label_batch
 from schemas.rejects import rejects_schema
 from schemas.samples import MODALITIES
 
@@ -21,48 +20,37 @@ _TOO_LARGE = ("out of memory", "the device has no memory for this sample alone")
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddedBatch:
+class FinishedBatch:
     """What became of a batch.
 
     Attributes:
         rows: of the embeddings schema, one per sample with at least one embedding.
-        labels: taxonomy → the same rows, of the labels schema.
         rejects: of the rejects schema.
         absent: modality → how many samples do not offer it.
         notes: counts of what is worth telling.
     """
 
     rows: pa.RecordBatch
-    labels: dict[str, pa.RecordBatch]
     rejects: pa.RecordBatch
     absent: dict[str, int]
     notes: Counter
 
 
-def embed_batch(
-    batch: ForwardedBatch,
-    shard: str,
-    schema: pa.Schema,
-    classifiers: Mapping[str, Classifier],
-    top_labels: int,
-) -> EmbeddedBatch:
+def finish_batch(batch: ForwardedBatch, shard: str, schema: pa.Schema) -> FinishedBatch:
     """Say what became of every sample of a batch.
 
     Args:
         batch: what the model made of it.
         shard: that it was read from.
         schema: of the embeddings; the type of `image_embedding` is the precision of what is stored.
-        classifiers: by taxonomy.
-        top_labels: length of a label's `top`.
     """
     image = _Modality("image", batch.images, batch.decoded.image_rows, batch.decoded, schema)
     caption = _Modality("caption", batch.captions, batch.decoded.caption_rows, batch.decoded, schema)
     rows = _rows(batch.decoded, shard, image, caption, schema)
     rejects = [*image.rejects, *caption.rejects]
     halved = batch.images.halved + batch.captions.halved
-    return EmbeddedBatch(
+    return FinishedBatch(
         rows,
-        {name: label_batch(rows, classifier, top_labels) for name, classifier in classifiers.items()},
         _rejects(batch.decoded.samples, shard, rejects),
         {modality.name: modality.absent for modality in (image, caption)},
         Counter({_HALVED: halved} if halved else {}),

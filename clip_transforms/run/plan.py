@@ -10,18 +10,18 @@ from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
-from clip_transforms.committed import accepted, committed_parts
-from clip_transforms.label_part import stale_labels
-from clip_transforms.parts import reader
+from clip_transforms.labels.part import stale_labels
 from clip_transforms.parts.counts import has_rejects
-from clip_transforms.parts.fingerprint import check_same, fingerprint
-from clip_transforms.parts.run_manifest import (
+from clip_transforms.parts.dataset import (
     OutputError,
     check_taxonomies,
     read_dataset,
 )
-from clip_transforms.run_settings import Settings
-from clip_transforms.shards.plan import RowList, plan_units
+from clip_transforms.parts.fingerprint import check_same, fingerprint
+from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
+from clip_transforms.run.committed import accepted, committed_parts
+from clip_transforms.run.settings import Settings
+from clip_transforms.shards.inventory import RowList, plan_units
 from clip_transforms.shards.unit import Unit
 from schemas.provenance import Footer
 
@@ -84,8 +84,8 @@ def plan_run(settings: Settings) -> RunPlan:
         check_same(settings.output, made["settings"], fields)
         check_taxonomies(settings.output, made, digests)
     found = plan_units(settings.inputs, settings.reader)
-    names = sorted(reader.part_names(settings.output, "embeddings")) if made is not None else []
-    footers = reader.read_footers(settings.output, "embeddings", names)
+    names = sorted(part_names(settings.output, "embeddings")) if made is not None else []
+    footers = read_footers(settings.output, "embeddings", names)
     units, siblings = _shared(found.units, *settings.share)
     known = committed_parts(settings.output, found.units, footers, fingerprint(fields))
     committed = _to_be_kept(settings, units, known)
@@ -117,7 +117,7 @@ def plan_run(settings: Settings) -> RunPlan:
     lines = [*found.detection, *_doubles(found.units, others, source_of)]
     if settings.units:
         lines.append(f"--units {settings.units}: {len(units):,} of the {len(found.units):,} units of the plan")
-    lost = sorted(reader.taxonomy_names(settings.output) - set(digests)) if made is not None else []
+    lost = sorted(taxonomy_names(settings.output) - set(digests)) if made is not None else []
     if lost and (changed := sum(unit.part in footers and unit.part not in committed for unit in units)):
         lines.append(
             f"warning: {changed} of the parts are made anew, and their labels/{', labels/'.join(lost)} go with the old "
@@ -126,7 +126,7 @@ def plan_run(settings: Settings) -> RunPlan:
     damaged = [name for name in names if name not in footers and name not in parts]
     if damaged:
         lines.append(
-            f"warning: {reader.part_uri(settings.output, 'embeddings', damaged[0])} is not whole, and not of this "
+            f"warning: {part_uri(settings.output, 'embeddings', damaged[0])} is not whole, and not of this "
             f"run's input ({len(damaged)} such); run the command that made it again, or remove it"
         )
     return RunPlan(
@@ -208,7 +208,7 @@ def _refuse_half_a_taxonomy(
     """Two sets of classes under one name must not lie side by side."""
     known = made["taxonomies"] if made else {}
     for name in [name for name, digest in digests.items() if known.get(name, digest) != digest]:
-        left = set(others) & reader.part_names(settings.output, f"labels/{name}")
+        left = set(others) & part_names(settings.output, f"labels/{name}")
         if left:
             raise OutputError(
                 f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "

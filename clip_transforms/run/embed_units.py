@@ -13,15 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clip_transforms.embed_classes import read_classifier
-from clip_transforms.job import Job, PlannedUnit, read_units
-from clip_transforms.label_part import label_part, labels_footer
-from clip_transforms.parts.reader import part_uri
+import pyarrow as pa
+
+from clip_transforms.labels.batch import Classifier, label_batch
+from clip_transforms.labels.classes import read_classifier
+from clip_transforms.labels.part import label_part, labels_footer
+from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
-from clip_transforms.run_summary import PartResult, versions
-from clip_transforms.shards.reader import read_unit
+from clip_transforms.run.job import Job, PlannedUnit, read_units
+from clip_transforms.run.summary import PartResult, versions
+from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
-from clip_transforms.worker_process import cores_of, give_back_memory
+from clip_transforms.workers.machine import cores_of, give_back_memory
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 
@@ -44,7 +47,7 @@ def load_embedder(job: Job) -> Any:
 
 
 def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    """Do a range of units of the plan: `embed_shards` of those that are to be embedded, labels for others."""
+    """Do a range of units of the plan: `embed_units` of those that are to be embedded, labels for others."""
     pending = []
     for planned in read_units(job, *task):
         if planned.counts is None:
@@ -52,7 +55,7 @@ def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[
         else:
             yield _keep(planned, job, classes)
     if pending:
-        yield from embed_shards(pending, job, embedder, classes)
+        yield from embed_units(pending, job, embedder, classes)
 
 
 def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:
@@ -88,7 +91,7 @@ class _UnitEnd:
     error: ShardError | None
 
 
-def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
+def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
     """Embed the units of a task and commit the part of each; the stages before writing run ahead, across units too.
 
     Args:
@@ -103,7 +106,7 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     """
     from clip_transforms.engine.ahead import Ahead
     from clip_transforms.engine.decode import DecodeAhead
-    from clip_transforms.engine.embed_batches import embed_batch
+    from clip_transforms.engine.rows import finish_batch
 
     settings = _part_settings(job, embedder)
     classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
@@ -129,15 +132,10 @@ def embed_shards(units: Sequence[Unit], job: Job, embedder: Any, classes: Mappin
     with contextlib.closing(iter(embedded)) as items:  # closed at once, also when something fails
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
             unit = units[place]
-            rows_of = functools.partial(
-                embed_batch,
-                shard=unit.shard,
-                schema=settings.embeddings_schema,
-                classifiers=classifiers,
-                top_labels=job.settings.top_labels,
-            )
+            finish = functools.partial(finish_batch, shard=unit.shard, schema=settings.embeddings_schema)
+            label = functools.partial(_label, classifiers=classifiers, top_labels=job.settings.top_labels)
             with UnitWriter(settings, unit.part, _facts(unit)) as writer:
-                counts = _write_unit(of_unit, unit, writer, rows_of)
+                counts = _write_unit(of_unit, unit, writer, finish, label)
             PROGRESS["units"] += 1
             last = place == len(units) - 1
             if last:
@@ -157,9 +155,9 @@ def _facts(unit: Unit) -> Footer:
     return {"shard": unit.shard, "stamp": unit.stamp}
 
 
-def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, rows_of: Callable) -> Counter:
+def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, finish: Callable, label: Callable) -> Counter:
     """Write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
-    from clip_transforms.engine.embed_batches import shard_reject
+    from clip_transforms.engine.rows import shard_reject
 
     notes: Counter = Counter()
     for item in items:
@@ -167,10 +165,14 @@ def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, rows_of: C
             if item.error:
                 writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
             return writer.commit(item.samples, item.notes + notes)
-        batch = rows_of(item)
+        batch = finish(item)
         notes.update(batch.notes)
-        writer.write(batch.rows, batch.labels, batch.rejects, batch.absent)
+        writer.write(batch.rows, label(batch.rows), batch.rejects, batch.absent)
     raise AssertionError(f"the stream of {unit.shard} has no end mark")
+
+
+def _label(rows: pa.RecordBatch, classifiers: Mapping[str, Classifier], top_labels: int) -> dict[str, pa.RecordBatch]:
+    return {name: label_batch(rows, classifier, top_labels) for name, classifier in classifiers.items()}
 
 
 def _watched(decoded: Iterable[Any]) -> Iterator[Any]:

@@ -1,0 +1,133 @@
+"""One part while it is written: a Parquet file of row groups, and the digest of a unit's rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.embeddings import EMBEDDINGS
+from schemas.provenance import Footer, encode_footer
+
+_ROW_GROUP_ROWS = 4_096
+
+
+class PartFile:
+    """A Parquet file that is being written locally, in row groups of a few thousand rows."""
+
+    def __init__(self, folder: str, kind: str, schema: pa.Schema):
+        self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
+        self._schema = schema
+        self._waiting = WaitingRows(schema)
+        embeddings = [f"{name}.list.element" for name in EMBEDDINGS if name in schema.names]
+        split = [p for p in embeddings if pa.types.is_float32(schema.field(p.partition(".")[0]).type.value_type)]
+        self._writer = pq.ParquetWriter(
+            self.path,
+            schema,
+            compression="zstd",
+            use_dictionary=[f.name for f in schema if f.name not in EMBEDDINGS],
+            use_byte_stream_split=split,
+            write_statistics=[f.name for f in schema if f.name not in EMBEDDINGS],
+        )
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take a batch; without rows it leaves no row group, on an empty one of which some readers fail."""
+        if batch.num_rows:
+            self._waiting.add(batch)
+        if self._waiting.rows >= _ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting.rows:
+            with _naming(self.path):
+                self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
+            self._waiting = WaitingRows(self._schema)
+
+    def close(self, footer: Footer) -> None:
+        """Finish the file with its footer."""
+        self._flush()
+        self._writer.add_key_value_metadata(encode_footer(footer))
+        with _naming(self.path):
+            self._writer.close()
+
+    def discard(self) -> None:
+        """Let go of the file handle; the file itself is of no use any more, so a full disk does not matter."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Name the file that could not be written, and the cause once; pyarrow does neither."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), path) from error
+
+
+class WaitingRows:
+    """Rows of a row group to come, as one buffer in Arrow's memory pool.
+
+    Kept as batches, their many small objects would lie in the C heap between the model's activations, and the heap grew
+    until the row group was written: docs/decisions.md.
+    """
+
+    def __init__(self, schema: pa.Schema):
+        """Nothing waits yet; `schema` is that of all batches."""
+        self.rows = 0
+        self._sink = pa.BufferOutputStream()
+        self._stream = pa.ipc.new_stream(self._sink, schema)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Copy the rows of a batch; the batch itself is not kept."""
+        self._stream.write_batch(batch)
+        self.rows += batch.num_rows
+
+    def table(self) -> pa.Table:
+        """All rows, in the chunks in which they came; the last call."""
+        self._stream.close()
+        return pa.ipc.open_stream(self._sink.getvalue()).read_all()
+
+
+class Digest:
+    """SHA-256 over the rows of the embeddings and the rejects in Arrow's IPC form."""
+
+    def __init__(self, embeddings: pa.Schema, rejects: pa.Schema):
+        self._streams = [_HashedStream(embeddings), _HashedStream(rejects)]
+
+    def add_rows(self, rows: pa.RecordBatch) -> None:
+        """Take rows of the embeddings."""
+        self._streams[0].write(rows)
+
+    def add_rejects(self, rejects: pa.RecordBatch) -> None:
+        """Take rows of the rejects."""
+        self._streams[1].write(rejects)
+
+    def hexdigest(self) -> str:
+        """The digest of all that was taken, 64 hex digits."""
+        return hashlib.sha256("".join(s.hexdigest() for s in self._streams).encode()).hexdigest()
+
+
+class _HashedStream:
+    """An IPC stream of which only the hash is kept."""
+
+    def __init__(self, schema: pa.Schema):
+        self._hash = hashlib.sha256()
+        self._schema = schema
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        # A stream per batch: slices and offsets are written as plain rows, so equal rows give equal bytes.
+        if batch.num_rows:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, self._schema) as stream:
+                stream.write_batch(batch)
+            self._hash.update(sink.getvalue())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,1 @@
+"""One run: settings → plan → begin → units → end."""
