@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms.labels.batch import Classifier, label_batch
-from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
+from clip_transforms.parts.manifest import make_folders
+from clip_transforms.parts.writer import PartSettings, UnitWriter
 from schemas.embeddings import embeddings_schema
 
 PARTS, ROWS, K, D = 100, 10_000, 1_000, 512

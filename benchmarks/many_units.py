@@ -14,7 +14,8 @@ from typing import Any
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.parts.footers import part_uri, read_footer
-from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
+from clip_transforms.parts.manifest import make_folders
+from clip_transforms.parts.writer import PartSettings, UnitWriter
 from clip_transforms.run.begin import begin_run
 from clip_transforms.run.plan import plan_run
 from clip_transforms.run.settings import Settings

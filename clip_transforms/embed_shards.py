@@ -1,4 +1,4 @@
-"""EmbedShards: the pipeline round the work of `embed_task`: plan, tasks, results, and the end of the run."""
+"""EmbedShards and embed_shards: image–caption shards → a dataset of embeddings, scores, labels and rejects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from apache_beam.utils.shared import Shared
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.labels.classes import embed_classes
 from clip_transforms.run.begin import begin_run
-from clip_transforms.run.embed_units import PROGRESS, embed_task, load_embedder
+from clip_transforms.run.embed_units import PROGRESS, embed_run_classes, embed_task, load_embedder
 from clip_transforms.run.end import write_run
-from clip_transforms.run.job import Job, read_taxonomies
+from clip_transforms.run.folder import RunFolder
+from clip_transforms.run.job import Job
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.run.processes import count_processes, embed_in_processes
 from clip_transforms.run.settings import Settings
@@ -24,37 +24,76 @@ from clip_transforms.workers.machine import gpus_for
 from clip_transforms.workers.runner import check_processes, in_process, is_direct, workers_of
 
 
-class EmbedShards(beam.PTransform):
-    """Pipeline → PCollection[PartResult]: embeds each unit of the inputs and commits its part under `output`.
+def embed_shards(
+    inputs: Sequence[str], output: str, model: ClipSpec, taxonomies: Sequence[Taxonomy] = (), **settings: Any
+) -> dict[str, Any]:
+    """Embed shards in this process, or in several of this machine, without Beam.
 
-    Units that an earlier run committed are skipped and yield their PartResult all the same. The last step of the
+    It makes the same checks, commits and bytes as `EmbedShards`, and goes on where an earlier run stopped.
+
+    Args:
+        inputs: folders, tars, Parquet files, listings, globs, brace patterns or `@file`, on any fsspec file system.
+        output: URI of the dataset, new or to be continued.
+        model: the checkpoint.
+        taxonomies: classes to label with.
+        **settings: further fields of `run.settings.Settings`, such as `processes`.
+    Returns:
+        The content of `run.json`: counts, problems, speed. The run is complete if `complete` is true; `problems` says
+        why it is not.
+    Raises:
+        ValueError: or one of its subclasses, in one sentence, if a setting, an input or the output is wrong. Nothing
+            was started then.
+        Exception: what ended the run. What is committed stays, and the same call goes on from there.
+    """
+    plan = plan_run(Settings(tuple(inputs), output, model, tuple(taxonomies), **settings))
+    processes = _processes_of(plan)
+    job, folder = begin_run(plan, processes, ())
+    with folder:
+        classes = embed_run_classes(job)
+        if processes > 1:
+            results = embed_in_processes(job, classes, PROGRESS)
+        else:
+            results = _embed_here(job, classes)
+        return write_run(job, RunSummary.of_all(results))
+
+
+def _processes_of(plan: RunPlan) -> int:
+    """Number of processes that embed on this machine; one means this process."""
+    return count_processes(plan.settings.processes, gpus_for(plan.settings.model.device), len(plan.pending))
+
+
+def _embed_here(job: Job, classes: Mapping[str, str]) -> Iterator[PartResult]:
+    embedder = load_embedder(job) if job.pending else None
+    for task in job.tasks():
+        yield from embed_task(task, job, embedder, classes)
+
+
+class EmbedShards(beam.PTransform):
+    """Pipeline → PCollection[PartResult]: embed each unit of the inputs and commit its part under `output`.
+
+    A unit that an earlier run committed is skipped and yields its PartResult all the same. The last step of the
     pipeline writes `run.json` and `_SUCCESS`.
     """
 
     def __init__(
         self, inputs: Sequence[str], output: str, model: ClipSpec, taxonomies: Sequence[Taxonomy] = (), **settings: Any
     ):
-        """Check the settings; nothing is read yet.
+        """Check the settings; nothing is read yet. The arguments are those of `embed_shards`.
 
-        Args:
-            inputs: folders, tars, Parquet files, globs, brace patterns, `@file`, on any fsspec file system.
-            output: URI of the dataset, new or to be continued.
-            model: the checkpoint.
-            taxonomies: to label with.
-            **settings: further fields of `run_settings.Settings`.
         Raises:
-            ValueError: if a setting is wrong; applying the transform raises it for what is wrong with the files.
+            ValueError: if a setting is wrong. If an input or the output is wrong, applying the transform raises it.
         """
         super().__init__()
         self._settings = Settings(tuple(inputs), output, model, tuple(taxonomies), **settings)
         self._plan: RunPlan | None = None
         self._command: tuple[str, ...] = ()
-        self.run = ""  # its id, once it has begun
-        self.run_folder = None  # held while this object lives: a run's folder is removed only when its lock is free
+        self.run = ""  # the run's id, once it has begun
+        # Held while this object lives: the next run removes a run's folder only if its lock is free.
+        self.run_folder: RunFolder | None = None
 
     @classmethod
     def of(cls, plan: RunPlan, command: Sequence[str]) -> EmbedShards:
-        """The transform for a plan that was made already; `command` goes into run.json."""
+        """Make the transform for a plan that exists already; `command` goes into run.json."""
         transform = cls(plan.settings.inputs, plan.settings.output, plan.settings.model)
         transform._settings, transform._plan, transform._command = plan.settings, plan, tuple(command)
         return transform
@@ -64,13 +103,13 @@ class EmbedShards(beam.PTransform):
         options = pipeline.pipeline.options
         check_processes(self._settings.processes, options)
         plan = self._plan or plan_run(self._settings)
-        gpus = gpus_for(plan.settings.model.device)
-        processes = count_processes(plan.settings.processes, gpus, plan.pending) if in_process(options) else 1
+        processes = _processes_of(plan) if in_process(options) else 1
         workers = max(processes, workers_of(options))
         job, self.run_folder = begin_run(plan, workers, self._command, not is_direct(options))
         self.run = job.run
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
         start = pipeline | "Plan" >> beam.Create([job.plan_uri])
+        embed: beam.DoFn
         if processes > 1:
             embed = _EmbedInProcesses(job)
         else:
@@ -93,9 +132,7 @@ class _EmbedClasses(beam.DoFn):
         self._job = job
 
     def process(self, _: str) -> Iterator[dict[str, str]]:
-        job = self._job
-        taxonomies = read_taxonomies(job) if job.pending or job.unlabelled else []
-        yield embed_classes(job.output, taxonomies, job.checkpoint, job.settings.model.device, job.folder)
+        yield embed_run_classes(self._job)
 
 
 class _EmbedTask(beam.DoFn):

@@ -1,49 +1,66 @@
-"""LabelEmbeddings: new taxonomies over a finished dataset, from its stored embeddings."""
+"""LabelEmbeddings and label_embeddings: new taxonomies over a finished dataset, from its stored embeddings."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import apache_beam as beam
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
-from clip_transforms.labels.classes import embed_classes
+from clip_transforms.labels.classes import check_classes, embed_classes
 from clip_transforms.labels.part import label_part, labels_footer, stale_labels
-from clip_transforms.parts.dataset import (
+from clip_transforms.parts.counts import add
+from clip_transforms.parts.dataset import check_dataset
+from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.manifest import (
     OutputError,
-    check_dataset,
     check_taxonomies,
     clear_success,
     existing_dataset,
+    make_folders,
     write_dataset,
-    write_json,
 )
-from clip_transforms.parts.footers import part_uri, read_footers
-from clip_transforms.parts.writer import make_folders
-from clip_transforms.run.folder import RunFolder, new_run_id, remove_run_folder
-from clip_transforms.workers.lifetime import end_with
-from clip_transforms.workers.runner import is_direct
+from clip_transforms.run.folder import RunFolder
+from clip_transforms.run.job import read_taxonomies, write_taxonomies
+from clip_transforms.run.over_parts import OverParts, run_over_parts
+
+
+def label_embeddings(dataset: str, taxonomies: Sequence[Taxonomy], **options: Any) -> dict[str, Any]:
+    """Label the parts of a dataset whose labels are missing or stale, in this process, without Beam.
+
+    It makes the same checks, commits and bytes as `LabelEmbeddings`. The arguments are those of `plan_labels`.
+
+    Returns:
+        What is also written to `runs/<run>.json`: the taxonomies, and how many parts and rows were labelled.
+    Raises:
+        ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
+    """
+    return run_over_parts(plan_labels(dataset, taxonomies, **options))
+
+
+class LabelEmbeddings(OverParts):
+    """Pipeline → PCollection[(URI of a part, rows)]: label the parts whose labels are missing or stale."""
+
+    def __init__(self, dataset: str, taxonomies: Sequence[Taxonomy], **options: Any):
+        """Keep the arguments, which are those of `plan_labels`; applying the transform looks at the dataset."""
+        super().__init__(lambda: plan_labels(dataset, taxonomies, **options))
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelPlan:
-    """What is to be labelled.
+    """What must be labelled.
 
     Attributes:
         output: URI of the dataset.
-        taxonomies: to label with.
-        checkpoint: of the dataset's embeddings.
+        taxonomies: taxonomies to label with.
+        checkpoint: the checkpoint of the dataset's embeddings.
         top_labels: length of a label's `top`.
         overwrite: whether a taxonomy may mean other classes than it did.
-        parts: of the dataset.
-        stale: part → taxonomies whose labels are to be made.
+        parts: names of the dataset's parts.
+        stale: part → taxonomies whose labels must be made.
     """
 
     output: str
@@ -53,6 +70,69 @@ class LabelPlan:
     overwrite: bool
     parts: tuple[str, ...]
     stale: Mapping[str, list[str]]
+
+    @property
+    def items(self) -> Sequence[tuple[str, list[str]]]:
+        """(part, taxonomies) of each part to label."""
+        return sorted(self.stale.items())
+
+    def begin(self, folder: RunFolder) -> _LabelWork:
+        """Write the taxonomies into the dataset; without its labels it is not complete."""
+        made = existing_dataset(self.output)
+        digests = {taxonomy.name: taxonomy.digest for taxonomy in self.taxonomies}
+        if not self.overwrite:
+            check_taxonomies(self.output, made, digests)
+        write_dataset(self.output, made["settings"], made["model"], {**made["taxonomies"], **digests}, folder.uri)
+        complete = storage.exists(storage.join(self.output, "_SUCCESS"))
+        clear_success(self.output)
+        make_folders(self.output, list(digests))
+        write_taxonomies(folder.uri, self.taxonomies)
+        return _LabelWork(complete, self.output, folder.uri, self.checkpoint, digests, self.top_labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LabelWork:
+    """How one part is labelled.
+
+    Attributes:
+        marks_success: whether the dataset was complete before its labels changed.
+        output: URI of the dataset.
+        folder: URI of the run's folder, which holds the taxonomies' texts.
+        checkpoint: the checkpoint of the dataset's embeddings.
+        digests: taxonomy → digest.
+        top_labels: length of a label's `top`.
+    """
+
+    marks_success: bool
+    output: str
+    folder: str
+    checkpoint: Checkpoint
+    digests: Mapping[str, str]
+    top_labels: int
+
+    def prepare(self) -> dict[str, str]:
+        """Embed the classes; taxonomy → URI of its class embeddings."""
+        return embed_classes(self.output, read_taxonomies(self.folder), self.checkpoint, "auto", self.folder)
+
+    def do_part(self, item: tuple[str, list[str]], prepared: Mapping[str, str]) -> tuple[str, int]:
+        """Label one part; its URI and its number of rows."""
+        part, names = item
+        footers = {name: labels_footer(name, digest, self.top_labels) for name, digest in self.digests.items()}
+        classes = {name: prepared[name] for name in names}
+        rows = label_part(self.output, self.folder, part, classes, footers, self.top_labels)
+        return part_uri(self.output, "embeddings", part), rows
+
+    def summarise(self, result: tuple[str, int]) -> Counter:
+        """Count the part and its rows."""
+        return Counter(parts=1, rows=result[1])
+
+    def add(self, summaries: Iterable[Counter]) -> Counter:
+        """Add the counts up."""
+        return add(summaries)
+
+    def finish(self, total: Counter) -> dict[str, Any]:
+        """Say what was labelled."""
+        return {"taxonomies": dict(self.digests), "labelled": {"parts": total["parts"], "rows": total["rows"]}}
 
 
 def plan_labels(
@@ -66,12 +146,12 @@ def plan_labels(
 
     Args:
         dataset: URI of a folder that `EmbedShards` wrote.
-        taxonomies: to label with.
-        model: the dataset's own checkpoint, where it does not lie any more where the dataset found it.
+        taxonomies: taxonomies to label with.
+        model: the dataset's own checkpoint, if it was moved since the dataset was made.
         top_labels: length of a label's `top`.
-        overwrite: whether a taxonomy may mean other classes than the labels of its name do now.
+        overwrite: whether a taxonomy may mean other classes than the existing labels of its name.
     Raises:
-        ValueError: one of its kinds, with one sentence for the person who asked.
+        ValueError: or one of its subclasses, with one sentence for the person who asked.
     """
     if not taxonomies:
         raise ValueError("--taxonomy is missing: give at least one .json or .txt file with classes")
@@ -80,138 +160,17 @@ def plan_labels(
     check_names(taxonomies)
     output = storage.normalise(dataset)
     made = existing_dataset(output)
+    check_classes(output, taxonomies)
     spec = model or ClipSpec(made["model"])
     checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
     if checkpoint.sha256 != made["settings"]["model"]:
         raise OutputError(
-            f"--model {spec.model} has SHA-256 {checkpoint.sha256}, but the embeddings of {output} are of "
+            f"--model {spec.model} has SHA-256 {checkpoint.sha256}, but the embeddings of {output} were made with "
             f"{made['settings']['model']}; give the checkpoint that made them"
         )
     digests = {taxonomy.name: taxonomy.digest for taxonomy in taxonomies}
     if not overwrite:
         check_taxonomies(output, made, digests)
-    parts = check_dataset(output)
-    stale = stale_labels(output, read_footers(output, "embeddings", parts), digests, top_labels)
-    return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(parts), stale)
-
-
-class LabelEmbeddings(beam.PTransform):
-    """Pipeline → PCollection[(part, rows)]: labels the parts of a dataset whose labels are missing or stale."""
-
-    def __init__(self, dataset: str, taxonomies: Sequence[Taxonomy], **options: Any):
-        """See `plan_labels` for the arguments; the dataset is looked at when the transform is applied."""
-        super().__init__()
-        self._arguments = (dataset, taxonomies, options)
-        self._plan: LabelPlan | None = None
-        self.run_folder: RunFolder | None = None
-
-    @classmethod
-    def of(cls, plan: LabelPlan) -> LabelEmbeddings:
-        """The transform for a plan that was made already."""
-        transform = cls(plan.output, plan.taxonomies)
-        transform._plan = plan
-        return transform
-
-    def _begin(self, plan: LabelPlan) -> bool:
-        """Let the dataset know its taxonomies; whether it was complete before its labels change."""
-        with self.run_folder.alone():
-            made = existing_dataset(plan.output)
-            digests = {taxonomy.name: taxonomy.digest for taxonomy in plan.taxonomies}
-            if not plan.overwrite:
-                check_taxonomies(plan.output, made, digests)
-            known = {**made["taxonomies"], **digests}
-            write_dataset(plan.output, made["settings"], made["model"], known, self.run_folder.uri)
-        complete = storage.exists(storage.join(plan.output, "_SUCCESS"))
-        clear_success(plan.output)
-        return complete
-
-    def _write(self, name: str, content: Any) -> str:
-        """A file for the workers in the run's folder; its URI."""
-        uri = storage.join(self.run_folder.uri, name)
-        storage.write_bytes(uri, json.dumps(content).encode(), self.run_folder.uri)
-        return uri
-
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[tuple[str, int]]:
-        """One element a part; their names and the taxonomies' texts lie in files beside the output."""
-        dataset, taxonomies, options = self._arguments
-        plan = self._plan or plan_labels(dataset, taxonomies, **options)
-        run = new_run_id()
-        self.run_folder = RunFolder(plan.output, run, detached=not is_direct(pipeline.pipeline.options))
-        complete = self._begin(plan)
-        make_folders(plan.output, [taxonomy.name for taxonomy in plan.taxonomies])
-        content = {taxonomy.name: taxonomy.to_json() for taxonomy in plan.taxonomies}
-        texts = self._write("taxonomies.json", content)
-        parts = self._write("parts.json", sorted(plan.stale.items()))
-        small = dataclasses.replace(plan, taxonomies=(), parts=(), stale={})
-        digests = {taxonomy.name: taxonomy.digest for taxonomy in plan.taxonomies}
-        task = _LabelTask(small, self.run_folder.uri, digests)
-        classes = (
-            pipeline | "Taxonomies" >> beam.Create([texts]) | beam.ParDo(_EmbedClasses(small, self.run_folder.uri))
-        )
-        labelled = (
-            pipeline
-            | "Plan" >> beam.Create([parts])  # a hundred thousand names would make the graph too large for some runners
-            | "Parts" >> beam.FlatMap(_read_parts)
-            | beam.Reshuffle()
-            | "Label" >> beam.ParDo(task, beam.pvalue.AsSingleton(classes))
-        )
-        started, folder = time.time(), self.run_folder.uri
-        _ = (
-            labelled
-            | beam.Map(lambda result: (1, result[1]))
-            | beam.CombineGlobally(lambda counts: tuple(map(sum, zip(*counts, strict=True))) or (0, 0))
-            | beam.Map(lambda total: _finish(plan.output, run, folder, digests, started, complete, total))
-        )
-        return labelled
-
-
-def _read_parts(uri: str) -> Iterator[tuple[str, list[str]]]:
-    """URI of the list of parts → (part, taxonomies) of each."""
-    return map(tuple, json.loads(storage.read_bytes(uri)))
-
-
-class _EmbedClasses(beam.DoFn):
-    """URI of the taxonomies' texts → {taxonomy: URI of its class embeddings}, one element."""
-
-    def __init__(self, plan: LabelPlan, folder: str):
-        self._plan, self._folder = plan, folder
-
-    def process(self, texts: str) -> Iterator[dict[str, str]]:
-        contents = json.loads(storage.read_bytes(texts))
-        taxonomies = [Taxonomy.from_json(name, content) for name, content in contents.items()]
-        yield embed_classes(self._plan.output, taxonomies, self._plan.checkpoint, "auto", self._folder)
-
-
-class _LabelTask(beam.DoFn):
-    """(part, taxonomies) → (URI of its embeddings, rows)."""
-
-    def __init__(self, plan: LabelPlan, folder: str, digests: Mapping[str, str]):
-        self._plan, self._folder, self._launcher = plan, folder, os.getpid()
-        self._footers = {name: labels_footer(name, digest, plan.top_labels) for name, digest in digests.items()}
-
-    def setup(self):
-        end_with(self._launcher)
-
-    def process(self, task: tuple[str, list[str]], classes: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-        part, names = task
-        wanted = {name: classes[name] for name in names}
-        rows = label_part(self._plan.output, self._folder, part, wanted, self._footers, self._plan.top_labels)
-        yield part_uri(self._plan.output, "embeddings", part), rows
-
-
-def _finish(
-    output: str,
-    run: str,
-    folder: str,
-    digests: Mapping[str, str],
-    started: float,
-    complete: bool,
-    total: tuple[int, int],
-) -> None:
-    parts, rows = total
-    seconds = round(time.time() - started, 3)
-    content = {"run": run, "taxonomies": dict(digests), "labelled": {"parts": parts, "rows": rows}, "seconds": seconds}
-    write_json(storage.join(output, "runs", f"{run}.json"), content, folder)
-    if complete:
-        storage.write_bytes(storage.join(output, "_SUCCESS"), b"", folder)
-    remove_run_folder(folder)
+    footers = check_dataset(output)
+    stale = stale_labels(output, footers, digests, top_labels)
+    return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(footers), stale)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.counts import counted
-from clip_transforms.parts.dataset import read_run
+from clip_transforms.parts.manifest import read_run
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.workers.runner import check_processes, in_process
 from pipelines.closing_lines import closing_lines
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     check_processes(settings.processes, beam_options)
     check_device(settings.model.device, beam_options)
     plan = plan_run(settings)
-    for line in [*plan.detection, *warnings_of(plan, beam_options)]:
+    for line in [*plan.lines, *warnings_of(plan, beam_options)]:
         say(line)
     if settings.model.model == DEMO:
         say("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
@@ -61,14 +61,14 @@ def main(argv: Sequence[str]) -> int:
 
 def print_plan(plan: RunPlan) -> None:
     """What would be done."""
-    megabytes = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed) / 1e6
+    megabytes = sum(unit.num_bytes for unit in plan.pending) / 1e6
     say(
-        f"{counted(len(plan.units), 'unit')}, each to become a part: {plan.pending:,} to embed ({megabytes:,.1f} MB), "
-        f"{len(plan.committed):,} done, {len(plan.stale):,} of these to label"
+        f"{counted(len(plan.units), 'unit')}, each to become a part: {len(plan.pending):,} to embed "
+        f"({megabytes:,.1f} MB), {len(plan.units) - len(plan.pending):,} done, {plan.unlabelled:,} of these to label"
     )
-    for unit in plan.units[:10]:
-        state = "to embed" if unit.part not in plan.committed else "to label" if unit.part in plan.stale else "done"
-        say(f"  {state:8} {unit.part}  from {unit.shard}")
+    for planned in plan.units[:10]:
+        state = "to embed" if not planned.is_committed else "to label" if planned.labels else "done"
+        say(f"  {state:8} {planned.unit.part}  from {planned.unit.shard}")
     if len(plan.units) > 10:
         say(f"  … and {len(plan.units) - 10:,} more")
     taxonomies = ", ".join(taxonomy.name for taxonomy in plan.settings.taxonomies) or "none"

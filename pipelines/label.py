@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.label_embeddings import LabelEmbeddings, plan_labels
+from clip_transforms.label_embeddings import plan_labels
 from clip_transforms.parts.counts import counted
+from clip_transforms.run.over_parts import OverParts
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import DONE, FAILED, UsageError, label_parser, parse, run_command
 from pipelines.terminal import say
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     model = ClipSpec(options.model) if options.model else None
     plan = plan_labels(options.input, taxonomies, model, options.top_labels, options.overwrite)
     names = ", ".join(f"labels/{taxonomy.name}" for taxonomy in taxonomies)
-    if plan.stale and not launch(pipeline, LabelEmbeddings.of(plan)):
+    if plan.stale and not launch(pipeline, OverParts(lambda: plan)):
         return FAILED
     done, skipped = len(plan.stale), len(plan.parts) - len(plan.stale)
     say(f"{counted(done, 'part')} labelled, {skipped:,} skipped, in {plan.output} ({names})")

@@ -207,7 +207,7 @@ def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:
     """One line for each usual mistake that is no error."""
     lines, device = [], plan.settings.model.device
     workers = max(workers_of(options), plan.settings.processes)
-    if plan.pending == 1 and workers > 1:
+    if len(plan.pending) == 1 and workers > 1:
         lines.append(
             f"warning: one unit for {workers} workers, so one of them does it all; a tar is one unit, so cut it into "
             "several, and write Parquet in row groups of at most 10,000 rows"

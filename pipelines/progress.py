@@ -28,11 +28,11 @@ def progress_bar(plan: RunPlan, in_process: bool) -> Iterator[None]:
     """
     # A terminal that does not know its width gets a bar all the same.
     style = {"desc": "embedding", "disable": None, "ncols": None if shutil.get_terminal_size((0, 0)).columns else 80}
-    total = sum(unit.num_bytes for unit in plan.units if unit.part not in plan.committed)
+    total = sum(unit.num_bytes for unit in plan.pending)
     if in_process:
         bar = tqdm(total=total, unit="B", unit_scale=True, **style)
     else:
-        bar = tqdm(total=len(plan.units), initial=len(plan.committed), unit="unit", **style)
+        bar = tqdm(total=len(plan.units), initial=len(plan.units) - len(plan.pending), unit="unit", **style)
     done = threading.Event()
     base = dict(PROGRESS)
 
@@ -47,7 +47,7 @@ def progress_bar(plan: RunPlan, in_process: bool) -> Iterator[None]:
             rate = now["samples"] / max(1e-9, bar.format_dict["elapsed"])
             bar.set_postfix_str(f"{now['samples']:,} samples, {rate:,.0f}/s, {now['units']} units")
         else:
-            wanted = {unit.part for unit in plan.units}
+            wanted = {planned.unit.part for planned in plan.units}
             bar.n = len(wanted & part_names(plan.settings.output, "embeddings"))
             bar.refresh()
 

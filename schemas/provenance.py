@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 FOOTER_KEY = b"clip"
 FORMAT_VERSION = 1
+
+
+class FormatError(ValueError):
+    """A file that a newer version of this program wrote, in one sentence."""
 
 
 class Footer(TypedDict, total=False):
@@ -44,7 +48,34 @@ def encode_footer(footer: Footer) -> dict[str, str]:
     return {FOOTER_KEY.decode(): json.dumps({"format": FORMAT_VERSION, **footer}, sort_keys=True)}
 
 
-def decode_footer(metadata: Mapping[bytes, bytes] | None) -> Footer | None:
-    """The Parquet file's key-value metadata → Footer, or None if it is not one of ours."""
+def decode_footer(metadata: Mapping[bytes, bytes] | None, where: str) -> Footer | None:
+    """The Parquet file's key-value metadata → Footer, or None if it is not one of ours.
+
+    Args:
+        metadata: the file's key-value metadata.
+        where: URI of the file, for the message.
+    Raises:
+        FormatError: if a newer version of this program wrote it.
+    """
     text = (metadata or {}).get(FOOTER_KEY)
-    return json.loads(text) if text else None
+    footer = json.loads(text) if text else None
+    if footer is not None:
+        check_format(footer, where)
+    return footer
+
+
+def check_format(content: Mapping[str, Any], where: str) -> None:
+    """Refuse what a newer version of this program wrote; content without `format` is of format 1.
+
+    Args:
+        content: a footer, or a JSON file of a dataset.
+        where: URI of the file, for the message.
+    Raises:
+        FormatError: naming the file, its format, and the newest that this version reads.
+    """
+    found = content.get("format", 1)
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise FormatError(
+            f"{where} has format {found!r}, but this version of clip-transforms reads formats up to {FORMAT_VERSION}; "
+            "update clip-transforms (pip install --upgrade clip-transforms), or give another dataset"
+        )

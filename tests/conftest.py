@@ -1,5 +1,6 @@
 """Fixtures: small real checkpoints from the published model's own class, and small real shards."""
 
+import importlib
 import io
 import json
 import logging
@@ -133,7 +134,7 @@ def embed(tiny_checkpoint, monkeypatch):
 
     # On a machine with many cores or GPUs too it is this process that embeds, unless a test asks for several.
     monkeypatch.setattr("clip_transforms.run.processes._CORES_EACH", 1 << 20)
-    monkeypatch.setattr("clip_transforms.embed_shards.gpus_for", lambda device: [])
+    monkeypatch.setattr(importlib.import_module("clip_transforms.embed_shards"), "gpus_for", lambda device: [])
 
     def run(*inputs, output, flags=()):
         argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint, *map(str, flags)]

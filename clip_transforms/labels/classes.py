@@ -38,7 +38,7 @@ def embed_classes(
     Returns:
         Taxonomy → URI of its class embeddings.
     """
-    uris = {taxonomy.name: storage.join(output, "taxonomies", f"{taxonomy.name}.parquet") for taxonomy in taxonomies}
+    uris = {taxonomy.name: _classes_uri(output, taxonomy) for taxonomy in taxonomies}
     missing = [t for t in taxonomies if not _is_current(uris[t.name], t, checkpoint)]
     if missing:
         from clip_transforms.clip.checkpoints import load_checkpoint  # torch, for those who need it
@@ -47,6 +47,21 @@ def embed_classes(
         for taxonomy in missing:
             _write(uris[taxonomy.name], taxonomy, checkpoint, model, scratch)
     return uris
+
+
+def _classes_uri(output: str, taxonomy: Taxonomy) -> str:
+    return storage.join(output, "taxonomies", f"{taxonomy.name}.parquet")
+
+
+def check_classes(output: str, taxonomies: Sequence[Taxonomy]) -> None:
+    """Refuse class embeddings that a newer version of this program wrote.
+
+    Raises:
+        FormatError: naming the file.
+    """
+    for taxonomy in taxonomies:
+        if storage.exists(uri := _classes_uri(output, taxonomy)):
+            read_footer(uri)
 
 
 def _is_current(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint) -> bool:
@@ -106,8 +121,8 @@ def read_classifier(uri: str, taxonomy_digest: str) -> Classifier:
     """
     with storage.open_input(uri) as file:
         table = pq.ParquetFile(file).read(use_threads=False)
-    footer = decode_footer(table.schema.metadata)
-    if footer["taxonomy_digest"] != taxonomy_digest:
+    footer = decode_footer(table.schema.metadata, uri)
+    if footer is None or footer["taxonomy_digest"] != taxonomy_digest:
         raise RuntimeError(f"{uri} was replaced by another run while this one was running; start this one again")
     weights = np.stack(table.column("class_embedding").to_numpy())
     return Classifier(

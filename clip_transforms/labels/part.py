@@ -70,7 +70,7 @@ def label_part(
         classifier = read_classifier(classes_uri, footers[taxonomy]["taxonomy_digest"])
         with storage.open_input(uri) as file, LabelsWriter(output, folder, taxonomy, part) as labels:
             parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            digest = (decode_footer(parquet.metadata.metadata) or {}).get("digest")
+            digest = (decode_footer(parquet.metadata.metadata, uri) or {}).get("digest")
             rows = parquet.metadata.num_rows
             for batch in parquet.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False):
                 labels.add(label_batch(batch, classifier, top_labels))

@@ -1,154 +1,30 @@
-"""`_dataset.json`, `run.json`, `runs/<run>.json` and `_SUCCESS`: what a dataset says of itself as a whole."""
+"""Whether the parts of a dataset may be read as one, and `Dataset`, which reads them."""
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from clip_transforms import storage
-from clip_transforms.parts.fingerprint import Fields, fingerprint
-from clip_transforms.parts.footers import part_names, part_uri, read_footers
-from clip_transforms.parts.reader import DatasetError
+from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
+from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.parts.reader import KEYS, DatasetError, read_table
+from schemas.provenance import Footer
+from schemas.samples import MODALITIES
 
 _LOGGER = logging.getLogger(__name__)
-_SECRET_FLAG = re.compile("secret|password|token|credential|access_key|connection_string")
 
 
-class OutputError(ValueError):
-    """An output that cannot be written to, in one sentence."""
-
-
-def read_dataset(output: str) -> dict[str, Any] | None:
-    """`_dataset.json`: `fingerprint`, `settings`, `model`, `taxonomies`; None if `output` is new or empty.
+def check_dataset(output: str) -> dict[str, Footer]:
+    """Read the footers of a dataset whose parts may be read as one; part → footer, sorted by part.
 
     Raises:
-        OutputError: if `output` is a file, holds something else, or the file is damaged; if its name is not text.
-    """
-    if not output.isprintable():  # bytes that are no UTF-8 come as half surrogate pairs, which no file of ours can hold
-        raise OutputError(f"--output {output!r} has characters in its name that cannot be printed; rename it")
-    uri = storage.join(output, "_dataset.json")
-    if storage.exists(uri):
-        try:
-            content = json.loads(storage.read_bytes(uri))
-            if all(isinstance(content[name], dict) and content[name] for name in ("settings",)):
-                return {"taxonomies": {}, **content}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        raise OutputError(f"{uri} is damaged; if the parts beside it are yours, remove them and start anew")
-    if storage.exists(output) and not storage.is_folder(output):
-        raise OutputError(f"--output {output} is a file, but it must be a folder, new or of an earlier run")
-    others = [name for name in storage.names_in(output) if name != "_temporary"]
-    if others and storage.exists(uri):
-        return read_dataset(output)  # another run began meanwhile
-    if others:
-        raise OutputError(
-            f"--output {output} holds something else ({sorted(others)[0]}); give an empty or a new folder"
-        )
-    return None
-
-
-def existing_dataset(dataset: str) -> dict[str, Any]:
-    """`read_dataset` of what must be there.
-
-    Raises:
-        OutputError: if there is no dataset.
-    """
-    if not storage.exists(storage.join(dataset, "_dataset.json")):
-        raise OutputError(f"{dataset} is no dataset of this program: it has no _dataset.json; check the path")
-    return read_dataset(dataset)
-
-
-def write_dataset(output: str, fields: Fields, model: str, taxonomies: Mapping[str, str], scratch: str) -> None:
-    """Begin a dataset, or let it continue under another fingerprint or with more taxonomies.
-
-    Args:
-        output: URI of the dataset.
-        fields: of the fingerprint.
-        model: where the checkpoint was found, for later commands; it decides nothing.
-        taxonomies: name → digest, of all that the dataset was labelled with.
-        scratch: URI of the run's temporary folder.
-    """
-    content = {
-        "fingerprint": fingerprint(fields),
-        "settings": dict(fields),
-        "model": model,
-        "taxonomies": dict(sorted(taxonomies.items())),
-    }
-    write_json(storage.join(output, "_dataset.json"), content, scratch)
-
-
-def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mapping[str, str]) -> None:
-    """Refuse classes under a name that means others in the dataset.
-
-    Raises:
-        OutputError: naming the taxonomy.
-    """
-    for name, digest in digests.items():
-        if made and made["taxonomies"].get(name, digest) != digest:
-            raise OutputError(
-                f"--taxonomy {name} has other classes, prompts or templates than the one of that name in {output}; "
-                "rename the file, or give --overwrite to label everything anew"
-            )
-
-
-def write_json(uri: str, content: Mapping[str, Any], scratch: str) -> None:
-    """Replace a small JSON file whole, by way of the run's temporary folder."""
-    storage.write_bytes(uri, json.dumps(content, indent=1).encode() + b"\n", scratch)
-
-
-def without_secrets(command: Sequence[str]) -> tuple[str, ...]:
-    """A command line as it may stand in run.json: the values of flags for keys and passwords, of which runners have
-    some, are left out.
-    """
-    shown, secret = [], False
-    for word in command:
-        flag, equals, _ = word.partition("=")
-        if word.startswith("--"):
-            secret = bool(_SECRET_FLAG.search(flag))
-            shown.append(f"{flag}=…" if secret and equals else word)
-            secret = secret and not equals
-        else:
-            shown.append("…" if secret else word)
-    return tuple(shown)
-
-
-def read_run(output: str, run: str = "") -> dict[str, Any]:
-    """`run.json`, the dataset as it stands and the last run's counts; or the file of a certain run."""
-    return json.loads(storage.read_bytes(storage.join(output, *(["runs", f"{run}.json"] if run else ["run.json"]))))
-
-
-def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool | None, scratch: str) -> None:
-    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` only if it was complete.
-
-    Args:
-        output: URI of the dataset.
-        run: its id.
-        content: of `run.json`.
-        success: whether the dataset is complete; None if other runs, which share its units, are to tell: one of them
-            may have written `_SUCCESS` a moment ago.
-        scratch: URI of the run's temporary folder.
-    """
-    write_json(storage.join(output, "runs", f"{run}.json"), content, scratch)
-    write_json(storage.join(output, "run.json"), content, scratch)
-    if success:
-        storage.write_bytes(storage.join(output, "_SUCCESS"), b"", scratch)
-    elif success is not None:
-        clear_success(output)
-
-
-def clear_success(output: str) -> None:
-    """Before the first part of a run changes the dataset."""
-    storage.remove(storage.join(output, "_SUCCESS"))
-
-
-def check_dataset(output: str, taxonomies: Sequence[str] = ()) -> list[str]:
-    """The parts of a dataset that may be read as one, sorted.
-
-    Raises:
-        DatasetError: if there is no dataset, or parts of two fingerprints lie in it, or a labels part is missing.
+        DatasetError: if there are no parts, a part is not whole, or parts of two fingerprints lie in it.
     """
     names = sorted(part_names(output, "embeddings"))
     if not names:
@@ -164,17 +40,129 @@ def check_dataset(output: str, taxonomies: Sequence[str] = ()) -> list[str]:
             f"{output} holds parts of {len(fingerprints)} fingerprints ({', '.join(f[:8] for f in fingerprints)}): an "
             "--overwrite was interrupted; run it again to its end"
         )
+    if not storage.exists(storage.join(output, "_SUCCESS")):
+        _LOGGER.warning("%s has no _SUCCESS: its last run was not complete, so samples may be missing", output)
+    return {name: footers[name] for name in names}
+
+
+def check_labels(output: str, parts: Sequence[str], taxonomies: Sequence[str]) -> None:
+    """Check that all parts have labels of these taxonomies, made of the same classes.
+
+    Raises:
+        DatasetError: naming the taxonomy.
+    """
     for taxonomy in taxonomies:
-        if missing := sorted(set(names) - part_names(output, f"labels/{taxonomy}")):
+        if missing := sorted(set(parts) - part_names(output, f"labels/{taxonomy}")):
             raise DatasetError(
-                f"{output} has no labels/{taxonomy} for {len(missing)} of {len(names)} parts, {missing[0]} among them; "
-                f"make them with --taxonomy"
+                f"{output} has no labels/{taxonomy} for {len(missing)} of {len(parts)} parts, {missing[0]} among them; "
+                f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
             )
-        labels = read_footers(output, f"labels/{taxonomy}", names)
+        labels = read_footers(output, f"labels/{taxonomy}", parts)
         if len({footer.get("taxonomy_digest") for footer in labels.values()}) > 1:
             raise DatasetError(
                 f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
             )
-    if not storage.exists(storage.join(output, "_SUCCESS")):
-        _LOGGER.warning("%s has no _SUCCESS: its last run was not complete, so samples may be missing", output)
-    return names
+
+
+class Dataset:
+    """A finished dataset, opened for reading: `Dataset.open("out")`.
+
+    Attributes:
+        uri: URI of the folder that `EmbedShards` wrote.
+        parts: names of the parts, sorted.
+    """
+
+    def __init__(self, uri: str, footers: Mapping[str, Footer]):
+        """Use `Dataset.open`, which checks what it opens."""
+        self.uri, self.parts = uri, sorted(footers)
+        self._footers = footers
+
+    @classmethod
+    def open(cls, uri: str) -> Dataset:
+        """Open a dataset after the checks that every command makes.
+
+        Args:
+            uri: folder that `EmbedShards` wrote, on any fsspec file system.
+        Raises:
+            ValueError: or one of its subclasses, in one sentence, if there is no dataset, it is of a newer format, or
+                its parts cannot be read as one.
+        """
+        uri = storage.normalise(uri)
+        existing_dataset(uri)
+        return cls(uri, check_dataset(uri))
+
+    def __repr__(self) -> str:
+        """Name the folder, the number of parts and their length."""
+        return f"Dataset({self.uri!r}, {len(self.parts)} parts, embed_dim {self.embed_dim})"
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of values of an embedding, d."""
+        return int(self.provenance["embed_dim"])
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Facts about how the parts were made: checkpoint, precision, versions, and so on.
+
+        Where parts differ in a fact, it is a tuple of all values: `{"precision": ("bf16", "fp32")}`.
+        """
+        found: dict[str, list[Any]] = {}
+        for footer in self._footers.values():
+            for name, value in footer["provenance"].items():
+                values = found.setdefault(name, [])
+                if value not in values:
+                    values.append(value)
+        return {name: values[0] if len(values) == 1 else tuple(values) for name, values in found.items()}
+
+    @property
+    def taxonomies(self) -> list[str]:
+        """Names of the taxonomies that have labels, sorted."""
+        return sorted(taxonomy_names(self.uri))
+
+    def batches(self, columns: Sequence[str] | None = None, labels: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+        """Read the rows part by part; memory does not grow with the dataset.
+
+        Args:
+            columns: columns to read, all by default; those of labels are called `<taxonomy>.label`, `.probability`,
+                `.similarity`, `.margin` and `.top`.
+            labels: taxonomies whose labels are joined.
+        Yields:
+            Record batches in the order of the parts; embeddings are FixedSizeList of d values.
+        Raises:
+            DatasetError: if a column does not exist, or labels and embeddings do not belong together.
+        """
+        check_labels(self.uri, self.parts, labels)
+        for part in self.parts:
+            yield from read_table(self.uri, part, columns, labels).to_batches()
+
+    def to_table(self, columns: Sequence[str] | None = None, labels: Sequence[str] = ()) -> pa.Table:
+        """Read all rows into one table. The arguments and errors are those of `batches`."""
+        check_labels(self.uri, self.parts, labels)
+        tables = [read_table(self.uri, part, columns, labels) for part in self.parts]
+        return pa.concat_tables(tables).unify_dictionaries()
+
+    def embeddings(self, modality: str) -> tuple[pa.Table, np.ndarray]:
+        """Read the embeddings of one modality as a matrix, with the names of its rows.
+
+        Rows without an embedding of this modality are left out of both.
+
+        Args:
+            modality: `image` or `caption`.
+        Returns:
+            A table of n rows with the columns `key`, `shard` and `row`, and a float32 array [n, d] in the same order. A
+            row of the array has length 1 (to half precision if the dataset stores float16).
+        """
+        if modality not in MODALITIES:
+            raise ValueError(f"modality is {modality!r}, but it must be {' or '.join(MODALITIES)}")
+        count = sum(footer["counts"].get(f"{modality}.embedded", 0) for footer in self._footers.values())
+        matrix, filled, keys = np.empty((count, self.embed_dim), np.float32), 0, []
+        for part in self.parts:
+            name = f"{modality}_embedding"
+            table = read_table(self.uri, part, [*KEYS, name])
+            table = table.filter(table.column(name).is_valid())
+            for lists in table.column(name).chunks:
+                values = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.embed_dim)
+                matrix[filled : filled + len(values)] = values
+                filled += len(values)
+            keys.append(table.select(KEYS))
+        return pa.concat_tables(keys).unify_dictionaries(), matrix

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from schemas.provenance import FOOTER_KEY, Footer
+from schemas.provenance import FOOTER_KEY, Footer, check_format
 
 _THREADS, _CHUNK = 16, 64
 _SLOW = 0.0005  # seconds a footer, from which on threads help
@@ -44,7 +44,8 @@ def read_footer(uri: str) -> Footer | None:
     """What a part says of itself; None if it is missing, not whole, or not one of ours.
 
     Raises:
-        OSError: if that cannot be told, since storage fails.
+        FormatError: if a newer version of this program wrote it.
+        OSError: if storage fails, so that it cannot be told.
     """
     try:
         with storage.open_input(uri) as file:
@@ -56,7 +57,10 @@ def read_footer(uri: str) -> Footer | None:
         footer = json.loads(text) if text else None
     except (OSError, ValueError, pa.ArrowException):  # what lies in memory cannot be parsed
         return None
-    return footer if isinstance(footer, dict) and _KEYS & footer.keys() else None
+    if not isinstance(footer, dict) or not _KEYS & footer.keys():
+        return None
+    check_format(footer, uri)
+    return footer
 
 
 def _tail(file: IO[bytes]) -> bytes | None:

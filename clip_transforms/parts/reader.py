@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,63 +11,65 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.parts.footers import part_uri
 from schemas.embeddings import EMBEDDINGS
-from schemas.provenance import decode_footer
+from schemas.provenance import Footer, decode_footer
+
+KEYS = ("key", "shard", "row")  # the columns that embeddings and labels have in common
 
 
 class DatasetError(ValueError):
     """A dataset that cannot be read as one, in one sentence."""
 
 
-def read_part(
+def read_table(
     output: str, part: str, columns: Sequence[str] | None = None, taxonomies: Sequence[str] = ()
-) -> Iterator[pa.RecordBatch]:
-    """Read the rows of one part, with labels beside them.
+) -> pa.Table:
+    """Read the rows of one part, with labels beside them. Of the files only the columns asked for are read.
 
     Args:
         output: URI of the dataset.
-        part: its name.
-        columns: of the embeddings, all by default; of labels, `<taxonomy>.label` and the like.
-        taxonomies: whose labels are joined, as columns `<taxonomy>.label`, `.probability`, `.similarity`, `.margin`
-            and `.top`.
-    Yields:
-        Batches; embeddings are FixedSizeList of d float32 or float16.
+        part: name of the part.
+        columns: columns of the embeddings, and of the labels as `<taxonomy>.label`; all by default.
+        taxonomies: taxonomies whose labels are joined, as columns `<taxonomy>.label`, `.probability`, `.similarity`,
+            `.margin` and `.top`.
+    Returns:
+        The rows in the order of the part; embeddings are FixedSizeList of d float32 or float16.
     Raises:
-        DatasetError: if embeddings and labels do not belong together.
+        DatasetError: if embeddings and labels do not belong together, or a column does not exist.
     """
-    tables = [_open_part(output, "embeddings", part), *(_open_part(output, f"labels/{t}", part) for t in taxonomies)]
-    digests = {table.schema.metadata[b"digest"] for table in tables}
-    if len(digests) > 1:
-        raise DatasetError(
-            f"the labels of {part} in {output} were made from other embeddings; run the same command again"
-        )
-    joined = tables[0]
-    for taxonomy, labels in zip(taxonomies, tables[1:], strict=True):
-        for field in labels.schema:
-            if field.name not in ("key", "shard", "row"):
-                joined = joined.append_column(f"{taxonomy}.{field.name}", labels.column(field.name))
-    if columns is not None:
-        if unknown := [name for name in columns if name not in joined.schema.names]:
-            raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(joined.schema.names)}")
-        joined = joined.select(list(columns))
-    d = int(tables[0].schema.metadata[b"embed_dim"])
-    for batch in joined.replace_schema_metadata(None).to_batches():
-        yield fixed_size(batch, d)
+    with contextlib.ExitStack() as stack:
+        kinds = ["embeddings", *(f"labels/{taxonomy}" for taxonomy in taxonomies)]
+        files = [_open_part(stack, output, kind, part) for kind in kinds]
+        footers = [_footer(file, output, kind, part) for kind, file in zip(kinds, files, strict=True)]
+        if len({footer.get("digest") for footer in footers}) > 1:
+            raise DatasetError(
+                f"the labels of {part} in {output} were made from other embeddings; run the same command again"
+            )
+        prefixes = ["", *(f"{taxonomy}." for taxonomy in taxonomies)]
+        offered = [
+            {f"{prefix}{name}": name for name in file.schema_arrow.names if not (prefix and name in KEYS)}
+            for prefix, file in zip(prefixes, files, strict=True)
+        ]
+        known = [name for names in offered for name in names]
+        wanted = known if columns is None else list(columns)
+        if unknown := [name for name in wanted if name not in known]:
+            raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(known)}")
+        table = {}
+        for file, names in zip(files, offered, strict=True):
+            # Not pq.read_table: its thread pool now and then aborts the process at exit when it read a Python file.
+            found = file.read([names[name] for name in wanted if name in names], use_threads=False)
+            table |= {name: found.column(names[name]) for name in wanted if name in names}
+        d = int(footers[0].get("provenance", {}).get("embed_dim", 0))
+        return pa.table({name: _fixed_size(table[name], d) if name in EMBEDDINGS else table[name] for name in wanted})
 
 
-def _open_part(output: str, kind: str, part: str) -> pa.Table:
-    with storage.open_input(part_uri(output, kind, part)) as file:
-        # Not pq.read_table: its thread pool now and then aborts the process at exit when it read a Python file.
-        table = pq.ParquetFile(file).read(use_threads=False)
-    footer = decode_footer(table.schema.metadata) or {}
-    d = footer.get("provenance", {}).get("embed_dim", 0)
-    return table.replace_schema_metadata({"digest": footer.get("digest", ""), "embed_dim": str(d)})
+def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> pq.ParquetFile:
+    return pq.ParquetFile(stack.enter_context(storage.open_input(part_uri(output, kind, part))))
 
 
-def fixed_size(batch: pa.RecordBatch, d: int) -> pa.RecordBatch:
-    """The same rows with embeddings as FixedSizeList of d, which reads as a matrix."""
-    for name in EMBEDDINGS:
-        if name in batch.schema.names:
-            place = batch.schema.names.index(name)
-            lists = batch.column(place)
-            batch = batch.set_column(place, name, lists.cast(pa.list_(lists.type.value_type, d)))
-    return batch
+def _footer(file: pq.ParquetFile, output: str, kind: str, part: str) -> Footer:
+    return decode_footer(file.metadata.metadata, part_uri(output, kind, part)) or {}
+
+
+def _fixed_size(lists: pa.ChunkedArray, d: int) -> pa.ChunkedArray:
+    """Cast embeddings to FixedSizeList of d values, which reads as a matrix."""
+    return lists.cast(pa.list_(lists.type.value_type, d))

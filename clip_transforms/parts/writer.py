@@ -168,9 +168,3 @@ def _local_folder(output: str, run_folder: str, part: str) -> str:
     """Where one rename brings a file to its place; before an upload, below the machine's temporary folder."""
     parent = storage.normalise(run_folder) if storage.is_local(output) else None
     return tempfile.mkdtemp(prefix=f"{part}-", dir=parent)
-
-
-def make_folders(output: str, taxonomies: Sequence[str]) -> None:
-    """Make the folders of a dataset, where the file system has folders."""
-    for name in ("embeddings", "rejects", "taxonomies", "runs", *(f"labels/{t}" for t in taxonomies)):
-        storage.make_folder(storage.join(output, name))

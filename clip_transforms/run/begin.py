@@ -1,4 +1,4 @@
-"""On the launcher: a plan becomes a run. Writes the plan, what goes beside it, and what the dataset says of itself."""
+"""On the launcher: a plan becomes a run. Writes the plan, the files beside it, and what the dataset says of itself."""
 
 from __future__ import annotations
 
@@ -6,107 +6,144 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import add
-from clip_transforms.parts.dataset import (
-    check_taxonomies,
-    clear_success,
-    read_dataset,
-    without_secrets,
-    write_dataset,
-)
 from clip_transforms.parts.fingerprint import check_same
 from clip_transforms.parts.footers import taxonomy_names
-from clip_transforms.parts.writer import make_folders
+from clip_transforms.parts.manifest import check_taxonomies, clear_success, make_folders, read_dataset, write_dataset
 from clip_transforms.run.folder import RunFolder, new_run_id
-from clip_transforms.run.job import PLAN, Job
+from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
 from clip_transforms.shards.inventory import RowList
 from clip_transforms.shards.unit import Unit
 
+_SECRET_FLAG = re.compile("secret|password|token|credential|access_key|connection_string")
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """What only the end of a run needs to know: `begin.json` beside the plan.
+
+    Attributes:
+        started: seconds since 1970.
+        command: the command line, without secrets.
+        siblings: number of units in the plan that belong to the shares of other runs.
+        others: sum of the counts of the parts that are not made from this run's input.
+        other_parts: number of these parts.
+        obsolete: parts of a former cut, which go when everything is committed.
+    """
+
+    started: float
+    command: Sequence[str]
+    siblings: int
+    others: Mapping[str, int]
+    other_parts: int
+    obsolete: Sequence[str]
+
+    def write(self, folder: str) -> None:
+        """Write it into the run's folder."""
+        storage.write_bytes(storage.join(folder, "begin.json"), json.dumps(vars(self)).encode(), folder)
+
+    @classmethod
+    def read(cls, folder: str) -> Beginning:
+        """Read it from the run's folder."""
+        return cls(**json.loads(storage.read_bytes(storage.join(folder, "begin.json"))))
+
 
 def begin_run(plan: RunPlan, workers: int, command: Sequence[str], detached: bool = False) -> tuple[Job, RunFolder]:
-    """Write the plan beside the output, and hold its folder.
+    """Write the plan beside the output, and lock its folder.
 
     Args:
-        plan: of the run.
-        workers: that the runner's options name.
-        command: as it was typed, for run.json.
+        plan: the plan.
+        workers: number of workers that the runner's options ask for.
+        command: the command line, for run.json.
         detached: whether the run goes on without this process.
     Raises:
-        FingerprintError: if another run began meanwhile, with other settings.
+        FingerprintError: if another run began in the meantime, with other settings.
     """
     run = new_run_id()
     folder = RunFolder(plan.settings.output, run, detached)
     try:
         with folder.alone():
-            return _write(plan, folder, run, workers, command), folder
+            _begin_dataset(plan, folder)
+            job = _job(plan, run, folder.uri, workers)
+            _write_plan(plan, job, command)
+            return job, folder
     except BaseException:
         folder.close()
         raise
 
 
-def _write(plan: RunPlan, folder: RunFolder, run: str, workers: int, command: Sequence[str]) -> Job:
+def _begin_dataset(plan: RunPlan, folder: RunFolder) -> None:
+    """Write `_dataset.json` where it changes, make the folders, and remove `_SUCCESS` if the run changes anything."""
     settings = plan.settings
     made = read_dataset(settings.output)
-    digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
-    if made is not None and not settings.overwrite:  # again: another run may have begun since this was planned
+    if made is not None and not settings.overwrite:  # once more, since another run may have begun after planning
         check_same(settings.output, made["settings"], plan.fields)
-        check_taxonomies(settings.output, made, digests)
-    taxonomies = {**(made["taxonomies"] if made else {}), **digests}
+        check_taxonomies(settings.output, made, settings.digests)
+    taxonomies = {**(made["taxonomies"] if made else {}), **settings.digests}
     if made is None or made["settings"] != plan.fields or made["taxonomies"] != taxonomies:
         write_dataset(settings.output, plan.fields, settings.model.location, taxonomies, folder.uri)
-    make_folders(settings.output, [taxonomy.name for taxonomy in settings.taxonomies])
-    if plan.pending or plan.stale or plan.obsolete or plan.waiting:
+    make_folders(settings.output, list(settings.digests))
+    waits = any(not planned.is_committed for planned in plan.siblings)
+    if plan.pending or plan.unlabelled or plan.obsolete or waits:
         clear_success(settings.output)
-    pending = {unit.part for unit in plan.units if unit.part not in plan.committed}
-    for name in sorted({unit.uri for unit in plan.units if unit.part in pending and unit.uri in plan.lists}):
-        _write_list(folder.uri, name, plan.lists[name], pending)
-    taxonomies = {taxonomy.name: taxonomy.to_json() for taxonomy in settings.taxonomies}
-    storage.write_bytes(storage.join(folder.uri, "taxonomies.json"), json.dumps(taxonomies).encode(), folder.uri)
-    storage.write_bytes(storage.join(folder.uri, "obsolete.json"), json.dumps(plan.obsolete).encode(), folder.uri)
-    job = Job(
+
+
+def _job(plan: RunPlan, run: str, folder: str, workers: int) -> Job:
+    settings = plan.settings
+    return Job(
         settings=dataclasses.replace(settings, taxonomies=()),
         run=run,
-        folder=folder.uri,
+        folder=folder,
         checkpoint=plan.checkpoint,
         fields=plan.fields,
-        taxonomies={taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies},
-        other_taxonomies=sorted(taxonomy_names(settings.output) - {t.name for t in settings.taxonomies}),
+        taxonomies=settings.digests,
+        other_taxonomies=sorted(taxonomy_names(settings.output) - set(settings.digests)),
         units=len(plan.units),
-        siblings=len(plan.siblings),
-        pending=plan.pending,
-        unlabelled=len(plan.stale),
+        pending=len(plan.pending),
         workers=workers,
+        launcher=os.getpid(),
+    )
+
+
+def _write_plan(plan: RunPlan, job: Job, command: Sequence[str]) -> None:
+    pending = {unit.part for unit in plan.pending}
+    for name in sorted({unit.uri for unit in plan.pending if unit.uri in plan.lists}):
+        _write_list(job.folder, name, plan.lists[name], pending)
+    # Without work that needs them no text tower is loaded.
+    write_taxonomies(job.folder, plan.settings.taxonomies if plan.pending or plan.unlabelled else ())
+    Beginning(
+        started=time.time(),
+        command=without_secrets(command),
+        siblings=len(plan.siblings),
         others=add(footer["counts"] for footer in plan.others.values()),
         other_parts=len(plan.others),
-        command=without_secrets(command),
-        launcher=os.getpid(),
-        started=time.time(),
-    )
-    _write_table(folder.uri, "plan.parquet", _table(plan))
-    return job
+        obsolete=plan.obsolete,
+    ).write(job.folder)
+    sink = pa.BufferOutputStream()
+    pq.write_table(_table(plan), sink)
+    storage.write_bytes(job.plan_uri, sink.getvalue().to_pybytes(), job.folder)
 
 
 def _table(plan: RunPlan) -> pa.Table:
     """The plan, in the order that `Job` describes."""
-    units = [*sorted(plan.units, key=lambda unit: unit.part in plan.committed), *plan.siblings]
-    parts = [unit.part for unit in units]
-    counts = {part: json.dumps(counts) for part, counts in plan.committed.items()}
+    units = [*sorted(plan.units, key=lambda planned: planned.is_committed), *plan.siblings]
     columns = {
-        **{f.name: [getattr(unit, f.name) for unit in units] for f in dataclasses.fields(Unit)},
-        "counts": [counts.get(part) for part in parts],
-        "labels": [plan.stale.get(part, []) for part in parts],
-        "obtained": [plan.obtained.get(part, "") for part in parts],
+        **{f.name: [getattr(planned.unit, f.name) for planned in units] for f in dataclasses.fields(Unit)},
+        "counts": [None if planned.counts is None else json.dumps(planned.counts) for planned in units],
+        "labels": [list(planned.labels) for planned in units],
+        "obtained": [planned.obtained for planned in units],
     }
-    return pa.table(columns, schema=PLAN)
+    return pa.table(columns, schema=PLANNED_UNITS)
 
 
 def _write_list(folder: str, name: str, rows: RowList, wanted: Container[str]) -> None:
@@ -119,11 +156,21 @@ def _write_list(folder: str, name: str, rows: RowList, wanted: Container[str]) -
                 writer.write_table(table)
         storage.commit_file(local, storage.join(folder, name))
     finally:
-        with contextlib.suppress(FileNotFoundError):  # it was moved
+        with contextlib.suppress(FileNotFoundError):  # committing moved it
             os.unlink(local)
 
 
-def _write_table(folder: str, name: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    storage.write_bytes(storage.join(folder, name), sink.getvalue().to_pybytes(), folder)
+def without_secrets(command: Sequence[str]) -> tuple[str, ...]:
+    """A command line as it may stand in run.json: the values of flags for keys and passwords, of which runners have
+    some, are left out.
+    """
+    shown, secret = [], False
+    for word in command:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("--"):
+            secret = bool(_SECRET_FLAG.search(flag))
+            shown.append(f"{flag}=…" if secret and equals else word)
+            secret = secret and not equals
+        else:
+            shown.append("…" if secret else word)
+    return tuple(shown)

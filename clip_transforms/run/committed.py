@@ -1,4 +1,4 @@
-"""Which units of a plan are committed, as the parts themselves tell."""
+"""Which units of a plan are committed, judged by the parts themselves."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from schemas.provenance import Footer
 def committed_parts(
     output: str, units: Sequence[Unit], footers: Mapping[str, Footer], fingerprint: str
 ) -> dict[str, Counter]:
-    """Part → counts, of the units whose parts have this fingerprint and their stamp, and belong together.
+    """Find the units whose parts have the right fingerprint and stamp and belong together.
 
     Args:
         output: URI of the dataset.
-        units: to look at.
-        footers: of the embeddings parts that are there.
-        fingerprint: of the dataset.
+        units: the units to look at.
+        footers: part → footer of the embeddings parts that are there.
+        fingerprint: fingerprint of the dataset.
+    Returns:
+        Part → counts.
     """
-    # Compared by digest, not by being there: a rejects part may have been replaced by hand, or belong to another unit.
+    # Existence is not enough: a rejects part may have been replaced by hand, or belong to another unit.
     rejects = read_digests(output, "rejects", [unit.part for unit in units if unit.part in footers])
     return {
         unit.part: Counter(footer["counts"])
@@ -36,8 +38,18 @@ def committed_parts(
     }
 
 
-def accepted(settings: Settings, units: Sequence[Unit], known: Mapping[str, Counter]) -> dict[str, Counter]:
-    """Of the committed parts of other shares those that may stay: a damaged shard is done again by its next run."""
+def without_damaged_shards(
+    settings: Settings, units: Sequence[Unit], known: Mapping[str, Counter]
+) -> dict[str, Counter]:
+    """Keep the committed parts of other shares that may stay; the next run of its share does a damaged shard again.
+
+    Args:
+        settings: whose `allow_damaged_shards` lets damaged shards stay too.
+        units: the units of other shares.
+        known: part → counts, from `committed_parts`.
+    Returns:
+        Part → counts of the parts that may stay.
+    """
     return {
         unit.part: counts
         for unit in units
@@ -46,19 +58,21 @@ def accepted(settings: Settings, units: Sequence[Unit], known: Mapping[str, Coun
     }
 
 
-def accepted_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Counter]:
-    """The same of the dataset as it stands, where this run's taxonomies have their labels too.
+def committed_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Counter]:
+    """Look again which units of other shares are committed, with the labels of this run's taxonomies.
 
     Args:
         job: the run.
-        siblings: units of other shares.
+        siblings: the units of other shares.
+    Returns:
+        Part → counts.
     """
     if not siblings:
         return {}
     here = part_names(job.output, "embeddings")
     footers = read_footers(job.output, "embeddings", [unit.part for unit in siblings if unit.part in here])
     known = committed_parts(job.output, siblings, footers, job.fingerprint)
-    found = accepted(job.settings, siblings, known)
+    found = without_damaged_shards(job.settings, siblings, known)
     made = {part: footers[part] for part in found}
     stale = stale_labels(job.output, made, job.taxonomies, job.settings.top_labels)
     return {part: counts for part, counts in found.items() if part not in stale}

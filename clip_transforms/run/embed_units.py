@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from clip_transforms.labels.batch import Classifier, label_batch
-from clip_transforms.labels.classes import read_classifier
+from clip_transforms.labels.classes import embed_classes, read_classifier
 from clip_transforms.labels.part import label_part, labels_footer
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
-from clip_transforms.run.job import Job, PlannedUnit, read_units
+from clip_transforms.run.job import Job, PlannedUnit, read_taxonomies, read_units
 from clip_transforms.run.summary import PartResult, versions
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
@@ -32,6 +32,12 @@ from schemas.provenance import Footer
 PROGRESS: Counter = Counter()
 MAX_WAITING_BYTES = 16 << 20  # embedded rows that wait for the writer
 _TRIM_SECONDS = 5.0  # between two times that free memory is given back, which takes some milliseconds
+
+
+def embed_run_classes(job: Job) -> dict[str, str]:
+    """Embed the classes of the run's taxonomies, unless an earlier run did; taxonomy → URI of its class embeddings."""
+    taxonomies = read_taxonomies(job.folder)
+    return embed_classes(job.output, taxonomies, job.checkpoint, job.settings.model.device, job.folder)
 
 
 def load_embedder(job: Job) -> Any:
@@ -50,10 +56,10 @@ def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[
     """Do a range of units of the plan: `embed_units` of those that are to be embedded, labels for others."""
     pending = []
     for planned in read_units(job, *task):
-        if planned.counts is None:
-            pending.append(planned.unit)
-        else:
+        if planned.is_committed:
             yield _keep(planned, job, classes)
+        else:
+            pending.append(planned.unit)
     if pending:
         yield from embed_units(pending, job, embedder, classes)
 
@@ -61,6 +67,7 @@ def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[
 def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:
     """A unit that is committed already; labels that it lacks are made from its embeddings."""
     part = planned.unit.part
+    assert planned.counts is not None
     if planned.labels:
         wanted = {name: classes[name] for name in planned.labels}
         label_part(job.output, job.folder, part, wanted, label_footers(job), job.settings.top_labels)

@@ -1,8 +1,7 @@
-"""The last step of a run: run.json and _SUCCESS, from what lies in the output."""
+"""The last step of a run: run.json and _SUCCESS, written from what lies in the output."""
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections import Counter
@@ -11,58 +10,63 @@ from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import add, check_balance, counted, reject_fractions
-from clip_transforms.parts.dataset import finish_run
 from clip_transforms.parts.footers import part_names, part_uri, taxonomy_names
-from clip_transforms.run.committed import accepted_now
+from clip_transforms.parts.manifest import finish_run
+from clip_transforms.run.begin import Beginning
+from clip_transforms.run.committed import committed_now
 from clip_transforms.run.folder import remove_run_folder
 from clip_transforms.run.job import Job, read_units
 from clip_transforms.run.summary import RunSummary, speed, versions
 
 
 def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
-    """Compare with what lies in the output, write run.json and _SUCCESS; run.json's content.
+    """Compare the results with the output, write run.json and _SUCCESS, and return the content of run.json.
 
-    Of a run that does a share of its plan, counts and problems are the share's, until the whole plan is committed.
+    If the run does a share of its plan, counts and problems are the share's until the whole plan is committed.
 
     Raises:
         BalanceError: if the sums do not add up.
     """
     check_balance(summary.counts, "the run")
-    siblings = [planned.unit for planned in read_units(job, job.units, job.units + job.siblings)]
-    theirs = accepted_now(job, siblings)
-    content = _finish(job, summary, {unit.part for unit in siblings}, theirs)
+    beginning = Beginning.read(job.folder)
+    siblings = [planned.unit for planned in read_units(job, job.units, job.units + beginning.siblings)]
+    parts = {unit.part for unit in siblings}
+    theirs = committed_now(job, siblings)
+    content = _finish(job, beginning, summary, parts, theirs)
     missing = [unit for unit in siblings if unit.part not in theirs]
-    if missing and len(late := accepted_now(job, missing)) == len(missing):
-        # The last share ended meanwhile. What it wrote is right, but this run may have written over its run.json.
-        content = _finish(job, summary, {unit.part for unit in siblings}, theirs | late)
+    if missing and len(late := committed_now(job, missing)) == len(missing):
+        # The last share ended in the meantime, and this run may have replaced its run.json. Write it again.
+        content = _finish(job, beginning, summary, parts, theirs | late)
     remove_run_folder(job.folder)
     return content
 
 
-def _finish(job: Job, summary: RunSummary, siblings: set[str], theirs: Mapping[str, Counter]) -> dict[str, Any]:
+def _finish(
+    job: Job, beginning: Beginning, summary: RunSummary, siblings: set[str], theirs: Mapping[str, Counter]
+) -> dict[str, Any]:
     """Write what the run leaves.
 
     Args:
         job: the run.
-        summary: of its units.
-        siblings: parts of the plan that are other shares'.
-        theirs: part → counts of those of them that are committed.
+        beginning: what was known when the run began.
+        summary: the sum over this run's units.
+        siblings: parts of the plan that belong to other shares.
+        theirs: part → counts of those siblings that are committed.
     """
     whole = len(theirs) == len(siblings)
     counts = add([summary.counts, *theirs.values()])
-    obsolete = set(json.loads(storage.read_bytes(storage.join(job.folder, "obsolete.json"))))
     taxonomies = taxonomy_names(job.output)
     if whole:
-        for part in obsolete:
-            for kind in ("embeddings", "rejects", *(f"labels/{name}" for name in taxonomies)):
-                storage.remove(part_uri(job.output, kind, part))
-    names = part_names(job.output, "embeddings") - obsolete - (siblings - theirs.keys())
+        _remove_obsolete(job, beginning, taxonomies)
+    names = part_names(job.output, "embeddings") - set(beginning.obsolete) - (siblings - theirs.keys())
     unlabelled = {name: len(names - part_names(job.output, f"labels/{name}")) for name in taxonomies}
-    problems = _problems(job, summary.units, len(names), len(theirs), counts if whole else summary.counts, whole)
+    expected = job.units + beginning.other_parts + len(theirs)
+    problems = _missing_parts(job, summary.units, len(names), expected)
+    problems += _too_much_lost(job, counts if whole else summary.counts, whole)
     content = {
         "run": job.run,
-        "command": list(job.command),
-        "started": _time(job.started),
+        "command": list(beginning.command),
+        "started": _time(beginning.started),
         "finished": _time(time.time()),
         "host": socket.gethostname(),
         "versions": versions(),
@@ -78,10 +82,10 @@ def _finish(job: Job, summary: RunSummary, siblings: set[str], theirs: Mapping[s
             "labelled": summary.labelled,
         },
         "input": dict(sorted(summary.counts.items())),
-        "dataset": {"parts": len(names), **dict(sorted(add([counts, job.others]).items()))},
+        "dataset": {"parts": len(names), **dict(sorted(add([counts, beginning.others]).items()))},
         "unlabelled": {name: count for name, count in unlabelled.items() if count},
         "parts_by_device": dict(summary.obtained),
-        "speed": speed(summary, time.time() - job.started),
+        "speed": speed(summary, time.time() - beginning.started),
     }
     if job.settings.units:
         content["plan"] = {
@@ -94,25 +98,38 @@ def _finish(job: Job, summary: RunSummary, siblings: set[str], theirs: Mapping[s
     return content
 
 
-def _problems(job: Job, done: int, parts: int, theirs: int, counts: Mapping[str, int], whole: bool) -> list[str]:
-    """Why there is no _SUCCESS though all that was to be done was.
+def _remove_obsolete(job: Job, beginning: Beginning, taxonomies: set[str]) -> None:
+    for part in beginning.obsolete:
+        for kind in ("embeddings", "rejects", *(f"labels/{name}" for name in taxonomies)):
+            storage.remove(part_uri(job.output, kind, part))
+
+
+def _missing_parts(job: Job, done: int, found: int, expected: int) -> list[str]:
+    """Say so if there are fewer parts than there should be.
 
     Args:
         job: the run.
-        done: units of which there is a PartResult.
-        parts: in the dataset.
-        theirs: of these, parts of other shares.
-        counts: of the plan, or of this run's share.
-        whole: whether the plan is there; rejects are judged over all of it.
+        done: number of units that reported a result.
+        found: number of parts in the dataset.
+        expected: number of parts that the dataset must have at least.
+    """
+    if done == job.units and found >= expected:
+        return []
+    return [
+        f"{counted(expected, 'part')} were expected in embeddings/, but {found:,} are there; run the same command again"
+    ]
+
+
+def _too_much_lost(job: Job, counts: Mapping[str, int], whole: bool) -> list[str]:
+    """Say so if shards could not be read, or more was rejected than the settings accept.
+
+    Args:
+        job: the run.
+        counts: counts of the plan, or of this run's share.
+        whole: whether the whole plan is committed; the share of rejects is judged over all of it.
     """
     problems = []
-    expected = job.units + job.other_parts + theirs
     damaged = counts.get("shards.rejected", 0)
-    if done != job.units or parts < expected:
-        problems.append(
-            f"{counted(expected, 'part')} were expected in embeddings/, but {parts:,} are there; run the same command "
-            "again"
-        )
     if damaged and not job.settings.allow_damaged_shards:
         problems.append(
             f"{counted(damaged, 'shard')} could not be read to the end (see rejects/); mend and run again, or accept "

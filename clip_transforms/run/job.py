@@ -1,4 +1,4 @@
-"""Job and plan: what the launcher tells every worker, as a few small values and files beside the output."""
+"""Job: what the launcher tells every worker, as a few small values and a plan in a file beside the output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from clip_transforms.shards.unit import Unit
 _TASKS_PER_WORKER = 4
 _MAX_UNITS_PER_TASK = 64
 
-
 _ARROW = {"str": pa.string(), "int": pa.int64()}
-PLAN = pa.schema(
+PLANNED_UNITS = pa.schema(
     [
-        *((f.name, _ARROW[f.type]) for f in dataclasses.fields(Unit)),
+        *((f.name, _ARROW[str(f.type)]) for f in dataclasses.fields(Unit)),
         ("counts", pa.string()),
         ("labels", pa.list_(pa.string())),
         ("obtained", pa.string()),
@@ -34,27 +33,43 @@ PLAN = pa.schema(
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What every worker is told: small, and the same for all.
+class PlannedUnit:
+    """A unit, and what is known of its part. In `plan.parquet` it is one row.
 
     Attributes:
-        settings: of the run, without the taxonomies' texts, which lie beside the plan.
-        run: its id.
-        folder: URI of `output/_temporary/<run>`, with `plan.parquet`.
-        checkpoint: resolved.
-        fields: of the fingerprint.
-        taxonomies: name → digest.
-        other_taxonomies: names of those that earlier runs labelled with and this one does not.
-        units: of this run, which lie first in the plan.
-        siblings: units of the plan that other runs do, which lie behind them.
-        pending: of this run's, how many are still to be embedded; they lie first of all.
-        unlabelled: how many others lack labels.
-        workers: that the runner's options name.
-        others: counts of the parts that are in the dataset but not in this run's input.
-        other_parts: their number.
-        command: as it was typed.
-        launcher: process id; a worker that it started ends with it.
-        started: seconds since 1970.
+        unit: the unit.
+        counts: the counts of its part if an earlier run committed it and it stays; None if it must be embedded.
+        labels: taxonomies whose labels must be made from its stored embeddings.
+        obtained: precision and device of its part, such as `fp32 on cpu`; empty if it must be embedded.
+    """
+
+    unit: Unit
+    counts: Counter | None = None
+    labels: Sequence[str] = ()
+    obtained: str = ""
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether an earlier run committed its part, and the part stays."""
+        return self.counts is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every worker is told. It is small, and the same for all.
+
+    Attributes:
+        settings: the run's settings, without the texts of the taxonomies, which lie beside the plan.
+        run: the run's id.
+        folder: URI of `output/_temporary/<run>`, which holds `plan.parquet`.
+        checkpoint: the resolved checkpoint.
+        fields: the fields of the fingerprint.
+        taxonomies: name → digest of the taxonomies that this run labels with.
+        other_taxonomies: names of taxonomies that only earlier runs labelled with.
+        units: number of units of this run. They are the first rows of the plan; units of other shares follow.
+        pending: number of units to embed. They come first among this run's units.
+        workers: number of workers that the runner's options ask for.
+        launcher: process id of the launcher; a worker process that it started ends with it.
     """
 
     settings: Settings
@@ -65,15 +80,9 @@ class Job:
     taxonomies: Mapping[str, str]
     other_taxonomies: Sequence[str]
     units: int
-    siblings: int
     pending: int
-    unlabelled: int
     workers: int
-    others: Mapping[str, int]
-    other_parts: int
-    command: Sequence[str]
     launcher: int
-    started: float
 
     @property
     def output(self) -> str:
@@ -82,19 +91,19 @@ class Job:
 
     @property
     def plan_uri(self) -> str:
-        """Where the plan lies."""
+        """URI of the plan."""
         return storage.join(self.folder, "plan.parquet")
 
     @property
     def fingerprint(self) -> str:
-        """Of the dataset."""
+        """Fingerprint of the dataset, 32 hex digits."""
         return fingerprint(self.fields)
 
     def tasks(self) -> list[tuple[int, int]]:
-        """Consecutive units that go to a worker together, as rows of the plan: [start, stop).
+        """Cut this run's units into tasks: ranges [start, stop) of rows of the plan.
 
-        What is to be embedded is cut apart from the rest, or after a run that was killed at its end one worker would
-        get all of it.
+        Pending units and committed ones never share a task. Otherwise, after a run that was killed near its end, one
+        worker would get all of the pending units.
         """
         return [*self._cut(0, self.pending), *self._cut(self.pending, self.units)]
 
@@ -111,25 +120,8 @@ def _read_plan(uri: str) -> pa.Table:
         return pq.ParquetFile(file).read(use_threads=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedUnit:
-    """A row of the plan.
-
-    Attributes:
-        unit: what to read.
-        counts: of its part, if an earlier run committed it; else None.
-        labels: taxonomies whose labels are to be made from its stored embeddings.
-        obtained: precision and device of its part, if it is committed.
-    """
-
-    unit: Unit
-    counts: Counter | None
-    labels: list[str]
-    obtained: str
-
-
 def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
-    """The units of a task."""
+    """Read the units in rows [start, stop) of the plan."""
     planned = []
     for row in _read_plan(job.plan_uri).slice(start, stop - start).to_pylist():
         counts, labels, obtained = (row.pop(name) for name in ("counts", "labels", "obtained"))
@@ -138,7 +130,13 @@ def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
     return planned
 
 
-def read_taxonomies(job: Job) -> list[Taxonomy]:
-    """The taxonomies of the run, with their texts."""
-    contents = json.loads(storage.read_bytes(storage.join(job.folder, "taxonomies.json")))
+def read_taxonomies(folder: str) -> list[Taxonomy]:
+    """Read the taxonomies of a run, with their texts, from its folder."""
+    contents = json.loads(storage.read_bytes(storage.join(folder, "taxonomies.json")))
     return [Taxonomy.from_json(name, content) for name, content in contents.items()]
+
+
+def write_taxonomies(folder: str, taxonomies: Sequence[Taxonomy]) -> None:
+    """Write taxonomies into a run's folder, where `read_taxonomies` finds them."""
+    contents = {taxonomy.name: taxonomy.to_json() for taxonomy in taxonomies}
+    storage.write_bytes(storage.join(folder, "taxonomies.json"), json.dumps(contents).encode(), folder)

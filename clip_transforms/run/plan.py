@@ -1,27 +1,25 @@
-"""On the launcher: settings → the plan of a run. Finds, hashes, compares, lists; reads no image and needs no torch."""
+"""On the launcher: settings → the plan of a run. Planning lists, hashes and compares; it reads no image."""
 
 from __future__ import annotations
 
 import dataclasses
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import stale_labels
 from clip_transforms.parts.counts import has_rejects
-from clip_transforms.parts.dataset import (
-    OutputError,
-    check_taxonomies,
-    read_dataset,
-)
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
-from clip_transforms.run.committed import accepted, committed_parts
+from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_dataset
+from clip_transforms.run.committed import committed_parts, without_damaged_shards
+from clip_transforms.run.job import PlannedUnit
 from clip_transforms.run.settings import Settings
-from clip_transforms.shards.inventory import RowList, plan_units
+from clip_transforms.shards.inventory import Plan, RowList, plan_units
 from clip_transforms.shards.unit import Unit
 from schemas.provenance import Footer
 
@@ -31,126 +29,142 @@ class RunPlan:
     """A run that could start.
 
     Attributes:
-        settings, checkpoint, fields: as in Job.
-        units: of this run's input, or its share of them.
-        siblings: the other units of the input, which are other runs' share.
-        waiting: of the siblings, how many are not committed.
-        committed: part → counts, of units that an earlier run committed.
-        stale: part → taxonomies, of committed units whose labels are to be made.
-        obtained: part → precision and device, of committed units.
-        others: part → footer, of parts that are not in the input.
-        obsolete: parts of shards that are in the input and are cut otherwise now; they go when all is committed.
+        settings: the run's settings, with a normalised output.
+        checkpoint: the resolved checkpoint.
+        fields: the fields of the fingerprint.
+        units: the units of this run's input, or of its share.
+        siblings: the other units of the input, which belong to the shares of other runs.
+        others: part → footer of parts that are not made from this input and stay.
+        obsolete: parts of shards of this input that are cut differently now. They go when everything is committed.
         replaces: whether the output holds a dataset of other settings.
-        detection: lines that say what was taken from the input and what was not.
-        lists: name → list beside the plan, of the units of folders and listings.
+        lines: what the command prints first: what was found, what was left out, and warnings.
+        lists: name → list beside the plan, for units of folders and listings.
     """
 
     settings: Settings
     checkpoint: Checkpoint
     fields: dict[str, str]
-    units: list[Unit]
-    siblings: list[Unit]
-    waiting: int
-    committed: dict[str, Counter]
-    stale: dict[str, list[str]]
-    obtained: dict[str, str]
+    units: list[PlannedUnit]
+    siblings: list[PlannedUnit]
     others: dict[str, Footer]
     obsolete: list[str]
     replaces: bool
-    detection: list[str]
+    lines: list[str]
     lists: dict[str, RowList]
 
     @property
-    def pending(self) -> int:
-        """How many units are still to be embedded."""
-        return len(self.units) - len(self.committed)
+    def pending(self) -> list[Unit]:
+        """The units to embed."""
+        return [planned.unit for planned in self.units if not planned.is_committed]
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of committed units that lack labels of this run's taxonomies."""
+        return sum(bool(planned.labels) for planned in self.units)
+
+
+@dataclasses.dataclass
+class _Stored:
+    """What lies in the output already.
+
+    Attributes:
+        made: content of `_dataset.json`, or None for a new dataset.
+        names: names of the embeddings parts.
+        footers: part → footer, of those that are whole.
+    """
+
+    made: dict[str, Any] | None
+    names: list[str] = dataclasses.field(default_factory=list)
+    footers: dict[str, Footer] = dataclasses.field(default_factory=dict)
 
 
 def plan_run(settings: Settings) -> RunPlan:
-    """Find what is to be done.
+    """Decide what a run must do.
 
-    Args:
-        settings: of the run.
     Raises:
-        ValueError: one of its kinds, with one sentence for the person who wrote the settings.
+        ValueError: or one of its subclasses, with one sentence for the person who wrote the settings.
     """
     settings = dataclasses.replace(settings, output=storage.normalise(settings.output))
     checkpoint = settings.resolve_checkpoint()
     fields = settings.fingerprint_fields(checkpoint)
-    made = read_dataset(settings.output)
-    storage.check_writable(settings.output)
-    digests = {taxonomy.name: taxonomy.digest for taxonomy in settings.taxonomies}
-    if made is not None and not settings.overwrite:
-        check_same(settings.output, made["settings"], fields)
-        check_taxonomies(settings.output, made, digests)
+    made = _check_output(settings, fields)
     found = plan_units(settings.inputs, settings.reader)
-    names = sorted(part_names(settings.output, "embeddings")) if made is not None else []
-    footers = read_footers(settings.output, "embeddings", names)
-    units, siblings = _shared(found.units, *settings.share)
-    known = committed_parts(settings.output, found.units, footers, fingerprint(fields))
-    committed = _to_be_kept(settings, units, known)
-    waiting = len(siblings) - len(accepted(settings, siblings, known))
-    parts = {unit.part for unit in found.units}
-    others = {part: footer for part, footer in footers.items() if part not in parts}
-    source_of = _sources([*(unit.shard for unit in found.units), *(footer["shard"] for footer in footers.values())])
-    sources = {source_of[unit.shard] for unit in found.units}
-    obsolete = {
-        part
-        for part, footer in others.items()
-        if source_of[footer["shard"]] in sources
-        # What cannot be read to its end today is not known to be cut anew: its parts go when it can be read.
-        and not (footer["shard"] in found.unread and footer["fingerprint"] == fingerprint(fields))
-    }
-    others = {part: footer for part, footer in others.items() if part not in obsolete}
-    foreign = sorted(part for part, footer in others.items() if footer["fingerprint"] != fingerprint(fields))
-    if foreign:
-        raise OutputError(
-            f"--overwrite would leave {len(foreign)} parts of other settings that are not in --input, {foreign[0]} "
-            "among them; give all of the dataset's inputs, or another --output"
-        )
-    if settings.overwrite:
-        _refuse_half_a_taxonomy(settings, made, digests, others)
-    done = {part: footers[part] for part in committed}
-    stale = stale_labels(settings.output, done, digests, settings.top_labels)
-    obtained = {part: "{precision} on {device}".format(**footer["provenance"]) for part, footer in done.items()}
+    stored = _read_stored(settings, made)
+    units, siblings = _compare(settings, found.units, stored.footers, fingerprint(fields))
+    source_of = _sources([*(unit.shard for unit in found.units), *(f["shard"] for f in stored.footers.values())])
+    others, obsolete = _sort_others(found, stored.footers, source_of, fingerprint(fields))
+    _check_others(settings, stored, others, fingerprint(fields))
+    lines = [*found.detection, *_doubles(found.units, others, source_of), *_notes(settings, found, units, stored)]
     replaces = made is not None and made["settings"] != fields
-    lines = [*found.detection, *_doubles(found.units, others, source_of)]
-    if settings.units:
-        lines.append(f"--units {settings.units}: {len(units):,} of the {len(found.units):,} units of the plan")
-    lost = sorted(taxonomy_names(settings.output) - set(digests)) if made is not None else []
-    if lost and (changed := sum(unit.part in footers and unit.part not in committed for unit in units)):
-        lines.append(
-            f"warning: {changed} of the parts are made anew, and their labels/{', labels/'.join(lost)} go with the old "
-            "ones; name them with --taxonomy too to have them made again"
-        )
-    damaged = [name for name in names if name not in footers and name not in parts]
-    if damaged:
-        lines.append(
-            f"warning: {part_uri(settings.output, 'embeddings', damaged[0])} is not whole, and not of this "
-            f"run's input ({len(damaged)} such); run the command that made it again, or remove it"
-        )
     return RunPlan(
-        settings,
-        checkpoint,
-        fields,
-        units,
-        siblings,
-        waiting,
-        committed,
-        stale,
-        obtained,
-        others,
-        sorted(obsolete),
-        replaces,
-        lines,
-        found.lists,
+        settings, checkpoint, fields, units, siblings, others, sorted(obsolete), replaces, lines, found.lists
     )
 
 
-def _sources(shards: Sequence[str]) -> dict[str, str]:
-    """Shard → what it is a piece of: of a folder's unit, `<folder>#<path>`, the folder; of any other the shard itself.
+def _check_output(settings: Settings, fields: Mapping[str, str]) -> dict[str, Any] | None:
+    """Refuse an output that cannot be written to, or holds something else; the content of `_dataset.json`."""
+    made = read_dataset(settings.output)
+    storage.check_writable(settings.output)
+    check_classes(settings.output, settings.taxonomies)
+    if made is not None and not settings.overwrite:
+        check_same(settings.output, made["settings"], fields)
+        check_taxonomies(settings.output, made, settings.digests)
+    return made
 
-    Names may hold a # too. What is a folder is told by its first unit, whose path is empty.
+
+def _read_stored(settings: Settings, made: dict[str, Any] | None) -> _Stored:
+    """Read the footers of the parts that are there."""
+    if made is None:
+        return _Stored(None)
+    names = sorted(part_names(settings.output, "embeddings"))
+    return _Stored(made, names, read_footers(settings.output, "embeddings", names))
+
+
+def _compare(
+    settings: Settings, units: Sequence[Unit], footers: Mapping[str, Footer], dataset: str
+) -> tuple[list[PlannedUnit], list[PlannedUnit]]:
+    """Compare the units of the input with the parts that are there.
+
+    Args:
+        settings: the run's settings.
+        units: all units of the input.
+        footers: part → footer of the parts that are there.
+        dataset: fingerprint of the dataset.
+    Returns:
+        The units of this run's share, and those of the other shares.
+    """
+    mine, siblings = _shared(units, *settings.share)
+    known = committed_parts(settings.output, units, footers, dataset)
+    kept = {unit.part: known[unit.part] for unit in mine if unit.part in known and _stays(settings, known[unit.part])}
+    done = {part: footers[part] for part in kept}
+    stale = stale_labels(settings.output, done, settings.digests, settings.top_labels)
+    planned = [PlannedUnit(unit) for unit in mine]
+    for place, unit in enumerate(mine):
+        if (footer := done.get(unit.part)) is not None:
+            obtained = "{precision} on {device}".format(**footer["provenance"])
+            planned[place] = PlannedUnit(unit, kept[unit.part], stale.get(unit.part, []), obtained)
+    theirs = without_damaged_shards(settings, siblings, known)
+    return planned, [PlannedUnit(unit, theirs.get(unit.part)) for unit in siblings]
+
+
+def _shared(units: Sequence[Unit], i: int, n: int) -> tuple[list[Unit], list[Unit]]:
+    """Split units into share i of n and the rest, in an order that does not depend on the order of --input."""
+    if n == 1:
+        return list(units), []
+    plan = sorted(units, key=lambda unit: (unit.shard, unit.first_row, unit.part))
+    return plan[i::n], [unit for place, unit in enumerate(plan) if place % n != i]
+
+
+def _stays(settings: Settings, counts: Counter) -> bool:
+    """Whether a committed part need not be made again."""
+    retried = settings.retry_rejects and has_rejects(counts, settings.retry_rejects)
+    return not counts["shards.rejected"] and not retried
+
+
+def _sources(shards: Sequence[str]) -> dict[str, str]:
+    """Map each shard to its source: a folder's unit, `<folder>#<path>`, to the folder, any other shard to itself.
+
+    Names of files may hold a # too. A folder is known by its first unit, whose path is empty.
     """
     folders = {shard[:-1] for shard in shards if shard.endswith("#")}
 
@@ -161,11 +175,52 @@ def _sources(shards: Sequence[str]) -> dict[str, str]:
     return {shard: source(shard) for shard in shards}
 
 
+def _sort_others(
+    found: Plan, footers: Mapping[str, Footer], source_of: Mapping[str, str], dataset: str
+) -> tuple[dict[str, Footer], set[str]]:
+    """Sort the parts that no unit of this input makes into those that stay and those of a former cut, which go."""
+    parts = {unit.part for unit in found.units}
+    sources = {source_of[unit.shard] for unit in found.units}
+    others = {part: footer for part, footer in footers.items() if part not in parts}
+    obsolete = {
+        part
+        for part, footer in others.items()
+        if source_of[footer["shard"]] in sources
+        # A shard that we cannot read fully may not have been re-cut, so its old parts stay until it can be read.
+        and not (footer["shard"] in found.unread and footer["fingerprint"] == dataset)
+    }
+    return {part: footer for part, footer in others.items() if part not in obsolete}, obsolete
+
+
+def _check_others(settings: Settings, stored: _Stored, others: Mapping[str, Footer], dataset: str) -> None:
+    """Refuse an --overwrite that would leave parts of other settings, or of other classes, beside the new ones."""
+    foreign = sorted(part for part, footer in others.items() if footer["fingerprint"] != dataset)
+    if foreign:
+        raise OutputError(
+            f"--overwrite would leave {len(foreign)} parts of other settings that are not in --input, {foreign[0]} "
+            "among them; give all of the dataset's inputs, or another --output"
+        )
+    if settings.overwrite:
+        _refuse_half_a_taxonomy(settings, stored.made, others)
+
+
+def _refuse_half_a_taxonomy(settings: Settings, made: Mapping[str, Any] | None, others: Container[str]) -> None:
+    """Labels of two sets of classes must not lie under one name."""
+    known = made["taxonomies"] if made else {}
+    for name in [name for name, digest in settings.digests.items() if known.get(name, digest) != digest]:
+        left = [part for part in part_names(settings.output, f"labels/{name}") if part in others]
+        if left:
+            raise OutputError(
+                f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "
+                f"python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of them anew"
+            )
+
+
 def _doubles(units: Sequence[Unit], others: Mapping[str, Footer], source_of: Mapping[str, str]) -> list[str]:
-    """One warning line where a new shard looks like one that is in the dataset under another URI."""
+    """Warn where a new shard looks like one that is in the dataset under another URI."""
 
     def looks(shard: str, stamp: str) -> tuple[str, str]:
-        # File name and size, of a shard that is a file; a folder's stamp is a hash of its files' names and times.
+        # Name and size of a shard that is a file. A folder's stamp is a hash of its files' names and times.
         return posixpath.basename(source_of[shard]), stamp.partition("-")[0]
 
     known = {looks(footer["shard"], footer["stamp"]): footer["shard"] for footer in others.values()}
@@ -178,39 +233,28 @@ def _doubles(units: Sequence[Unit], others: Mapping[str, Footer], source_of: Map
         return []
     new, old = alike[0]
     return [
-        f"warning: {new} has the name and size of {old} ({len(alike)} such units); if it is the same, its rows will be "
-        "in the dataset twice"
+        f"warning: {new} has the name and size of {old} ({len(alike)} such units); if they are the same file, its rows "
+        "will be in the dataset twice"
     ]
 
 
-def _shared(units: Sequence[Unit], i: int, n: int) -> tuple[list[Unit], list[Unit]]:
-    """The units of share i of n, and those of the others; in an order that --input does not change."""
-    if n == 1:
-        return list(units), []
-    plan = sorted(units, key=lambda unit: (unit.shard, unit.first_row, unit.part))
-    return plan[i::n], [unit for place, unit in enumerate(plan) if place % n != i]
-
-
-def _to_be_kept(settings: Settings, units: Sequence[Unit], known: Mapping[str, Counter]) -> dict[str, Counter]:
-    """Part → counts of the committed units that need not be done again."""
-    return {
-        unit.part: counts
-        for unit in units
-        if (counts := known.get(unit.part)) is not None
-        and not counts["shards.rejected"]
-        and not (settings.retry_rejects and has_rejects(counts, settings.retry_rejects))
-    }
-
-
-def _refuse_half_a_taxonomy(
-    settings: Settings, made: Mapping[str, Any] | None, digests: Mapping[str, str], others: Mapping[str, Footer]
-) -> None:
-    """Two sets of classes under one name must not lie side by side."""
-    known = made["taxonomies"] if made else {}
-    for name in [name for name, digest in digests.items() if known.get(name, digest) != digest]:
-        left = set(others) & part_names(settings.output, f"labels/{name}")
-        if left:
-            raise OutputError(
-                f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "
-                f"python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of them anew"
-            )
+def _notes(settings: Settings, found: Plan, units: Sequence[PlannedUnit], stored: _Stored) -> list[str]:
+    """Say what share of the plan this run does, which labels go, and which parts are damaged."""
+    lines = []
+    if settings.units:
+        lines.append(f"--units {settings.units}: {len(units):,} of the {len(found.units):,} units of the plan")
+    lost = sorted(taxonomy_names(settings.output) - set(settings.digests)) if stored.made is not None else []
+    changed = sum(planned.unit.part in stored.footers and not planned.is_committed for planned in units)
+    if lost and changed:
+        lines.append(
+            f"warning: {changed} of the parts are made anew, and their labels/{', labels/'.join(lost)} go with the old "
+            "ones; name them with --taxonomy too to have them made again"
+        )
+    parts = {unit.part for unit in found.units}
+    damaged = [name for name in stored.names if name not in stored.footers and name not in parts]
+    if damaged:
+        lines.append(
+            f"warning: {part_uri(settings.output, 'embeddings', damaged[0])} is not whole, and not of this run's input "
+            f"({len(damaged)} such); run the command that made it again, or remove it"
+        )
+    return lines

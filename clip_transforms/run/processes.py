@@ -157,7 +157,7 @@ class _Process:
     def begin(self, task: tuple[int, int] | None, job: Job) -> None:
         """Hand it a task, or none, so that it ends."""
         self.done, self.dismissed = 0, task is None
-        self._shards = task and [planned.unit.shard for planned in read_units(job, *task) if planned.counts is None]
+        self._shards = task and [planned.unit.shard for planned in read_units(job, *task) if not planned.is_committed]
         self.tell(task)
 
     @property

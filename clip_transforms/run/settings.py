@@ -97,6 +97,11 @@ class Settings:
         return dataclasses.replace(checkpoint, preprocessing=preprocessing)
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Name → digest of the taxonomies."""
+        return {taxonomy.name: taxonomy.digest for taxonomy in self.taxonomies}
+
+    @property
     def share(self) -> tuple[int, int]:
         """`units` as numbers, i and n; (0, 1) if the run does all, (0, 0) if it is no share."""
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "0/1" if self.units is None else self.units)

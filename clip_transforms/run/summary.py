@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ _HINTS = {
     "decoding": "more cores for this process help, and so do smaller pictures and --fast_decode",
     "writing": "a faster disk for --output helps, and so do fewer and larger shards",
 }
+_AT_A_TIME = 1_000
 _MANY = 100  # processes are told apart up to here
 
 
@@ -92,6 +94,14 @@ class RunSummary:
             processes=frozenset([result.process] if result.process else []),
             ceiling=result.ceiling,
         )
+
+    @classmethod
+    def of_all(cls, results: Iterable[PartResult]) -> RunSummary:
+        """The summary of many units, without holding them all."""
+        total, waiting = cls(), iter(results)
+        while some := list(itertools.islice(waiting, _AT_A_TIME)):
+            total = cls.sum([total, *map(cls.of, some)])
+        return total
 
     @classmethod
     def sum(cls, summaries: Iterable[RunSummary]) -> RunSummary:

@@ -9,8 +9,9 @@ import pytest
 
 from clip_transforms.parts.counts import BalanceError, check_balance, reject_fractions
 from clip_transforms.parts.footers import read_footer
-from clip_transforms.parts.reader import DatasetError, read_part
-from clip_transforms.parts.writer import PartSettings, UnitWriter, make_folders
+from clip_transforms.parts.manifest import make_folders
+from clip_transforms.parts.reader import DatasetError, read_table
+from clip_transforms.parts.writer import PartSettings, UnitWriter
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 from schemas.rejects import rejects_schema
@@ -178,10 +179,10 @@ def test_labels_of_other_embeddings_are_never_paired(settings, tmp_path):
     for part, count in (("a", 3), ("b", 4)):
         writer, samples = write(settings, rows(0, count), part=part)
         writer.commit(samples, {})
-    assert sum(batch.num_rows for batch in read_part(str(tmp_path), "a", taxonomies=["t"])) == 3
+    assert read_table(str(tmp_path), "a", taxonomies=["t"]).num_rows == 3
     os.replace(tmp_path / "labels" / "t" / "b.parquet", tmp_path / "labels" / "t" / "a.parquet")
     with pytest.raises(DatasetError, match="other embeddings"):
-        list(read_part(str(tmp_path), "a", taxonomies=["t"]))
+        read_table(str(tmp_path), "a", taxonomies=["t"])
 
 
 def test_a_damaged_or_foreign_file_is_no_part(tmp_path):

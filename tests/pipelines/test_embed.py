@@ -1,5 +1,6 @@
 """The command, end to end, on small real shards and into an empty output."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
 
-from clip_transforms import ClipSpec, EmbedShards, ReadEmbeddings, ReaderOptions, Taxonomy, clip, embed_shards
+from clip_transforms import ClipSpec, EmbedShards, ReadEmbeddings, ReaderOptions, Taxonomy, clip
 from clip_transforms.read_embeddings import read_embeddings
 
 
@@ -209,6 +210,7 @@ def test_classes_that_the_model_cannot_tell_apart_are_named(embed, tmp_path, cap
 
 
 def test_a_part_removed_while_the_run_goes_on_is_missed_at_its_end(embed, tmp_path, capsys, monkeypatch):
+    embed_shards = importlib.import_module("clip_transforms.embed_shards")
     out, write = tmp_path / "out", embed_shards.write_run
 
     def write_run(job, summary):

@@ -1,5 +1,6 @@
 """A dataset over time: sources that come, change and go, runs that add and replace."""
 
+import importlib
 import json
 import os
 
@@ -66,7 +67,7 @@ def test_what_vanished_stays_in_the_dataset_and_out_of_the_run(embed, tmp_path):
 
 
 def test_a_source_that_vanishes_while_the_run_goes_is_a_reject_and_its_next_run_mends_it(embed, tmp_path, monkeypatch):
-    from clip_transforms import embed_shards
+    embed_shards = importlib.import_module("clip_transforms.embed_shards")
 
     out, b = tmp_path / "out", tmp_path / "b.tar"
     make_tar(tmp_path / "a.tar", 2), make_tar(b, 3, first=20)

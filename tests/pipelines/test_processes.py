@@ -1,5 +1,6 @@
 """--processes N: children of one command over one plan; the dataset is the same, and one that dies is named."""
 
+import importlib
 import json
 import logging
 import os
@@ -112,7 +113,7 @@ def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inp
 def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_one(
     embed, inputs, tmp_path, tiny_checkpoint, monkeypatch
 ):
-    from clip_transforms import embed_shards
+    embed_shards = importlib.import_module("clip_transforms.embed_shards")
 
     said, begin = [], embed_shards.begin_run
 

@@ -10,9 +10,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, files_of, make_parquet, make_tar, pair, rows_of, write_tar
 
 from clip_transforms import ClipSpec, EmbedShards
-from clip_transforms.parts import dataset
+from clip_transforms.parts import manifest
 from clip_transforms.run import end
-from clip_transforms.run.begin import begin_run
+from clip_transforms.run.begin import Beginning, begin_run
 from clip_transforms.run.job import read_units
 from clip_transforms.run.plan import plan_run
 from clip_transforms.run.settings import Settings
@@ -97,7 +97,7 @@ def test_shares_that_start_at_once_on_an_empty_output(tars, tmp_path, tiny_check
     assert not (tmp_path / "out" / "_temporary").exists()
 
 
-@pytest.mark.parametrize("place", ["accepted_now", "finish_run"], ids=["before it looks", "after it has looked"])
+@pytest.mark.parametrize("place", ["committed_now", "finish_run"], ids=["before it looks", "after it has looked"])
 def test_two_shares_that_end_at_the_same_moment_do_not_both_miss_it(
     place, share, tars, tmp_path, tiny_checkpoint, monkeypatch
 ):
@@ -257,10 +257,11 @@ def test_in_the_plan_lies_first_what_is_to_be_done_then_what_is_done_then_the_ot
     lost.unlink()
     job, folder = begin_run(plan_run(Settings((str(tars),), str(out), ClipSpec(tiny_checkpoint), units="0/2")), 1, ())
     with folder:
-        planned = read_units(job, 0, job.units + job.siblings)
-    assert (job.units, job.pending, job.siblings) == (3, 1, 2)
+        siblings = Beginning.read(job.folder).siblings
+        planned = read_units(job, 0, job.units + siblings)
+    assert (job.units, job.pending, siblings) == (3, 1, 2)
     shards = [(unit.unit.shard.rpartition("/")[2], unit.counts is None) for unit in planned]
-    assert shards == [("4.tar", True), ("0.tar", False), ("2.tar", False), ("1.tar", True), ("3.tar", True)]
+    assert shards == [("4.tar", True), ("0.tar", False), ("2.tar", False), ("1.tar", False), ("3.tar", False)]
     assert not (out / "_SUCCESS").exists()
 
 
@@ -271,15 +272,15 @@ def test_a_dry_run_shows_the_share(embed, tars, tmp_path, capsys):
 
 
 def test_an_output_that_another_run_begins_at_this_moment_is_no_foreign_folder(tmp_path, monkeypatch):
-    exists, seen = dataset.storage.exists, []
+    exists, seen = manifest.storage.exists, []
 
     def late(uri):
         if not seen:
             seen.append(uri)
-            dataset.write_dataset(str(tmp_path), {"model": "m"}, "m", {}, str(tmp_path))
+            manifest.write_dataset(str(tmp_path), {"model": "m"}, "m", {}, str(tmp_path))
             (tmp_path / "embeddings").mkdir()
             return False
         return exists(uri)
 
-    monkeypatch.setattr(dataset.storage, "exists", late)
-    assert dataset.read_dataset(str(tmp_path))["settings"] == {"model": "m"}
+    monkeypatch.setattr(manifest.storage, "exists", late)
+    assert manifest.read_dataset(str(tmp_path))["settings"] == {"model": "m"}

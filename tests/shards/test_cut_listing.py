@@ -8,7 +8,7 @@ import pytest
 from conftest import files_of, rows_of
 from reading import read
 
-from clip_transforms.parts.dataset import read_run
+from clip_transforms.parts.manifest import read_run
 from clip_transforms.shards import cut_listing
 from clip_transforms.shards.inventory import PlanError, plan_units
 from clip_transforms.shards.unit import ReaderOptions

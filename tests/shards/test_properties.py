@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reading import read
 
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.parts.dataset import read_run
+from clip_transforms.parts.manifest import read_run
 from clip_transforms.run.begin import begin_run
 from clip_transforms.run.embed_units import embed_units
 from clip_transforms.run.job import read_units

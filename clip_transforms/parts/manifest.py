@@ -1,0 +1,132 @@
+"""What a dataset says of itself as a whole: `_dataset.json`, `run.json`, `runs/<run>.json` and `_SUCCESS`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_transforms import storage
+from clip_transforms.parts.fingerprint import Fields, fingerprint
+from schemas.provenance import FormatError, check_format
+
+
+class OutputError(ValueError):
+    """An output that cannot be written to, in one sentence."""
+
+
+def read_dataset(output: str) -> dict[str, Any] | None:
+    """`_dataset.json`: `fingerprint`, `settings`, `model`, `taxonomies`; None if `output` is new or empty.
+
+    Raises:
+        FormatError: if a newer version of this program wrote it.
+        OutputError: if `output` is a file, holds something else, or the file is damaged; if its name is not text.
+    """
+    if not output.isprintable():  # bytes that are no UTF-8 come as half surrogate pairs, which no file of ours can hold
+        raise OutputError(f"--output {output!r} has characters in its name that cannot be printed; rename it")
+    uri = storage.join(output, "_dataset.json")
+    if storage.exists(uri):
+        try:
+            content = json.loads(storage.read_bytes(uri))
+            if all(isinstance(content[name], dict) and content[name] for name in ("settings",)):
+                check_format(content, uri)
+                return {"taxonomies": {}, **content}
+        except FormatError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise OutputError(f"{uri} is damaged; if the parts beside it are yours, remove them and start anew")
+    if storage.exists(output) and not storage.is_folder(output):
+        raise OutputError(f"--output {output} is a file, but it must be a folder, new or of an earlier run")
+    others = [name for name in storage.names_in(output) if name != "_temporary"]
+    if others and storage.exists(uri):
+        return read_dataset(output)  # another run began meanwhile
+    if others:
+        raise OutputError(
+            f"--output {output} holds something else ({sorted(others)[0]}); give an empty or a new folder"
+        )
+    return None
+
+
+def existing_dataset(dataset: str) -> dict[str, Any]:
+    """`read_dataset` of what must be there.
+
+    Raises:
+        OutputError: if there is no dataset.
+    """
+    if not storage.exists(storage.join(dataset, "_dataset.json")):
+        raise OutputError(f"{dataset} is no dataset of this program: it has no _dataset.json; check the path")
+    return read_dataset(dataset)
+
+
+def write_dataset(output: str, fields: Fields, model: str, taxonomies: Mapping[str, str], scratch: str) -> None:
+    """Begin a dataset, or let it continue under another fingerprint or with more taxonomies.
+
+    Args:
+        output: URI of the dataset.
+        fields: of the fingerprint.
+        model: where the checkpoint was found, for later commands; it decides nothing.
+        taxonomies: name → digest, of all that the dataset was labelled with.
+        scratch: URI of the run's temporary folder.
+    """
+    content = {
+        "fingerprint": fingerprint(fields),
+        "settings": dict(fields),
+        "model": model,
+        "taxonomies": dict(sorted(taxonomies.items())),
+    }
+    write_json(storage.join(output, "_dataset.json"), content, scratch)
+
+
+def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mapping[str, str]) -> None:
+    """Refuse classes under a name that means others in the dataset.
+
+    Raises:
+        OutputError: naming the taxonomy.
+    """
+    for name, digest in digests.items():
+        if made and made["taxonomies"].get(name, digest) != digest:
+            raise OutputError(
+                f"--taxonomy {name} has other classes, prompts or templates than the one of that name in {output}; "
+                "rename the file, or give --overwrite to label everything anew"
+            )
+
+
+def make_folders(output: str, taxonomies: Sequence[str]) -> None:
+    """Make the folders of a dataset, where the file system has folders."""
+    for name in ("embeddings", "rejects", "taxonomies", "runs", *(f"labels/{t}" for t in taxonomies)):
+        storage.make_folder(storage.join(output, name))
+
+
+def write_json(uri: str, content: Mapping[str, Any], scratch: str) -> None:
+    """Replace a small JSON file whole, by way of the run's temporary folder."""
+    storage.write_bytes(uri, json.dumps(content, indent=1).encode() + b"\n", scratch)
+
+
+def read_run(output: str, run: str = "") -> dict[str, Any]:
+    """`run.json`, the dataset as it stands and the last run's counts; or the file of a certain run."""
+    return json.loads(storage.read_bytes(storage.join(output, *(["runs", f"{run}.json"] if run else ["run.json"]))))
+
+
+def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool | None, scratch: str) -> None:
+    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` only if it was complete.
+
+    Args:
+        output: URI of the dataset.
+        run: its id.
+        content: of `run.json`.
+        success: whether the dataset is complete; None if other runs, which share its units, are to tell: one of them
+            may have written `_SUCCESS` a moment ago.
+        scratch: URI of the run's temporary folder.
+    """
+    write_json(storage.join(output, "runs", f"{run}.json"), content, scratch)
+    write_json(storage.join(output, "run.json"), content, scratch)
+    if success:
+        storage.write_bytes(storage.join(output, "_SUCCESS"), b"", scratch)
+    elif success is not None:
+        clear_success(output)
+
+
+def clear_success(output: str) -> None:
+    """Before the first part of a run changes the dataset."""
+    storage.remove(storage.join(output, "_SUCCESS"))
