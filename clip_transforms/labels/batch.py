@@ -40,7 +40,9 @@ def label_batch(rows: pa.RecordBatch, classifier: Classifier, top_labels: int) -
     valid = np.flatnonzero(stored.is_valid().to_numpy(zero_copy_only=False))
     keys = [rows.column(name) for name in ("key", "shard", "row")]
     if len(valid) == 0:
-        return pa.RecordBatch.from_arrays([*keys, *(pa.nulls(len(rows), f.type) for f in schema[3:])], schema=schema)
+        return pa.RecordBatch.from_arrays(
+            [*keys, *(pa.nulls(len(rows), f.type) for f in list(schema)[3:])], schema=schema
+        )
     embeddings = stored.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(valid), -1)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosines = embeddings @ classifier.weights.T  # [m, k]

@@ -8,7 +8,7 @@ import sys
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from conftest import ROOT, files_of, make_tar, rows_of
+from conftest import ROOT, files_of, make_tar, rows_of, write_tar
 
 from clip_transforms import LabelEmbeddings, Taxonomy
 from pipelines import label
@@ -216,6 +216,18 @@ def test_labels_of_two_sets_of_classes_are_not_read_as_one(dataset, tmp_path, ta
     (dataset / "labels" / "animals" / first.name).write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match="of different classes"):
         list(read_embeddings(str(dataset), labels=["animals"]))
+
+
+def test_captions_alone_are_labelled_with_nulls(embed, tmp_path, taxonomy_file):
+    """A batch without any picture: every label column is null, by `embed` and by `label`."""
+    tar, out = write_tar(tmp_path / "words.tar", [("a.txt", b"words"), ("b.txt", b"more")]), tmp_path / "words"
+    assert embed(tar, output=out, flags=["--taxonomy", taxonomy_file]) == 0
+    made = rows_of(out, "labels/animals")
+    assert [row["key"] for row in made] == ["a", "b"]
+    assert {row[name] for row in made for name in ("label", "probability", "similarity", "margin", "top")} == {None}
+    next((out / "labels" / "animals").glob("*.parquet")).unlink()
+    assert label.main(["--input", str(out), "--taxonomy", taxonomy_file]) == 0
+    assert rows_of(out, "labels/animals") == made
 
 
 def test_the_graph_does_not_grow_with_the_parts(dataset, taxonomy_file):
