@@ -98,7 +98,7 @@ class EmbedShards(beam.PTransform):
         transform._settings, transform._plan, transform._command = plan.settings, plan, tuple(command)
         return transform
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[PartResult]:
+    def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[PartResult]:
         """Write the plan, and wire the pipeline that starts from its URI."""
         options = pipeline.pipeline.options
         check_processes(self._settings.processes, options)

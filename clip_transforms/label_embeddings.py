@@ -25,7 +25,7 @@ from clip_transforms.parts.manifest import (
 )
 from clip_transforms.run.folder import RunFolder
 from clip_transforms.run.job import read_taxonomies, write_taxonomies
-from clip_transforms.run.over_parts import OverParts, run_over_parts
+from clip_transforms.run.over_parts import OverParts, PartsWork, run_over_parts
 
 
 def label_embeddings(dataset: str, taxonomies: Sequence[Taxonomy], **options: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class LabelPlan:
         """(part, taxonomies) of each part to label."""
         return sorted(self.stale.items())
 
-    def begin(self, folder: RunFolder) -> _LabelWork:
+    def begin(self, folder: RunFolder) -> PartsWork:
         """Write the taxonomies into the dataset; without its labels it is not complete."""
         made = existing_dataset(self.output)
         digests = {taxonomy.name: taxonomy.digest for taxonomy in self.taxonomies}

@@ -37,7 +37,7 @@ class ReadEmbeddings(beam.PTransform):
         super().__init__()
         self._dataset, self._columns, self._labels = dataset, columns, tuple(labels)
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
+    def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
         """Create one element a part, spread them over the workers, and read each part where it is used."""
         dataset = Dataset.open(self._dataset)
         check_labels(dataset.uri, dataset.parts, self._labels)

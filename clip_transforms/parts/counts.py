@@ -1,8 +1,8 @@
-"""What became of the samples, as one flat counter of a part, a run or a dataset; counters add up.
+"""Counts of what became of the samples of a part, a run or a dataset: one flat counter each, which can be added up.
 
-Keys: `samples`; `rows` of the embeddings; `<modality>.embedded`, `.rejected`, `.absent`;
-`<modality>.rejected.<stage>: <reason>`; `caption.truncated`; `shards.rejected`; `column.<name>`, values of a user's
-column that are not null; `note.<text>` for what is worth telling.
+Keys: `samples`; `rows` (of the embeddings); `<modality>.embedded`, `.rejected` and `.absent`;
+`<modality>.rejected.<stage>: <reason>`; `caption.truncated`; `shards.rejected`; `column.<name>` (values of a user's
+column that are not null); `note.<text>` for other things worth telling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from schemas.samples import MODALITIES
 
 
 class BalanceError(RuntimeError):
-    """Samples that are neither embedded nor rejected nor absent; a fault of this program, never of the data."""
+    """Some samples are neither embedded nor rejected nor absent. This is a fault of this program, never of the data."""
 
 
 def counted(number: int, word: str) -> str:
@@ -23,13 +23,13 @@ def counted(number: int, word: str) -> str:
 
 
 def check_balance(counts: Mapping[str, int], where: str) -> None:
-    """Check `samples = embedded + rejected + absent` for both modalities.
+    """Check that `samples = embedded + rejected + absent` for both modalities.
 
     Args:
-        counts: `samples` counted by the reader, the others by the writer.
-        where: for the message.
+        counts: counts, of which the reader counted `samples` and the writer the rest.
+        where: what the counts belong to, for the message.
     Raises:
-        BalanceError: if one does not add up.
+        BalanceError: if a modality does not add up.
     """
     for modality in MODALITIES:
         terms = {fate: counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent")}
@@ -42,7 +42,7 @@ def check_balance(counts: Mapping[str, int], where: str) -> None:
 
 
 def reject_fractions(counts: Mapping[str, int]) -> dict[str, float]:
-    """Modality → share of rejects, 0 to 1, among what was offered."""
+    """Modality → rejected / (embedded + rejected), from 0 to 1."""
     fractions = {}
     for modality in MODALITIES:
         rejected = counts.get(f"{modality}.rejected", 0)
@@ -52,15 +52,15 @@ def reject_fractions(counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def has_rejects(counts: Mapping[str, int], stage: str) -> bool:
-    """Whether something was rejected at a stage, such as `read`, or at `all` of them."""
+    """Whether anything was rejected at a stage, such as `read`, or at any stage if `stage` is `all`."""
     prefixes = tuple(f"{modality}.rejected.{'' if stage == 'all' else f'{stage}: '}" for modality in MODALITIES)
     return any(count for name, count in counts.items() if name.startswith(prefixes))
 
 
 def add(counters: Iterable[Mapping[str, int]]) -> Counter:
-    """The sum of counters."""
+    """Add counters up."""
     total: dict[str, int] = {}
-    for counter in counters:  # not Counter.update, which takes twice as long for small ones
+    for counter in counters:  # Counter.update takes twice as long for small counters
         for key, count in counter.items():
             total[key] = total.get(key, 0) + count
     return Counter(total)

@@ -1,4 +1,4 @@
-"""What parts say of themselves: their names from a listing, their footers from the last bytes of each file."""
+"""What parts say of themselves. Names come from the entries of a folder, footers from the last bytes of each file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,31 +17,31 @@ from clip_transforms import storage
 from schemas.provenance import FOOTER_KEY, Footer, check_format
 
 _THREADS, _CHUNK = 16, 64
-_SLOW = 0.0005  # seconds a footer, from which on threads help
-_TAIL_BYTES = 32 << 10  # holds most footers
+_SLOW = 0.0005  # seconds per footer; threads help if reading takes longer
+_TAIL_BYTES = 32 << 10  # most footers fit
 _MAGIC = b"PAR1"
-_ENTRY = b"\x18" + bytes([len(FOOTER_KEY)]) + FOOTER_KEY + b"\x18"  # a text of that length, and another text
-_KEYS = {"fingerprint", "maker"}  # a part has the one, a file of class embeddings the other
+_ENTRY = b"\x18" + bytes([len(FOOTER_KEY)]) + FOOTER_KEY + b"\x18"  # Thrift: a text of this length, then a second text
+_KEYS = {"fingerprint", "maker"}  # a part has the first key, a file of class embeddings the second
 _T = TypeVar("_T")
 
 
 def part_names(output: str, kind: str) -> set[str]:
-    """The names of the parts in `output/<kind>`, without extension, from one listing."""
+    """List the names of the parts in `output/<kind>`, without extension."""
     return {name.removesuffix(".parquet") for name in storage.names_in(storage.join(output, kind), ".parquet")}
 
 
 def taxonomy_names(output: str) -> set[str]:
-    """The taxonomies that have a folder of labels."""
+    """List the taxonomies that have a folder of labels."""
     return set(storage.names_in(storage.join(output, "labels")))
 
 
 def part_uri(output: str, kind: str, part: str) -> str:
-    """Where a part lies."""
+    """URI of a part."""
     return storage.join(output, kind, f"{part}.parquet")
 
 
 def read_footer(uri: str) -> Footer | None:
-    """What a part says of itself; None if it is missing, not whole, or not one of ours.
+    """Read what a part says of itself; None if the file is missing, not whole, or not one of ours.
 
     Raises:
         FormatError: if a newer version of this program wrote it.
@@ -55,16 +55,16 @@ def read_footer(uri: str) -> Footer | None:
     try:
         text = tail and (_own_entry(tail) or (pq.read_metadata(pa.BufferReader(tail)).metadata or {}).get(FOOTER_KEY))
         footer = json.loads(text) if text else None
-    except (OSError, ValueError, pa.ArrowException):  # what lies in memory cannot be parsed
+    except (OSError, ValueError, pa.ArrowException):  # the bytes in memory cannot be parsed
         return None
     if not isinstance(footer, dict) or not _KEYS & footer.keys():
         return None
     check_format(footer, uri)
-    return footer
+    return cast(Footer, footer)
 
 
 def _tail(file: IO[bytes]) -> bytes | None:
-    """The end of a Parquet file, from its footer on or from before it; None if the file is not whole."""
+    """Read the end of a Parquet file, with all of its footer; None if the file is not whole."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
@@ -78,17 +78,17 @@ def _tail(file: IO[bytes]) -> bytes | None:
 
 
 def _own_entry(tail: bytes) -> bytes | None:
-    """The value of our key in the footer of a Parquet file; None if the key is not there.
+    """Find the value of our key in the footer of a Parquet file; None if the key is not there.
 
-    Of a hundred thousand parts, pyarrow's parsing of what all the columns say takes most of planning's time. The key's
-    entry is found as Thrift's compact form writes it, from the end: behind the entries nothing of the user's follows,
-    and in the entries themselves, JSON and base64, there are no control characters.
+    With a hundred thousand parts, most of the planning time would go into pyarrow's parsing of the column metadata.
+    This function searches for the key's entry in Thrift's compact encoding, from the end of the file. The search is
+    safe: no user data follows the entries, and the entries hold JSON and base64, which have no control characters.
     """
     start = tail.rfind(_ENTRY, len(tail) - 8 - int.from_bytes(tail[-8:-4], "little"))
     if start < 0:
         return None
     place, length, shift = start + len(_ENTRY), 0, 0
-    while True:  # the value's length, seven bits a byte; the file ends with a byte that has the eighth bit clear
+    while True:  # the length, seven bits a byte; it ends, since the last byte of the file has its eighth bit clear
         length |= (tail[place] & 0x7F) << shift
         place, shift = place + 1, shift + 7
         if tail[place - 1] < 0x80:
@@ -96,11 +96,11 @@ def _own_entry(tail: bytes) -> bytes | None:
 
 
 def read_footers(output: str, kind: str, parts: Sequence[str]) -> dict[str, Footer]:
-    """Part → footer, of those that are whole and ours; what they have in common is in memory once."""
-    provenances: list[Any] = []  # few: one for each kind of worker that made parts
+    """Part → footer of the parts that are whole and ours. Content that footers share is held in memory once."""
+    provenances: list[Any] = []  # few: one for each kind of worker
 
     def pick(footer: Footer) -> Footer:
-        slim = {sys.intern(key): value for key, value in footer.items()}
+        slim = cast(Footer, {sys.intern(key): value for key, value in footer.items()})
         slim["fingerprint"] = sys.intern(footer.get("fingerprint", ""))
         slim["counts"] = {sys.intern(key): value for key, value in footer.get("counts", {}).items()}
         same = next((known for known in provenances if known == footer.get("provenance")), None)
@@ -113,7 +113,7 @@ def read_footers(output: str, kind: str, parts: Sequence[str]) -> dict[str, Foot
 
 
 def read_digests(output: str, kind: str, parts: Sequence[str]) -> dict[str, str | None]:
-    """Part → digest, of those that are whole and ours."""
+    """Part → digest of the parts that are whole and ours."""
     return _read_all(output, kind, parts, lambda footer: footer.get("digest"))
 
 
@@ -125,7 +125,7 @@ def _read_all(output: str, kind: str, parts: Sequence[str], pick: Callable[[Foot
     chunks = [parts[i : i + _CHUNK] for i in range(0, len(parts), _CHUNK)]
     start = time.perf_counter()
     found = [read(chunk) for chunk in chunks[:1]]
-    # What lies in this machine's memory is read twice as fast without threads, which then only wait for each other.
+    # Files in the page cache are read twice as fast without threads, which would only wait for each other.
     slow = time.perf_counter() - start > _SLOW * _CHUNK
     with concurrent.futures.ThreadPoolExecutor(_THREADS if slow else 1) as pool:
         found += pool.map(read, chunks[1:])

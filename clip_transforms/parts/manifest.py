@@ -12,17 +12,17 @@ from schemas.provenance import FormatError, check_format
 
 
 class OutputError(ValueError):
-    """An output that cannot be written to, in one sentence."""
+    """An output that cannot be used, in one sentence."""
 
 
 def read_dataset(output: str) -> dict[str, Any] | None:
-    """`_dataset.json`: `fingerprint`, `settings`, `model`, `taxonomies`; None if `output` is new or empty.
+    """Read `_dataset.json` (`fingerprint`, `settings`, `model`, `taxonomies`); None if `output` is new or empty.
 
     Raises:
         FormatError: if a newer version of this program wrote it.
-        OutputError: if `output` is a file, holds something else, or the file is damaged; if its name is not text.
+        OutputError: if `output` is a file, holds something else, has an unprintable name, or is damaged.
     """
-    if not output.isprintable():  # bytes that are no UTF-8 come as half surrogate pairs, which no file of ours can hold
+    if not output.isprintable():  # bytes that are not UTF-8 arrive as lone surrogates, which none of our files can hold
         raise OutputError(f"--output {output!r} has characters in its name that cannot be printed; rename it")
     uri = storage.join(output, "_dataset.json")
     if storage.exists(uri):
@@ -40,7 +40,7 @@ def read_dataset(output: str) -> dict[str, Any] | None:
         raise OutputError(f"--output {output} is a file, but it must be a folder, new or of an earlier run")
     others = [name for name in storage.names_in(output) if name != "_temporary"]
     if others and storage.exists(uri):
-        return read_dataset(output)  # another run began meanwhile
+        return read_dataset(output)  # another run has just begun
     if others:
         raise OutputError(
             f"--output {output} holds something else ({sorted(others)[0]}); give an empty or a new folder"
@@ -49,24 +49,25 @@ def read_dataset(output: str) -> dict[str, Any] | None:
 
 
 def existing_dataset(dataset: str) -> dict[str, Any]:
-    """`read_dataset` of what must be there.
+    """Read `_dataset.json` where there must be one.
 
     Raises:
         OutputError: if there is no dataset.
     """
-    if not storage.exists(storage.join(dataset, "_dataset.json")):
+    made = read_dataset(dataset) if storage.exists(storage.join(dataset, "_dataset.json")) else None
+    if made is None:
         raise OutputError(f"{dataset} is no dataset of this program: it has no _dataset.json; check the path")
-    return read_dataset(dataset)
+    return made
 
 
 def write_dataset(output: str, fields: Fields, model: str, taxonomies: Mapping[str, str], scratch: str) -> None:
-    """Begin a dataset, or let it continue under another fingerprint or with more taxonomies.
+    """Write `_dataset.json`, for a new dataset or with another fingerprint or more taxonomies.
 
     Args:
         output: URI of the dataset.
-        fields: of the fingerprint.
-        model: where the checkpoint was found, for later commands; it decides nothing.
-        taxonomies: name → digest, of all that the dataset was labelled with.
+        fields: the fields of the fingerprint.
+        model: name or location of the checkpoint, for later commands; it decides nothing.
+        taxonomies: name → digest of all taxonomies that the dataset was labelled with.
         scratch: URI of the run's temporary folder.
     """
     content = {
@@ -79,7 +80,7 @@ def write_dataset(output: str, fields: Fields, model: str, taxonomies: Mapping[s
 
 
 def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mapping[str, str]) -> None:
-    """Refuse classes under a name that means others in the dataset.
+    """Refuse a taxonomy whose name stands for other classes in the dataset.
 
     Raises:
         OutputError: naming the taxonomy.
@@ -93,30 +94,30 @@ def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mappi
 
 
 def make_folders(output: str, taxonomies: Sequence[str]) -> None:
-    """Make the folders of a dataset, where the file system has folders."""
+    """Make the folders of a dataset, if the file system has folders."""
     for name in ("embeddings", "rejects", "taxonomies", "runs", *(f"labels/{t}" for t in taxonomies)):
         storage.make_folder(storage.join(output, name))
 
 
 def write_json(uri: str, content: Mapping[str, Any], scratch: str) -> None:
-    """Replace a small JSON file whole, by way of the run's temporary folder."""
+    """Replace a small JSON file as a whole. It is prepared in the run's temporary folder."""
     storage.write_bytes(uri, json.dumps(content, indent=1).encode() + b"\n", scratch)
 
 
 def read_run(output: str, run: str = "") -> dict[str, Any]:
-    """`run.json`, the dataset as it stands and the last run's counts; or the file of a certain run."""
+    """Read `run.json`, or the file of the run with this id."""
     return json.loads(storage.read_bytes(storage.join(output, *(["runs", f"{run}.json"] if run else ["run.json"]))))
 
 
 def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool | None, scratch: str) -> None:
-    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` only if it was complete.
+    """Write what a finished run leaves: its own small file, `run.json`, and `_SUCCESS` if the dataset is complete.
 
     Args:
         output: URI of the dataset.
-        run: its id.
-        content: of `run.json`.
-        success: whether the dataset is complete; None if other runs, which share its units, are to tell: one of them
-            may have written `_SUCCESS` a moment ago.
+        run: the run's id.
+        content: content of `run.json`.
+        success: whether the dataset is complete; None leaves `_SUCCESS` to the other runs that share the units, since
+            one of them may have written it a moment ago.
         scratch: URI of the run's temporary folder.
     """
     write_json(storage.join(output, "runs", f"{run}.json"), content, scratch)
@@ -128,5 +129,5 @@ def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool 
 
 
 def clear_success(output: str) -> None:
-    """Before the first part of a run changes the dataset."""
+    """Remove `_SUCCESS`, before the first part of a run changes the dataset."""
     storage.remove(storage.join(output, "_SUCCESS"))

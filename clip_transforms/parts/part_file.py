@@ -17,7 +17,7 @@ _ROW_GROUP_ROWS = 4_096
 
 
 class PartFile:
-    """A Parquet file that is being written locally, in row groups of a few thousand rows."""
+    """A local Parquet file that is being written, in row groups of a few thousand rows."""
 
     def __init__(self, folder: str, kind: str, schema: pa.Schema):
         self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
@@ -35,7 +35,7 @@ class PartFile:
         )
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take a batch; without rows it leaves no row group, on an empty one of which some readers fail."""
+        """Take a batch. A batch without rows makes no row group, since some readers fail on an empty one."""
         if batch.num_rows:
             self._waiting.add(batch)
         if self._waiting.rows >= _ROW_GROUP_ROWS:
@@ -55,14 +55,14 @@ class PartFile:
             self._writer.close()
 
     def discard(self) -> None:
-        """Let go of the file handle; the file itself is of no use any more, so a full disk does not matter."""
+        """Close the file handle. The file is no longer needed, so a full disk does not matter."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Name the file that could not be written, and the cause once; pyarrow does neither."""
+    """Make an error name the file that could not be written, and its cause once; pyarrow does neither."""
     try:
         yield
     except OSError as error:
@@ -72,31 +72,31 @@ def _naming(path: str) -> Iterator[None]:
 
 
 class WaitingRows:
-    """Rows of a row group to come, as one buffer in Arrow's memory pool.
+    """Rows that wait until their row group is full, as one buffer in Arrow's memory pool.
 
-    Kept as batches, their many small objects would lie in the C heap between the model's activations, and the heap grew
-    until the row group was written: docs/decisions.md.
+    As batches they would be many small objects in the C heap, between the model's activations, and the heap would grow
+    until the row group is written (docs/decisions.md).
     """
 
     def __init__(self, schema: pa.Schema):
-        """Nothing waits yet; `schema` is that of all batches."""
+        """Start empty; every batch has this schema."""
         self.rows = 0
         self._sink = pa.BufferOutputStream()
         self._stream = pa.ipc.new_stream(self._sink, schema)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Copy the rows of a batch; the batch itself is not kept."""
+        """Copy the rows of a batch. The batch itself is not kept."""
         self._stream.write_batch(batch)
         self.rows += batch.num_rows
 
     def table(self) -> pa.Table:
-        """All rows, in the chunks in which they came; the last call."""
+        """Return all rows, one chunk per batch. Nothing can be added afterwards."""
         self._stream.close()
         return pa.ipc.open_stream(self._sink.getvalue()).read_all()
 
 
 class Digest:
-    """SHA-256 over the rows of the embeddings and the rejects in Arrow's IPC form."""
+    """SHA-256 over the rows of the embeddings and the rejects, in Arrow's IPC format."""
 
     def __init__(self, embeddings: pa.Schema, rejects: pa.Schema):
         self._streams = [_HashedStream(embeddings), _HashedStream(rejects)]
@@ -115,14 +115,14 @@ class Digest:
 
 
 class _HashedStream:
-    """An IPC stream of which only the hash is kept."""
+    """An Arrow IPC stream that is hashed and not kept."""
 
     def __init__(self, schema: pa.Schema):
         self._hash = hashlib.sha256()
         self._schema = schema
 
     def write(self, batch: pa.RecordBatch) -> None:
-        # A stream per batch: slices and offsets are written as plain rows, so equal rows give equal bytes.
+        # One stream per batch: Arrow then writes slices as plain rows, so equal rows give equal bytes.
         if batch.num_rows:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, self._schema) as stream:

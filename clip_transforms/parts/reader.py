@@ -53,9 +53,9 @@ def read_table(
         wanted = known if columns is None else list(columns)
         if unknown := [name for name in wanted if name not in known]:
             raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(known)}")
-        table = {}
+        table: dict[str, pa.ChunkedArray] = {}
         for file, names in zip(files, offered, strict=True):
-            # Not pq.read_table: its thread pool now and then aborts the process at exit when it read a Python file.
+            # Not pq.read_table: its thread pool sometimes aborts the process at exit after it has read a Python file.
             found = file.read([names[name] for name in wanted if name in names], use_threads=False)
             table |= {name: found.column(names[name]) for name in wanted if name in names}
         d = int(footers[0].get("provenance", {}).get("embed_dim", 0))

@@ -1,4 +1,4 @@
-"""Write the parts of one unit whole, then let them appear: labels, rejects, and last the embeddings."""
+"""Write all parts of one unit, then let them appear: first labels, then rejects, and last the embeddings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class PartSettings:
 
     Attributes:
         output: URI of the dataset.
-        run_folder: URI of `output/_temporary/<run>`, where local files are written.
-        embeddings_schema: of the embeddings.
-        footer: of every part.
-        label_footers: taxonomy → what its labels parts say besides.
-        other_taxonomies: that earlier runs labelled with; their labels of a unit go when its embeddings are replaced.
+        run_folder: URI of `output/_temporary/<run>`, where files are prepared if the output is local.
+        embeddings_schema: schema of the embeddings.
+        footer: entries of every part's footer.
+        label_footers: taxonomy → the entries that only its labels parts have.
+        other_taxonomies: taxonomies of earlier runs; their labels of a unit go when its embeddings are replaced.
     """
 
     output: str
@@ -42,15 +42,15 @@ class PartSettings:
 
 
 class UnitWriter:
-    """The parts of one unit. A context manager: nothing appears under a final name before `commit`."""
+    """Writes the parts of one unit. Nothing appears under a final name before `commit`; use it as a context manager."""
 
     def __init__(self, settings: PartSettings, part: str, facts: Footer):
         """Open the files.
 
         Args:
-            settings: of the run.
-            part: the part's name.
-            facts: the unit's own entries of the footer, its shard and stamp.
+            settings: what all parts of the run share.
+            part: name of the part.
+            facts: entries of the footer that belong to the unit: its shard and stamp.
         """
         self._settings, self._part, self._facts = settings, part, facts
         self._folder = _local_folder(settings.output, settings.run_folder, part)
@@ -68,7 +68,7 @@ class UnitWriter:
         rejects: pa.RecordBatch,
         absent: Mapping[str, int],
     ) -> None:
-        """Add a batch, and count it."""
+        """Add a batch and count it."""
         self._files["embeddings"].add(rows)
         for taxonomy, batch in labels.items():
             self._files[f"labels/{taxonomy}"].add(batch)
@@ -77,7 +77,7 @@ class UnitWriter:
         self.reject(rejects)
 
     def reject(self, rejects: pa.RecordBatch) -> None:
-        """Add rejects, and count them."""
+        """Add rejects and count them."""
         self._files["rejects"].add(rejects)
         self._digest.add_rejects(rejects)
         for reject in rejects.select(["modality", "stage", "reason"]).to_pylist():
@@ -99,13 +99,13 @@ class UnitWriter:
             self.counts[f"column.{name}"] += len(rows) - rows.column(name).null_count
 
     def commit(self, samples: int, notes: Mapping[str, int]) -> Counter:
-        """Check the balance, close the files and move them to their final names; the counts of the part.
+        """Check the balance, close the files, move them to their final names, and return the counts of the part.
 
         Args:
-            samples: as the reader counted them.
-            notes: what the reader found worth telling.
+            samples: number of samples that the reader counted.
+            notes: counts of things worth telling.
         Raises:
-            BalanceError: if samples were lost or made up; nothing is committed then.
+            BalanceError: if samples were lost or made up. Nothing is committed then.
         """
         self.counts["samples"] = samples
         self.counts.update({f"note.{text}": count for text, count in notes.items()})
@@ -117,9 +117,9 @@ class UnitWriter:
         self._files["rejects"].close(common)
         self._files["embeddings"].close(common)
         for taxonomy in self._settings.other_taxonomies:
-            # Made from embeddings that are about to be replaced: left there, they would join to other samples' rows.
+            # They were made from the embeddings that are about to be replaced, and would join to other samples' rows.
             storage.remove(storage.join(self._settings.output, "labels", taxonomy, f"{self._part}.parquet"))
-        # The order matters: the embeddings are the commit marker, so all else must be there before them.
+        # The embeddings are the commit marker, so everything else must be there before them.
         for kind in (*(f"labels/{taxonomy}" for taxonomy in self._settings.label_footers), "rejects", "embeddings"):
             uri = storage.join(self._settings.output, kind, f"{self._part}.parquet")
             storage.commit_file(self._files[kind].path, uri)
@@ -130,17 +130,17 @@ class UnitWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        """Remove what was not committed."""
+        """Remove everything that was not committed."""
         for file in self._files.values():
             file.discard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class LabelsWriter:
-    """The labels part of one taxonomy and one unit whose embeddings are committed; a context manager."""
+    """Writes the labels part of one taxonomy for a unit whose embeddings are committed; use it as a context manager."""
 
     def __init__(self, output: str, run_folder: str, taxonomy: str, part: str):
-        """Open the file; nothing appears before `commit`."""
+        """Open the file. Nothing appears before `commit`."""
         self._folder = _local_folder(output, run_folder, part)
         self._uri = storage.join(output, "labels", taxonomy, f"{part}.parquet")
         self._file = PartFile(self._folder, "labels", labels_schema())
@@ -150,7 +150,7 @@ class LabelsWriter:
         self._file.add(labels)
 
     def commit(self, footer: Footer) -> None:
-        """Finish the file and let it appear."""
+        """Finish the file and let it appear under its final name."""
         self._file.close(footer)
         storage.commit_file(self._file.path, self._uri)
 
@@ -159,12 +159,12 @@ class LabelsWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        """Remove what was not committed."""
+        """Remove everything that was not committed."""
         self._file.discard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _local_folder(output: str, run_folder: str, part: str) -> str:
-    """Where one rename brings a file to its place; before an upload, below the machine's temporary folder."""
+    """Make a folder to prepare files in: near a local output, where a rename commits, else in the temporary folder."""
     parent = storage.normalise(run_folder) if storage.is_local(output) else None
     return tempfile.mkdtemp(prefix=f"{part}-", dir=parent)

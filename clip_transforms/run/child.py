@@ -1,7 +1,6 @@
-"""One of several processes of a run on this machine: does the tasks that the launcher hands it, and tells what came of
-them.
+"""One of several processes of a run on this machine. It does the tasks that the launcher hands it, and reports results.
 
-At its top it imports nothing heavy: it is the first thing that such a process runs.
+It is the first module that such a process runs, so it imports nothing heavy at its top.
 """
 
 from __future__ import annotations
@@ -22,34 +21,34 @@ _SECONDS = 0.5
 
 
 class _Launcher:
-    """The launcher, as its child sees it: pickles on the standard streams."""
+    """The process's view of the launcher. They exchange pickles over the standard streams."""
 
     def __init__(self):
-        """Take the standard streams; what something else prints goes to stderr."""
+        """Take the standard streams over. Anything else that is printed goes to stderr."""
         self._asks, self._listens = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
         self._lock = threading.Lock()
 
     def hear(self) -> Any:
-        """What it says next; this process ends if it is gone."""
+        """Wait for the next message; end this process if the launcher is gone."""
         try:
             return pickle.load(self._asks)
         except EOFError:
             sys.exit(1)
 
     def tell(self, kind: str, what: Any = None) -> None:
-        """Tell it something, from any thread."""
+        """Send a message. Any thread may call this."""
         with self._lock:
             try:
                 pickle.dump((kind, what), self._listens)
                 self._listens.flush()
             except BrokenPipeError:
-                os._exit(1)  # it is gone, and nothing that is not whole has a final name
+                os._exit(1)  # the launcher is gone; parts that are not whole have no final name
 
 
-class _Hearsay(logging.Handler):
-    """What is logged here is said there, once and in the launcher's way."""
+class _LogSender(logging.Handler):
+    """Sends log records to the launcher, which logs them once and in its own format."""
 
     def __init__(self, launcher: _Launcher):
         super().__init__()
@@ -60,7 +59,7 @@ class _Hearsay(logging.Handler):
 
 
 class _Progress:
-    """What was done since it was last told."""
+    """Reports to the launcher how much was done since the last report."""
 
     def __init__(self, launcher: _Launcher, now: Counter):
         self._launcher, self._now = launcher, now
@@ -81,11 +80,11 @@ class _Progress:
 
 
 def _work(launcher: _Launcher) -> None:
-    """Do tasks until there is none left."""
+    """Do tasks until none is left."""
     job, classes = launcher.hear()
     from clip_transforms.run.embed_units import PROGRESS, embed_task, load_embedder
 
-    logging.getLogger().handlers = [_Hearsay(launcher)]
+    logging.getLogger().handlers = [_LogSender(launcher)]
     logging.disable(logging.NOTSET)
     embedder = load_embedder(job)
     progress = _Progress(launcher, PROGRESS)
@@ -99,22 +98,22 @@ def _work(launcher: _Launcher) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error itself, where it comes out of a pickle as it went in; else its name and what it says."""
+    """Return the error itself if it survives pickling, and otherwise a RuntimeError with its name and message."""
     try:
         if str(pickle.loads(pickle.dumps(error))) == str(error):
             return error
-    except Exception:  # whatever a foreign class raises when it is made without the arguments that it wants
+    except Exception:  # some classes raise when pickle calls them without their arguments
         logging.getLogger(__name__).debug("%r does not pickle", error)
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def main(pid: int) -> None:
-    """Be a child of the launcher that has this process id."""
+    """Work for the launcher that has this process id."""
     begin(pid)
     launcher = _Launcher()
     try:
         _work(launcher)
-    except Exception as error:  # whatever it is: the launcher says it, and ends the run
+    except Exception as error:  # the launcher raises it and ends the run
         launcher.tell("error", (_sendable(error), traceback.format_exc()))
 
 

@@ -1,4 +1,4 @@
-"""The work of a task: shards → engine → parts, in plain functions that know nothing of Beam."""
+"""What a worker does with a task: shards → engine → parts. These are plain functions; they do not use Beam."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from clip_transforms.workers.machine import cores_of, give_back_memory
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
 
-# What this process has done so far (units, samples, bytes of the sources), for a progress bar in the same process.
+# Units, samples and source bytes that this process has done so far. A progress bar in the same process reads them.
 PROGRESS: Counter = Counter()
-MAX_WAITING_BYTES = 16 << 20  # embedded rows that wait for the writer
-_TRIM_SECONDS = 5.0  # between two times that free memory is given back, which takes some milliseconds
+MAX_WAITING_BYTES = 16 << 20  # limit for embedded rows that wait for the writer
+_TRIM_SECONDS = 5.0  # free memory is given back this often; each time takes some milliseconds
 
 
 def embed_run_classes(job: Job) -> dict[str, str]:
@@ -41,8 +41,8 @@ def embed_run_classes(job: Job) -> dict[str, str]:
 
 
 def load_embedder(job: Job) -> Any:
-    """The model of this process, on its share of the cores."""
-    import torch  # for those who embed
+    """Load the model of this process, and let torch use this process's share of the cores."""
+    import torch  # not at the top: the launcher imports this module and needs no torch
 
     from clip_transforms.clip.checkpoints import load_checkpoint
     from clip_transforms.engine.forward import Embedder
@@ -53,7 +53,7 @@ def load_embedder(job: Job) -> Any:
 
 
 def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    """Do a range of units of the plan: `embed_units` of those that are to be embedded, labels for others."""
+    """Do a range of units of the plan: embed the pending ones, and label the committed ones where they lack labels."""
     pending = []
     for planned in read_units(job, *task):
         if planned.is_committed:
@@ -65,7 +65,7 @@ def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[
 
 
 def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:
-    """A unit that is committed already; labels that it lacks are made from its embeddings."""
+    """Make the labels that a committed unit lacks from its stored embeddings; its result."""
     part = planned.unit.part
     assert planned.counts is not None
     if planned.labels:
@@ -84,13 +84,20 @@ def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartRes
 
 
 def label_footers(job: Job) -> dict[str, Footer]:
-    """Taxonomy → what its labels parts say besides what all parts of a unit say."""
+    """Taxonomy → the entries that only its labels parts have in their footers."""
     return {name: labels_footer(name, digest, job.settings.top_labels) for name, digest in job.taxonomies.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class _UnitEnd:
-    """What the reader says at the end of a unit."""
+    """The mark that follows the last batch of a unit.
+
+    Attributes:
+        unit: place of the unit in its task.
+        samples: number of samples that the reader counted.
+        notes: counts of things worth telling.
+        error: why the shard could not be read to its end, if it could not.
+    """
 
     unit: int
     samples: int
@@ -99,12 +106,12 @@ class _UnitEnd:
 
 
 def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    """Embed the units of a task and commit the part of each; the stages before writing run ahead, across units too.
+    """Embed the units of a task and commit the part of each. The stages before writing run ahead, even across units.
 
     Args:
-        units: to be done, all of them.
+        units: the units to embed.
         job: the run.
-        embedder: `engine.forward.Embedder`, the model of this process.
+        embedder: the process's `engine.forward.Embedder`.
         classes: taxonomy → URI of its class embeddings.
     Yields:
         A PartResult as soon as a unit is committed.
@@ -136,7 +143,7 @@ def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping
         size=lambda item: getattr(item, "num_bytes", 0),
         seconds=seconds,
     )
-    with contextlib.closing(iter(embedded)) as items:  # closed at once, also when something fails
+    with contextlib.closing(iter(embedded)) as items:  # an error closes it at once, too
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
             unit = units[place]
             finish = functools.partial(finish_batch, shard=unit.shard, schema=settings.embeddings_schema)
@@ -163,7 +170,7 @@ def _facts(unit: Unit) -> Footer:
 
 
 def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, finish: Callable, label: Callable) -> Counter:
-    """Write the batches of one unit, up to the mark of its end, and commit its part; the part's counts."""
+    """Write the batches of one unit until its end mark, and commit its part; the part's counts."""
     from clip_transforms.engine.rows import shard_reject
 
     notes: Counter = Counter()
@@ -183,9 +190,9 @@ def _label(rows: pa.RecordBatch, classifiers: Mapping[str, Classifier], top_labe
 
 
 def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
-    """Count what is embedded, for a progress bar, and give memory back now and then.
+    """Count embedded samples for the progress bar, and give free memory back now and then.
 
-    Captions and writing come later, many batches at a time.
+    This is the last place that sees one batch at a time: captions are embedded many batches at a time.
     """
     trimmed = time.perf_counter()
     for item in decoded:
@@ -199,7 +206,7 @@ def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
 
 
 def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
-    """Batches of one unit after the other, each behind its place, and a mark at the end of each."""
+    """Read the units one after the other: (place of the unit, batch) for each batch, and a mark after each unit."""
     for place, unit in enumerate(units):
         samples, notes, error = 0, Counter(), None
         try:
@@ -212,7 +219,7 @@ def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
 
 
 def _part_settings(job: Job, embedder: Any) -> PartSettings:
-    """What all parts say of themselves: no time, host, path, thread or run."""
+    """Collect what every part says of itself. It holds no time, host, path, thread or run id."""
     architecture = dataclasses.asdict(embedder.model.architecture)
     provenance = {
         "model_sha256": job.checkpoint.sha256,

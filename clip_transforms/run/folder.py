@@ -1,4 +1,4 @@
-"""`out/_temporary/<run>`: where a run writes before anything appears; locked, so that only dead ones are removed."""
+"""`out/_temporary/<run>`: the folder in which a run prepares its files. A lock in it tells live runs from dead ones."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _LOCK, _DETACHED = "lock", "detached"
 
 
 def new_run_id() -> str:
-    """A name that sorts by time: `20260131-235959-1a2b3c4d`, in UTC."""
+    """Make a name that sorts by time, in UTC: `20260131-235959-1a2b3c4d`."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
 class RunFolder:
-    """The temporary folder of a run, made at once and removed at the end; a context manager.
+    """The temporary folder of a run. It is made at once, and removed when the context ends.
 
-    A run that this process carries holds a lock in it, and dies with the lock. A detached run is marked as such; its
-    folder, one on an object store, or one of another machine, whose locks may not be seen here, is taken for dead after
-    a week.
+    A run in this process holds a lock in its folder until it ends or dies. Some folders have no lock that can be seen
+    here: those of detached runs, those on an object store, and those of runs on other machines. They count as dead when
+    they are a week old.
     """
 
     def __init__(self, output: str, run: str, detached: bool = False):
-        """Make the folder, and remove those of dead runs.
+        """Make the folder, and remove the folders of dead runs.
 
         Args:
             output: URI of the dataset.
-            run: from `new_run_id`.
+            run: the run's id, from `new_run_id`.
             detached: whether the run goes on without this process.
         """
         self.uri = storage.join(output, "_temporary", run)
@@ -53,14 +53,14 @@ class RunFolder:
             self._remove_dead()
 
     def _make(self, run: str, detached: bool) -> int | None:
-        """Make the folder; its mark is in it when it appears, or a run on another machine would take it for dead."""
+        """Make the folder. It appears with its mark inside, or a run on another machine would take it for dead."""
         new = os.path.join(storage.normalise(self._parent), f".{run}")
         try:
             storage.make_folder(new)
         except storage.StorageError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            storage.make_folder(new)  # at that moment another run ended, and removed `_temporary`
+            storage.make_folder(new)  # another run had just ended and removed `_temporary`
         mark = os.path.join(new, _DETACHED if detached else _LOCK)
         with open(mark, "w") as file:
             file.write("\n".join(_this_machine()))
@@ -70,7 +70,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """While no other run of this output begins, where the file system is local."""
+        """Keep other runs from beginning on this output while the block runs, if the file system is local."""
         if not self._local:
             yield
             return
@@ -95,7 +95,7 @@ class RunFolder:
                 storage.remove(uri)
 
     def close(self) -> None:
-        """Remove the folder and let go of the lock."""
+        """Remove the folder and release the lock."""
         remove_run_folder(self.uri)
         if self._lock is not None:
             os.close(self._lock)
@@ -111,24 +111,24 @@ class RunFolder:
 
 
 def remove_run_folder(uri: str) -> None:
-    """Remove `output/_temporary/<run>`, and `_temporary` if nothing else lies in it."""
+    """Remove `output/_temporary/<run>`, and `_temporary` too if it is empty then."""
     storage.remove(uri)
     parent = posixpath.dirname(uri.rstrip("/"))
     if storage.is_local(uri):
-        with contextlib.suppress(OSError):  # another run's folder lies beside, or it is gone already
+        with contextlib.suppress(OSError):  # it holds another run's folder, or it is gone already
             os.rmdir(storage.normalise(parent))
     elif not any(storage.names_in(parent)):
         storage.remove(parent)
 
 
 def _this_machine() -> set[str]:
-    """What tells this machine from others: its name, and its kernel's mark, which containers have in common."""
+    """Identify this machine by its name and its kernel's boot id; containers on one machine share the boot id."""
     mark = Path("/proc/sys/kernel/random/boot_id")
     return {socket.gethostname(), mark.read_text().strip() if mark.exists() else ""} - {""}
 
 
 def _is_of_this_machine(folder: str) -> bool:
-    """Whether the run of a folder goes with a process of this machine; also if the folder does not say where."""
+    """Whether a folder's run is a process on this machine. A folder that does not say counts as one."""
     if os.path.exists(os.path.join(folder, _DETACHED)):
         return False
     try:
@@ -139,7 +139,7 @@ def _is_of_this_machine(folder: str) -> bool:
 
 
 def _try_lock(path: str) -> int | None:
-    """Hold a lock file; None if another process holds it, or it is gone."""
+    """Lock a file; None if another process has locked it, or it is gone."""
     try:
         handle = os.open(path, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
@@ -153,7 +153,7 @@ def _try_lock(path: str) -> int | None:
 
 
 def _is_locked(path: str) -> bool:
-    """Whether a living process holds a lock file."""
+    """Whether a live process has locked a file."""
     handle = _try_lock(path)
     if handle is not None:
         os.close(handle)

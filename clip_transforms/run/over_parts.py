@@ -27,13 +27,11 @@ Result = TypeVar("Result")
 
 
 class PartsWork(Protocol[Result]):
-    """What a verb does with the parts. It is pickled and sent to every worker, so it must be small.
+    """What a verb does with the parts. It is pickled and sent to every worker, so it must be small."""
 
-    Attributes:
-        marks_success: whether `_SUCCESS` is written when everything is done.
-    """
-
-    marks_success: bool
+    @property
+    def marks_success(self) -> bool:
+        """Whether `_SUCCESS` is written when everything is done."""
 
     def prepare(self) -> Any:
         """Do once, before any part, what all of them need; a small value that `do_part` gets."""
@@ -57,18 +55,15 @@ class PartsWork(Protocol[Result]):
 
 
 class PartsPlan(Protocol):
-    """Which parts are to be done. It is made on the launcher, and everything that is wrong is refused there.
+    """Which parts are to be done. It is made on the launcher, and everything that is wrong is refused there."""
 
-    Attributes:
-        output: URI of the folder that the verb writes to, which may be the dataset itself.
-        items: a JSON value for each part that is to be done, with its name.
-    """
-
-    output: str
+    @property
+    def output(self) -> str:
+        """URI of the folder that the verb writes to, which may be the dataset itself."""
 
     @property
     def items(self) -> Sequence[Any]:
-        """See above."""
+        """A JSON value for each part that is to be done, with the part's name."""
 
     def begin(self, folder: RunFolder) -> PartsWork:
         """Let the output know that a run begins. Other runs of this output wait in the meantime."""
@@ -157,7 +152,7 @@ class OverParts(beam.PTransform):
         self._make_plan = make_plan
         self.run_folder: RunFolder | None = None
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+    def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection:
         """Begin the run, and wire the pipeline that starts from the URI of its items."""
         run, self.run_folder = _begin(self._make_plan(), detached=not is_direct(pipeline.pipeline.options))
         prepared = pipeline | "Work" >> beam.Create([run.items_uri]) | beam.Map(lambda _: run.work.prepare())

@@ -1,6 +1,6 @@
-"""Several processes of one run on this machine: how many, which GPU is whose, and what they are told and tell.
+"""Several processes of one run on this machine: how many there are, which GPU each uses, and how they are directed.
 
-Each is a child of the launcher, gets the tasks one at a time, so that a fast one does more, and ends with it.
+Each process is a child of the launcher and ends with it. It gets one task at a time, so a fast process does more tasks.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from clip_transforms.run.job import Job, read_units
 from clip_transforms.run.summary import PartResult
 from clip_transforms.workers.machine import cores, gpus_for
 
-_CORES_EACH = 8  # a forward pass on more cores than these gains less than a second process does
+_CORES_EACH = 8  # beyond this, a second process gains more than further cores for one forward pass
 _SECONDS = 0.5
-_OF_ALL = (signal.SIGTERM, signal.SIGHUP)  # what a scheduler or a terminal sends to the launcher and its children alike
+_SENT_TO_ALL = (signal.SIGTERM, signal.SIGHUP)  # schedulers and terminals send these to the launcher and its children
 _LOGGER = logging.getLogger(__name__)
 
 
 def count_processes(asked: int, gpus: Sequence[str], pending: int) -> int:
-    """How many processes embed; one means that it is the launcher itself.
+    """Decide how many processes embed; 1 means the launcher itself.
 
     Args:
-        asked: `--processes`; 0 for one per GPU, or one per eight cores where there is none.
-        gpus: from `gpus_for`.
-        pending: units to be embedded, of which each process must get one.
+        asked: `--processes`; 0 means one per GPU, or one per eight cores without a GPU.
+        gpus: the GPUs, from `gpus_for`.
+        pending: number of units to embed. There are never more processes than units.
     """
     return max(1, min(asked or len(gpus) or cores() // _CORES_EACH, pending))
 
 
 def gpus_of(processes: int, gpus: Sequence[str]) -> list[str | None]:
-    """The GPU of each process, by turns; None where there is none."""
+    """Deal the GPUs out to the processes in turn; None for each process if there is no GPU."""
     return [gpus[i % len(gpus)] if gpus else None for i in range(processes)]
 
 
 def embed_in_processes(job: Job, classes: Mapping[str, str], progress: Counter) -> Iterator[PartResult]:
     """Do all tasks of a run in `job.workers` processes.
 
-    One that dies takes the unit with it that it was in the middle of, and the rest of its task. The others do the tasks
-    that are left; then the run fails, and the next one does what is missing.
+    If a process dies, its current unit and the rest of its task are not done. The others do the remaining tasks, and
+    then the run fails. The next run does what is missing.
 
     Args:
         job: the run.
         classes: taxonomy → URI of its class embeddings.
-        progress: what the processes did is added to it.
+        progress: a counter to which the work of the processes is added.
     Yields:
         A PartResult as soon as a unit is committed.
     Raises:
-        ChildProcessError: naming the first process that died.
-        Exception: what went wrong in a process, at once, as it would if it had gone wrong in this one.
+        ChildProcessError: if a process died; it names the first one.
+        Exception: any error in a process ends the run at once and is raised here.
     """
     tasks = collections.deque(job.tasks())
     heard: queue.SimpleQueue = queue.SimpleQueue()
@@ -79,7 +79,7 @@ def embed_in_processes(job: Job, classes: Mapping[str, str], progress: Counter) 
 def _hand_out(
     tasks: collections.deque, job: Job, heard: queue.SimpleQueue, running: int, progress: Counter
 ) -> Iterator[PartResult]:
-    """Answer what is heard until the last process has ended."""
+    """Answer the processes until the last one has ended."""
     died = []
     while running:
         process, kind, said = heard.get()
@@ -106,21 +106,21 @@ def _hand_out(
 
 
 def _obituary(process: _Process, code: int) -> str:
-    """What is known of a process that ended before it was told to."""
-    if -code in _OF_ALL:
-        time.sleep(_SECONDS)  # the launcher is ended too then, and says so
+    """Say what is known about a process that ended too early."""
+    if -code in _SENT_TO_ALL:
+        time.sleep(_SECONDS)  # the launcher got the signal too, and is about to say so and end
     cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     cure = " (if memory ran out: fewer --processes need less)" if -code == signal.SIGKILL else ""
     return f"{process.name} (pid {process.pid}) {cause} {process.place}{cure}"
 
 
 class _Process:
-    """A child of the launcher, as the launcher sees it.
+    """The launcher's view of one of its processes.
 
     Attributes:
-        name: such as `process 2 of 4`.
+        name: its name in messages, such as `process 2 of 4`.
         pid: its process id.
-        done: units of its task that it has embedded.
+        done: number of units of its task that it has embedded.
         dismissed: whether it was told that there are no more tasks.
     """
 
@@ -128,14 +128,17 @@ class _Process:
         """Start it.
 
         Args:
-            name: to call it in messages.
-            gpu: that it may use, as CUDA_VISIBLE_DEVICES names it; None for all that the launcher may use.
-            heard: where (process, kind, what it said) is put; at its end the kind is `ended`, with the exit code.
+            name: its name in messages.
+            gpu: the GPU that it may use, as CUDA_VISIBLE_DEVICES names it; None for every GPU of the launcher.
+            heard: receives (process, kind, content) for each message; when it ends, the kind is `ended` and the content
+                is its exit code.
         """
-        path = os.pathsep.join(filter(None, sys.path))  # what the launcher finds, wherever it was started
+        path = os.pathsep.join(filter(None, sys.path))  # so that the process finds the same modules as the launcher
         environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
         command = [sys.executable, "-m", "clip_transforms.run.child", str(os.getpid())]
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        self._to, self._from = self._popen.stdin, self._popen.stdout
         self.name, self.pid = name, self._popen.pid
         self.done, self.dismissed = 0, False
         self._shards: list[str] | None = None
@@ -143,35 +146,35 @@ class _Process:
         self._thread.start()
 
     def _listen(self, heard: queue.SimpleQueue) -> None:
-        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a word
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a message
             while True:
-                heard.put((self, *pickle.load(self._popen.stdout)))
+                heard.put((self, *pickle.load(self._from)))
         heard.put((self, "ended", self._popen.wait()))
 
     def tell(self, what: Any) -> None:
-        """Send it something."""
-        with contextlib.suppress(BrokenPipeError):  # it died, which will be heard
-            pickle.dump(what, self._popen.stdin)
-            self._popen.stdin.flush()
+        """Send it a message."""
+        with contextlib.suppress(BrokenPipeError):  # it died; `_listen` reports that
+            pickle.dump(what, self._to)
+            self._to.flush()
 
     def begin(self, task: tuple[int, int] | None, job: Job) -> None:
-        """Hand it a task, or none, so that it ends."""
+        """Hand it a task; None tells it to end."""
         self.done, self.dismissed = 0, task is None
         self._shards = task and [planned.unit.shard for planned in read_units(job, *task) if not planned.is_committed]
         self.tell(task)
 
     @property
     def place(self) -> str:
-        """What it is doing."""
+        """Where it is in its work, for a message."""
         if self._shards is None:
             return "before its first unit"
         return f"in the middle of {self._shards[self.done]}" if self.done < len(self._shards) else "between two units"
 
     def end(self) -> None:
-        """End it, whatever it is doing, and wait for that: nothing that is not whole has a final name."""
+        """Kill it and wait until it has ended. Parts that are not whole have no final name, so nothing is damaged."""
         self._popen.kill()
         self._popen.wait()
         self._thread.join()
         with contextlib.suppress(BrokenPipeError):
-            self._popen.stdin.close()
-        self._popen.stdout.close()
+            self._to.close()
+        self._from.close()

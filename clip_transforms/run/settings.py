@@ -1,4 +1,4 @@
-"""Settings: what the person who starts a run decides, and what of it decides the numbers."""
+"""Settings: everything that the person who starts a run decides, and the part of it that decides the numbers."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES
 
 RETRY_REJECTS = ("", "read", "all")
-# What the tokenizer does is named here, so that a dataset tells when it changed.
+# This names the tokenizer in the fingerprint. Change it if tokens ever change.
 _TOKENIZER = "bpe_simple_vocab_16e6, 924691ac288e5440"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the person who starts a run decides; checked when it is built.
+    """Everything that the person who starts a run decides. Building it checks it.
 
     Attributes:
-        inputs: see `shards.plan.plan_units`.
+        inputs: folders, tars, Parquet files, listings, globs, brace patterns or `@file`.
         output: URI of the dataset.
         model: the checkpoint.
-        taxonomies: to label with.
-        reader: what the readers are told.
-        embedding_dtype: `float32` or `float16`.
+        taxonomies: taxonomies to label with.
+        reader: options of the readers.
+        embedding_dtype: type of the stored embeddings, `float32` or `float16`.
         top_labels: length of a label's `top`.
-        batch_size: samples that go through the model together; 0 for 32 on a CPU and 256 on a GPU.
-        max_image_pixels: of one picture, stored and resized before its crop.
-        fast_decode: whether large JPEGs are decoded at a fraction of their size, which gives slightly other pixels.
-        max_reject_fraction: of images and captions apart, beyond which there is no `_SUCCESS`.
-        allow_damaged_shards: whether there is one though a shard could not be read to its end.
-        retry_rejects: `read` or `all`: committed units with a reject of stage `read`, or with any, are done again.
+        batch_size: number of samples that go through the model together; 0 means 32 on a CPU and 256 on a GPU.
+        max_image_pixels: limit for one picture, both as stored and as resized before its crop.
+        fast_decode: whether large JPEGs are decoded at a fraction of their size, which changes pixels slightly.
+        max_reject_fraction: largest share of rejects, among images and among captions, with which a run succeeds.
+        allow_damaged_shards: whether a run succeeds although a shard could not be read to its end.
+        retry_rejects: `read` embeds committed units again that have a reject of stage `read`, `all` those with any.
         overwrite: whether a dataset made with other settings may be replaced.
-        processes: on this machine, where the runner starts no workers; 0 for one per GPU, or one per eight cores.
-        units: `i/n`, for the units whose index in the plan modulo n is i; None for all.
+        processes: number of processes on this machine, unless the runner starts workers itself; 0 means one per GPU, or
+            one per eight cores.
+        units: `i/n` does every n-th unit of the plan, starting with unit i (from 0); None does all.
     """
 
     inputs: tuple[str, ...]
@@ -87,10 +88,10 @@ class Settings:
         check_names(self.taxonomies)
 
     def resolve_checkpoint(self) -> Checkpoint:
-        """The checkpoint, with the preprocessing that this run wants.
+        """Find the checkpoint, and give it the preprocessing that this run asks for.
 
         Raises:
-            ValueError: if it is missing, or no CLIP.
+            ValueError: if it is missing, or is not a CLIP.
         """
         checkpoint = self.model.resolve()
         preprocessing = dataclasses.replace(checkpoint.preprocessing, fast_decode=self.fast_decode)
@@ -103,12 +104,12 @@ class Settings:
 
     @property
     def share(self) -> tuple[int, int]:
-        """`units` as numbers, i and n; (0, 1) if the run does all, (0, 0) if it is no share."""
+        """`units` as numbers (i, n): (0, 1) if the run does all units, (0, 0) if `units` is malformed."""
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "0/1" if self.units is None else self.units)
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """What decides the numbers of the dataset, by name."""
+        """The settings that decide the numbers of the dataset, by name."""
         reader_fields = {
             k: v
             for k, v in dataclasses.asdict(self.reader).items()

@@ -1,4 +1,4 @@
-"""PartResults → their sum, and what the clocks say: how fast it was, which stage held it back, what helps."""
+"""PartResults → their sum, and what the clocks say: how fast the run was, which stage held it back, and what helps."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import itertools
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from clip_transforms.parts.counts import add
 
 _TELLING_SECONDS = 10.0
-_NEAR = 0.75  # of what decoding leaves of the ceiling; below it a faster model is not what helps first
-# Bottleneck → what helps: a flag of ours, or hardware.
+_NEAR = 0.75  # below this fraction of the bound, a faster model is not the first thing that helps
+# Bottleneck → what helps: one of our flags, or hardware.
 _HINTS = {
     "the model": "a GPU makes it faster, and more machines or --units share it out",
     "the model, on a GPU": "a second GPU with --processes 2 makes it faster, and so does a larger --batch_size",
@@ -22,7 +22,7 @@ _HINTS = {
         "it went slower than in the run's first batches, since decoding (try --fast_decode) or other programs used its "
         "cores, or since the shards are very small"
     ),
-    "reading": "a disk or a bucket nearer to this machine helps, and so does --processes, which read side by side",
+    "reading": "a disk or a bucket closer to this machine helps, and so does --processes, since each reads by itself",
     "decoding": "more cores for this process help, and so do smaller pictures and --fast_decode",
     "writing": "a faster disk for --output helps, and so do fewer and larger shards",
 }
@@ -36,13 +36,14 @@ class PartResult:
 
     Attributes:
         path: URI of its embeddings part.
-        counts: of the part, from its footer; see `clip_transforms.parts.counts`.
-        seconds: of this run, by stage; what a task shares is on its last unit. Empty if the unit was skipped.
+        counts: counts of the part, from its footer; see `clip_transforms.parts.counts`.
+        seconds: seconds of this run by stage. The last unit of a task carries them for the whole task; they are empty
+            for other units.
         obtained: precision and device that it was embedded with, such as `fp32 on cpu`.
         skipped: whether an earlier run committed it.
         labelled: whether this run made labels from its stored embeddings.
-        process: that did it; empty if it was skipped.
-        ceiling: samples per second that the process could reach, where that was measured.
+        process: name of the process that did it; empty if it was skipped.
+        ceiling: samples per second that the process could reach, if that was measured.
     """
 
     path: str
@@ -60,14 +61,15 @@ class RunSummary:
     """The sum of PartResults.
 
     Attributes:
-        units, skipped: how many there were, and how many of them an earlier run had committed.
-        labelled: of the latter, how many got labels from their stored embeddings.
-        counts: of all of them.
-        fresh: samples embedded in this run.
-        seconds: by stage.
-        obtained: parts by precision and device.
+        units: number of units.
+        skipped: number of units that an earlier run had committed.
+        labelled: number of skipped units that got labels from their stored embeddings.
+        counts: sum of the counts of all units.
+        fresh: number of samples embedded in this run.
+        seconds: seconds by stage.
+        obtained: number of parts by precision and device.
         processes: names of the processes that worked, at most a hundred.
-        ceiling: of the last process that measured one.
+        ceiling: ceiling of the last process that measured one, in samples per second.
     """
 
     units: int = 0
@@ -82,7 +84,7 @@ class RunSummary:
 
     @classmethod
     def of(cls, result: PartResult) -> RunSummary:
-        """The summary of one unit."""
+        """Summarise one unit."""
         return cls(
             units=1,
             skipped=int(result.skipped),
@@ -97,7 +99,7 @@ class RunSummary:
 
     @classmethod
     def of_all(cls, results: Iterable[PartResult]) -> RunSummary:
-        """The summary of many units, without holding them all."""
+        """Summarise many units without holding all their results."""
         total, waiting = cls(), iter(results)
         while some := list(itertools.islice(waiting, _AT_A_TIME)):
             total = cls.sum([total, *map(cls.of, some)])
@@ -105,7 +107,7 @@ class RunSummary:
 
     @classmethod
     def sum(cls, summaries: Iterable[RunSummary]) -> RunSummary:
-        """All together."""
+        """Add summaries up."""
         summaries = list(summaries)
         return cls(
             units=sum(summary.units for summary in summaries),
@@ -121,40 +123,30 @@ class RunSummary:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that matter here."""
+    """Versions of Python and of the packages that decide bytes or speed."""
     packages = ("clip-transforms", "apache-beam", "torch", "pyarrow", "pillow", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
-class Clocks(Protocol):
-    """What of a RunSummary is needed here."""
+def speed(summary: RunSummary, elapsed: float) -> dict[str, Any]:
+    """Compute the speed of a run.
 
-    fresh: int
-    seconds: Mapping[str, float]
-    obtained: Mapping[str, int]
-    processes: frozenset[str]
-    ceiling: float | None
-
-
-def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
-    """The speed of a run; see DESIGN.md section 5 for the words.
-
-    The time of the thread that feeds the model is split whole: it runs the model (`forward`), waits for a batch to be
-    read, waits for its pictures to be decoded, or waits for the writer; the largest share names the bottleneck.
-    `bound` is the share of the ceiling that decoding on the same cores leaves: forward / (forward + decode core-seconds
-    / cores). With several processes there are only the stages' shares of that time. A run of a few batches and seconds
-    is all beginning, and names no bottleneck.
+    The thread that feeds the model does one of four things at any moment: it runs the model (`forward`), waits for a
+    batch to be read, waits for pictures to be decoded, or waits for the writer. The largest share of its time names the
+    bottleneck. `bound` is the fraction of the ceiling that decoding on the same cores leaves: forward / (forward +
+    decode core-seconds / cores). With several processes only the shares of the stages are given. A run of a few batches
+    or seconds is mostly start-up, so it names no bottleneck.
 
     Args:
-        summary: of the run.
-        elapsed: seconds since it began, start-up included, which its rate is of where several processes worked.
+        summary: the sum over the run's units.
+        elapsed: seconds since the run began, including start-up. With several processes the rate is computed from them.
     """
     stages = {name: round(seconds, 3) for name, seconds in sorted(summary.seconds.items())}
     if not summary.fresh:
         return {"samples": 0, "seconds": stages}
     alone = len(summary.processes) == 1
     rate = summary.fresh / (summary.seconds["task"] if alone else elapsed)
-    content = {
+    content: dict[str, Any] = {
         "samples": summary.fresh,
         "samples_per_second": round(rate, 2),
         "processes": len(summary.processes),
@@ -165,22 +157,22 @@ def speed(summary: Clocks, elapsed: float) -> dict[str, Any]:
         total = sum(shares.values()) or 1
         content["shares"] = {name: round(seconds / total, 4) for name, seconds in shares.items()}
     elif summary.ceiling or summary.seconds["task"] >= _TELLING_SECONDS:
-        bottleneck = max(shares, key=shares.get)
+        bottleneck = max(shares, key=shares.__getitem__)
         on_gpu = bottleneck == "the model" and any("cuda" in obtained for obtained in summary.obtained)
         content |= {"bottleneck": bottleneck, "hint": _HINTS[f"{bottleneck}, on a GPU" if on_gpu else bottleneck]}
     if alone and summary.ceiling:
         forward = summary.fresh / summary.ceiling
         decode = summary.seconds["decode / cores"]
-        content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": round(rate / summary.ceiling, 4)}
-        content["bound"] = round(forward / (forward + decode), 4)
-        is_slowed = content["fraction_of_ceiling"] < _NEAR * content["bound"]
+        reached, bound = round(rate / summary.ceiling, 4), round(forward / (forward + decode), 4)
+        content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": reached, "bound": bound}
+        is_slowed = reached < _NEAR * bound
         if bottleneck == "the model" and not on_gpu and is_slowed:  # by what shares its cores
             content["hint"] = _HINTS["the model, below its ceiling"]
     return content
 
 
 def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The seconds of the thread that feeds the model, by what it waited for."""
+    """The seconds of the thread that feeds the model, by stage."""
     shares = {
         "the model": seconds["forward"],
         "reading": seconds["wait for read"],
