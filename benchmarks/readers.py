@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.inputs import photographs, samples, write_folder, write_listing, write_parquet, write_tar
 from benchmarks.machine import interleaved, median_ratio, print_facts
-from clip_transforms.shards.inventory import Plan, plan_units
+from clip_transforms.shards.inventory import Inventory, take_inventory
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions
 
@@ -69,15 +69,17 @@ FORMATS: dict[str, Callable[[Path, int, Sequence[bytes]], Path]] = {
 }
 
 
-def measure(source: Path, lists: Path, count: int, rounds: int) -> str:
+def measure(source: Path, plan_folder: Path, count: int, rounds: int) -> str:
     """Rates of one format."""
-    plan = plan_units([str(source)], ReaderOptions())
-    write_lists(plan, lists)
+    inventory = take_inventory([str(source)], ReaderOptions())
+    write_side_files(inventory, plan_folder)
     top = source.parent if source.suffix == ".csv" else source  # the pictures lie beside the listing
     files = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     unpack = {"unpacked": lambda: _read_bare(files, gzip.open)} if source.suffix == ".gz" else {}
-    seconds = interleaved(rounds, ours=lambda: read(plan, lists, count), bare=lambda: _read_bare(files, open), **unpack)
+    seconds = interleaved(
+        rounds, ours=lambda: read(inventory, plan_folder, count), bare=lambda: _read_bare(files, open), **unpack
+    )
     ours = statistics.median(seconds["ours"])
     line = (
         f"{count / ours:,.0f} samples/s, {megabytes / ours:,.0f} MB/s; bare bytes "
@@ -89,25 +91,25 @@ def measure(source: Path, lists: Path, count: int, rounds: int) -> str:
     return line
 
 
-def read(plan: Plan, lists: Path, count: int) -> None:
+def read(inventory: Inventory, plan_folder: Path, count: int) -> None:
     """All batches of all units.
 
     Raises:
         RuntimeError: if a sample is missing; a rate of fewer would be none.
     """
     options, found = ReaderOptions(), 0
-    for unit in plan.units:
-        for batch in read_unit(unit, options, BATCH, Counter(), str(lists)):
+    for unit in inventory.units:
+        for batch in read_unit(unit, options, BATCH, Counter(), str(plan_folder)):
             found += batch.num_rows - batch.column("image").null_count
     if found != count:
         raise RuntimeError(f"{found:,} of {count:,} pictures were read")
 
 
-def write_lists(plan: Plan, folder: Path) -> None:
-    """The lists of folders and listings, as a run writes them beside its plan."""
-    for name, rows in plan.lists.items():
-        with pq.ParquetWriter(folder / name, rows.schema) as writer:
-            for table in rows.tables({unit.part for unit in plan.units}):
+def write_side_files(inventory: Inventory, folder: Path) -> None:
+    """Write the side files of folders and listings, as a run does beside its plan."""
+    for name, side_file in inventory.side_files.items():
+        with pq.ParquetWriter(folder / name, side_file.schema) as writer:
+            for table in side_file.tables({unit.part for unit in inventory.units}):
                 writer.write_table(table)
 
 

@@ -139,9 +139,9 @@ def picture_case(number, seeds, _):
 
 def container_case(number, seeds, folder):
     """What became of one mutated container, alone and beside a whole one."""
-    from reading import write_lists
+    from reading import write_side_files
 
-    from clip_transforms.shards.inventory import PlanError, plan_units
+    from clip_transforms.shards.inventory import PlanError, take_inventory
     from clip_transforms.shards.read_unit import read_unit
     from clip_transforms.shards.unit import ReaderOptions, ShardError
 
@@ -151,8 +151,8 @@ def container_case(number, seeds, folder):
     path.write_bytes(mutate(seeds[name], rng))
     options, outcomes = ReaderOptions(max_image_bytes=1 << 20), set()
     try:
-        plan = plan_units([str(path), str(folder / "whole.tar")], options)
-        write_lists(plan, folder)
+        plan = take_inventory([str(path), str(folder / "whole.tar")], options)
+        write_side_files(plan, folder)
     except PlanError as error:
         assert "\n" not in str(error).strip() or name.endswith(".parquet")
         return "refused"

@@ -22,7 +22,7 @@ from clip_transforms.parts.manifest import check_taxonomies, clear_success, make
 from clip_transforms.run.folder import RunFolder, new_run_id
 from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
-from clip_transforms.shards.inventory import RowList
+from clip_transforms.shards.inventory import SideFile
 from clip_transforms.shards.unit import Unit
 
 _SECRET_FLAG = re.compile("secret|password|token|credential|access_key|connection_string")
@@ -117,8 +117,8 @@ def _job(plan: RunPlan, run: str, folder: str, workers: int) -> Job:
 
 def _write_plan(plan: RunPlan, job: Job, command: Sequence[str]) -> None:
     pending = {unit.part for unit in plan.pending}
-    for name in sorted({unit.uri for unit in plan.pending if unit.uri in plan.lists}):
-        _write_list(job.folder, name, plan.lists[name], pending)
+    for name in sorted({unit.uri for unit in plan.pending if unit.uri in plan.side_files}):
+        _write_side_file(job.folder, name, plan.side_files[name], pending)
     # Without work that needs them no text tower is loaded.
     write_taxonomies(job.folder, plan.settings.taxonomies if plan.pending or plan.unlabelled else ())
     Beginning(
@@ -146,8 +146,8 @@ def _table(plan: RunPlan) -> pa.Table:
     return pa.table(columns, schema=PLANNED_UNITS)
 
 
-def _write_list(folder: str, name: str, rows: RowList, wanted: Container[str]) -> None:
-    """Write a list beside the plan, one row group at a time: it may be larger than memory."""
+def _write_side_file(folder: str, name: str, rows: SideFile, wanted: Container[str]) -> None:
+    """Write a side file, one row group at a time: it may be larger than memory."""
     handle, local = tempfile.mkstemp(dir=folder if storage.is_local(folder) else None)
     os.close(handle)
     try:

@@ -19,7 +19,7 @@ from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_d
 from clip_transforms.run.committed import committed_parts, without_damaged_shards
 from clip_transforms.run.job import PlannedUnit
 from clip_transforms.run.settings import Settings
-from clip_transforms.shards.inventory import Plan, RowList, plan_units
+from clip_transforms.shards.inventory import Inventory, SideFile, take_inventory
 from clip_transforms.shards.unit import Unit
 from schemas.provenance import Footer
 
@@ -38,7 +38,7 @@ class RunPlan:
         obsolete: parts of shards of this input that are cut differently now. They go when everything is committed.
         replaces: whether the output holds a dataset of other settings.
         lines: what the command prints first: what was found, what was left out, and warnings.
-        lists: name → list beside the plan, for units of folders and listings.
+        side_files: name → side file, which lies beside the plan and holds the units of a folder or listing.
     """
 
     settings: Settings
@@ -50,7 +50,7 @@ class RunPlan:
     obsolete: list[str]
     replaces: bool
     lines: list[str]
-    lists: dict[str, RowList]
+    side_files: dict[str, SideFile]
 
     @property
     def pending(self) -> list[Unit]:
@@ -88,7 +88,7 @@ def plan_run(settings: Settings) -> RunPlan:
     checkpoint = settings.resolve_checkpoint()
     fields = settings.fingerprint_fields(checkpoint)
     made = _check_output(settings, fields)
-    found = plan_units(settings.inputs, settings.reader)
+    found = take_inventory(settings.inputs, settings.reader)
     stored = _read_stored(settings, made)
     units, siblings = _compare(settings, found.units, stored.footers, fingerprint(fields))
     source_of = _sources([*(unit.shard for unit in found.units), *(f["shard"] for f in stored.footers.values())])
@@ -97,7 +97,7 @@ def plan_run(settings: Settings) -> RunPlan:
     lines = [*found.detection, *_doubles(found.units, others, source_of), *_notes(settings, found, units, stored)]
     replaces = made is not None and made["settings"] != fields
     return RunPlan(
-        settings, checkpoint, fields, units, siblings, others, sorted(obsolete), replaces, lines, found.lists
+        settings, checkpoint, fields, units, siblings, others, sorted(obsolete), replaces, lines, found.side_files
     )
 
 
@@ -176,7 +176,7 @@ def _sources(shards: Sequence[str]) -> dict[str, str]:
 
 
 def _sort_others(
-    found: Plan, footers: Mapping[str, Footer], source_of: Mapping[str, str], dataset: str
+    found: Inventory, footers: Mapping[str, Footer], source_of: Mapping[str, str], dataset: str
 ) -> tuple[dict[str, Footer], set[str]]:
     """Sort the parts that no unit of this input makes into those that stay and those of a former cut, which go."""
     parts = {unit.part for unit in found.units}
@@ -238,7 +238,7 @@ def _doubles(units: Sequence[Unit], others: Mapping[str, Footer], source_of: Map
     ]
 
 
-def _notes(settings: Settings, found: Plan, units: Sequence[PlannedUnit], stored: _Stored) -> list[str]:
+def _notes(settings: Settings, found: Inventory, units: Sequence[PlannedUnit], stored: _Stored) -> list[str]:
     """Say what share of the plan this run does, which labels go, and which parts are damaged."""
     lines = []
     if settings.units:

@@ -39,17 +39,17 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
 
 def cut_folder(
     root: str, source: str, name: str, images: list[FileInfo], visible: list[FileInfo]
-) -> tuple[list[Unit], FolderFiles]:
+) -> tuple[list[Unit], FolderSideFile]:
     """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's.
 
     Args:
         root: folder that the keys are relative to.
         source: what the shard is called: the folder, or the glob that names a part of it.
-        name: of the list of files, which lies beside the plan.
+        name: of the side file.
         images: of this source.
         visible: files among which the captions and the metadata lie.
     Returns:
-        The units, and the list of files (`folder.FILES`) that they are rows of.
+        The units, and the side file (`folder.FILES`) that they are rows of.
     """
     beside = {_lower_extension(file.uri): file for file in visible}
     units: list[Unit] = []
@@ -74,12 +74,12 @@ def cut_folder(
             num_bytes = sum(size for _, size in stamps[start:stop])
             units.append(Unit(shard, name, "folder", start, stop, 0, stamp, num_bytes, part_name(shard, shard)))
             start = stop
-    return units, FolderFiles(table)
+    return units, FolderSideFile(table)
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderFiles:
-    """The list of a folder's files, as it is written beside the plan."""
+class FolderSideFile:
+    """The side file of a folder: its pictures and what lies beside each."""
 
     table: pa.Table
     schema = FILES

@@ -21,22 +21,25 @@ from clip_transforms.shards.records import Record, read_records
 from clip_transforms.shards.unit import PlanError, ReaderOptions, Unit, part_name
 
 ROWS_PER_UNIT = 10_000  # a constant, not a flag: changing it cuts every dataset anew
-# The list of a listing's rows, beside the plan; see `records.Record`.
+# The side file of a listing; see `records.Record`.
 ROWS = pa.schema([("row", pa.int64()), ("text", pa.binary()), ("problem", pa.string()), ("short", pa.bool_())])
 OFFERS = b"offers"  # in its footer: the modalities that the listing has columns for
 _BYTES_PER_GROUP = 32 << 20  # rows are held, written and read in pieces of about so many bytes
 _LOOKED_AT = 1_000  # rows of a JSONL file, which has no header
 
 
-class ListingRows:
-    """The rows of one listing, read twice: to cut it into units, and to write those that are to be done."""
+class ListingSideFile:
+    """The side file of a listing.
+
+    The listing is read twice: once to cut it into units, and once to write the rows of the units that are pending.
+    """
 
     def __init__(self, uri: str, name: str, offers: Sequence[str]):
         """Read nothing yet.
 
         Args:
             uri: of the listing.
-            name: of the list beside the plan.
+            name: of the side file.
             offers: the modalities that it has columns for.
         """
         self._uri, self._name = uri, name

@@ -23,24 +23,24 @@ from clip_transforms.shards.batches import (
 )
 from clip_transforms.shards.unit import ReaderOptions, Unit
 
-# A folder's list of files, beside the plan: one row an image, null where there is no caption or metadata.
+# The side file of a folder: one row an image, null where there is no caption or metadata.
 # Paths are bytes: a file's name need not be UTF-8.
 FILES = pa.schema([("key", pa.string()), ("image", pa.binary()), ("caption", pa.binary()), ("metadata", pa.binary())])
 
 
 def read_folder(
-    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, lists: str
+    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, plan_folder: str
 ) -> Iterator[pa.RecordBatch]:
     """Read the images of one unit.
 
     Args:
-        unit: its `uri` names a list of files below `lists`; `start` and `stop` are rows of it.
+        unit: its `uri` names a side file in `plan_folder`; `start` and `stop` are rows of that file.
         options: the user's columns come from the JSON beside an image.
         batch_size: the most rows of a batch.
         notes: counts what is worth telling.
-        lists: URI of the folder of the plan.
+        plan_folder: URI of the folder that holds the plan and its side files.
     """
-    with storage.open_input(storage.join(lists, unit.uri)) as file:
+    with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
         table = pq.ParquetFile(WholeReads(file)).read(use_threads=False)
     files = table.slice(unit.start, unit.stop - unit.start).to_pylist()
     samples = (_sample(row, paths, options, notes) for row, paths in enumerate(files))

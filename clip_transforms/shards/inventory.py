@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.shards.cut import cut_folder, cut_parquet, text_of
-from clip_transforms.shards.cut_listing import ListingRows, inspect
+from clip_transforms.shards.cut_listing import ListingSideFile, inspect
 from clip_transforms.shards.detection import describe, missing_tars
 from clip_transforms.shards.fence import Fence, FenceError
 from clip_transforms.shards.inputs import Source, find_sources
@@ -25,8 +25,8 @@ from clip_transforms.shards.unit import IMAGE_EXTENSIONS, PlanError, ReaderOptio
 from clip_transforms.storage import FileInfo
 
 
-class RowList(Protocol):
-    """A list that lies beside the plan, from which units of folders and listings are read."""
+class SideFile(Protocol):
+    """A Parquet file beside the plan that holds a folder's paths or a listing's rows."""
 
     schema: pa.Schema
 
@@ -35,12 +35,12 @@ class RowList(Protocol):
 
 
 @dataclasses.dataclass
-class Plan:
+class Inventory:
     """What was found.
 
     Attributes:
         units: sorted by shard and cut.
-        lists: name → list beside the plan, for the units of folders and listings.
+        side_files: name → side file, for the units of folders and listings.
         detection: lines that say what was taken and what was not.
         broken: Parquet files that became units without rows, since they cannot be read, and why, in a sentence.
         columns: names of all columns of Parquet files and listings.
@@ -48,7 +48,7 @@ class Plan:
     """
 
     units: list[Unit] = dataclasses.field(default_factory=list)
-    lists: dict[str, RowList] = dataclasses.field(default_factory=dict)
+    side_files: dict[str, SideFile] = dataclasses.field(default_factory=dict)
     detection: list[str] = dataclasses.field(default_factory=list)
     broken: dict[str, ValueError] = dataclasses.field(default_factory=dict)
     columns: set[str] = dataclasses.field(default_factory=set)
@@ -60,7 +60,7 @@ class Plan:
         return {unit.format for unit in self.units}
 
 
-def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
+def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
     """Find the shards that the inputs name and cut them into units.
 
     Args:
@@ -69,7 +69,7 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
     Raises:
         PlanError: if an input matches nothing, holds nothing to read, or an option does not fit it.
     """
-    plan = Plan()
+    inventory = Inventory()
     taken: set[str] = set()  # one shard named twice is read once
     sources = find_sources(inputs)
     beside = {stem(file.uri) for source in sources for file in source.files if kind_of(file.uri) == "tar"}
@@ -77,20 +77,20 @@ def plan_units(inputs: Sequence[str], options: ReaderOptions) -> Plan:
     empty = []
     for pattern, group in itertools.groupby(sources, key=operator.attrgetter("pattern")):
         of_pattern = list(group)
-        if not sum([_take(plan, source, options, taken, beside) for source in of_pattern]):
+        if not sum([_take(inventory, source, options, taken, beside) for source in of_pattern]):
             empty.append(_nothing_to_read(pattern, of_pattern, options.input_format))
             # As in `--input web/* --output web/out` from the second run on.
             if not all(_without_datasets(source.files)[1] for source in of_pattern):
                 raise empty[0]
-    if empty and not plan.units:
+    if empty and not inventory.units:
         raise empty[0]
-    if len({unit.part for unit in plan.units}) < len(plan.units):
+    if len({unit.part for unit in inventory.units}) < len(inventory.units):
         raise RuntimeError("two units of the input would have the same part; please report this with the command")
-    _check(plan, options)
-    return plan
+    _check(inventory, options)
+    return inventory
 
 
-def _take(plan: Plan, source: Source, options: ReaderOptions, taken: set[str], beside: set[str]) -> int:
+def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: set[str], beside: set[str]) -> int:
     """Add what one source holds to the plan; the count of what was found.
 
     `beside` holds the folders and the stems of the tars that the inputs name, of which a Parquet file may be a sidecar.
@@ -120,44 +120,44 @@ def _take(plan: Plan, source: Source, options: ReaderOptions, taken: set[str], b
     for file in tars:
         if file.uri not in taken:
             unit = Unit(file.uri, file.uri, "webdataset", 0, 0, 0, file.stamp, file.size, part_name(file.uri))
-            plan.units.append(unit)
+            inventory.units.append(unit)
     for file, metadata in parquet.images:
-        plan.columns |= set(metadata.schema.to_arrow_schema().names)
+        inventory.columns |= set(metadata.schema.to_arrow_schema().names)
         if file.uri not in taken:
-            plan.units.extend(cut_parquet(file, metadata))
+            inventory.units.extend(cut_parquet(file, metadata))
     for file, error in parquet.broken:
         if file.uri not in taken:
             part = part_name(file.uri, "0-0")
-            plan.units.append(Unit(file.uri, file.uri, "parquet", 0, 0, 0, file.stamp, file.size, part))
-            plan.broken[part] = error
-            plan.unread.add(file.uri)
+            inventory.units.append(Unit(file.uri, file.uri, "parquet", 0, 0, 0, file.stamp, file.size, part))
+            inventory.broken[part] = error
+            inventory.unread.add(file.uri)
     if images:
-        _take_images(plan, name, root, [image for image in images if image.uri not in taken], visible)
+        _take_images(inventory, name, root, [image for image in images if image.uri not in taken], visible)
     hints = [
         hint
         for file, schema in listings
         if file.uri not in taken
-        for hint in _take_listing(plan, file, schema, options)
+        for hint in _take_listing(inventory, file, schema, options)
     ]
     taken.update(file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken))))
     line = describe(name, kinds, tars, images, listings, parquet)
-    plan.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
-    plan.detection += hints + missing_tars(visible, tars)
+    inventory.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
+    inventory.detection += hints + missing_tars(visible, tars)
     explained = sum(stem(file.uri) in beside for file in parquet.sidecars)
     return len(shards) + len(images) + len(listings) + len(parquet.broken) + explained
 
 
-def _take_images(plan: Plan, name: str, root: str, images: list[FileInfo], visible: list[FileInfo]) -> None:
+def _take_images(inventory: Inventory, name: str, root: str, images: list[FileInfo], visible: list[FileInfo]) -> None:
     whole = storage.normalise(name) == root
     # A glob such as *.jpg names the pictures alone; their captions lie beside them.
     beside = visible if whole else storage.list_below(root)
-    list_name = f"files-{len(plan.lists)}.parquet"
+    side_file = f"files-{len(inventory.side_files)}.parquet"
     source = root if whole else storage.normalise(name)
-    units, plan.lists[list_name] = cut_folder(root, source, list_name, images, beside)
-    plan.units.extend(units)
+    units, inventory.side_files[side_file] = cut_folder(root, source, side_file, images, beside)
+    inventory.units.extend(units)
 
 
-def _take_listing(plan: Plan, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
+def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
     """Add the units of a listing; a line if it cannot come to much."""
     names = None if schema is None else schema.names
     if file.uri.lower().endswith((".csv", ".tsv")):
@@ -174,11 +174,11 @@ def _take_listing(plan: Plan, file: FileInfo, schema: pa.Schema | None, options:
             f"{file.uri} has no column of URIs or of captions (columns: {', '.join(names or []) or 'none'}); name one "
             "with --image_column or --caption_column; a CSV's first line must name its columns"
         )
-    plan.columns |= set(names or [])
-    name = f"rows-{len(plan.lists)}.parquet"
-    plan.lists[name] = rows = ListingRows(file.uri, name, offers)
-    plan.units.extend(rows.cut())
-    plan.unread |= {file.uri} if rows.damaged else set()
+    inventory.columns |= set(names or [])
+    name = f"rows-{len(inventory.side_files)}.parquet"
+    inventory.side_files[name] = side_file = ListingSideFile(file.uri, name, offers)
+    inventory.units.extend(side_file.cut())
+    inventory.unread |= {file.uri} if side_file.damaged else set()
     fence = Fence(posixpath.dirname(file.uri), options.allow_uri)
     if "image" not in offers:
         return [f"note: {file.uri} names no images, so its captions alone are embedded; --image_column NAME names some"]
@@ -219,18 +219,18 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str)
     )
 
 
-def _check(plan: Plan, options: ReaderOptions) -> None:
+def _check(inventory: Inventory, options: ReaderOptions) -> None:
     """Refuse what no shard of this run can follow: that is a mistake, not a wish."""
-    whole = [unit for unit in plan.units if unit.part not in plan.broken]
-    for part, error in plan.broken.items():
+    whole = [unit for unit in inventory.units if unit.part not in inventory.broken]
+    for part, error in inventory.broken.items():
         # One damaged file among others is explained in the rejects; where there is no other, the person was wrong.
         if not whole or (isinstance(error, ColumnError) and not any(unit.format == "parquet" for unit in whole)):
             raise PlanError(str(error))
-        shard = next(unit.shard for unit in plan.units if unit.part == part)
-        plan.detection.append(f"warning: {shard} will be a reject: {error}")
-    if plan.formats <= {"parquet", "listing"} and plan.columns:
+        shard = next(unit.shard for unit in inventory.units if unit.part == part)
+        inventory.detection.append(f"warning: {shard} will be a reject: {error}")
+    if inventory.formats <= {"parquet", "listing"} and inventory.columns:
         try:
-            check_wanted(sorted(plan.columns), options)
+            check_wanted(sorted(inventory.columns), options)
         except ColumnError as error:
             raise PlanError(str(error)) from None
     tables = "Parquet files and listings"
@@ -241,5 +241,5 @@ def _check(plan: Plan, options: ReaderOptions) -> None:
         ("key_column", options.key_column, {"parquet", "listing"}, tables),
         ("allow_uri", " ".join(options.allow_uri), {"listing"}, "listings"),
     ):
-        if value and not formats & plan.formats:
+        if value and not formats & inventory.formats:
             raise PlanError(f"--{flag} {value} is for {kind}, but --input has none; leave it away")

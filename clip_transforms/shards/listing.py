@@ -46,30 +46,30 @@ _SMALL = 4 << 20  # bytes; a larger image is fetched when its turn has come, so 
 
 
 def read_listing(
-    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, lists: str
+    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, plan_folder: str
 ) -> Iterator[pa.RecordBatch]:
     """Read the rows of one unit; images are fetched some at a time, ahead, and handed out in order.
 
     Args:
-        unit: its `uri` names a list of rows below `lists`; `start` and `stop` are row groups of it.
+        unit: its `uri` names a side file in `plan_folder`; `start` and `stop` are row groups of that file.
         options: what is allowed, the columns, and the limits.
         batch_size: the most rows of a batch.
         notes: counts what is worth telling.
-        lists: URI of the folder of the plan.
+        plan_folder: URI of the folder that holds the plan and its side files.
     Raises:
         ShardError: after its rows, if the listing could not be read to its end.
     """
-    with contextlib.closing(_samples(unit, options, notes, lists)) as samples:
+    with contextlib.closing(_samples(unit, options, notes, plan_folder)) as samples:
         yield from batch_samples(samples, options, batch_size, notes)
 
 
-def _samples(unit: Unit, options: ReaderOptions, notes: Counter, lists: str) -> Iterator[dict[str, Any]]:
+def _samples(unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: str) -> Iterator[dict[str, Any]]:
     fence = Fence(posixpath.dirname(unit.shard), options.allow_uri)
     limit = min(options.max_image_bytes, _SMALL)
     stopped = threading.Event()
     waiting: collections.deque[tuple[dict[str, Any], str | None, Any]] = collections.deque()
     damage: ShardError | None = None
-    samples = itertools.islice(_samples_of(unit, options, notes, lists), options.limit or None)
+    samples = itertools.islice(_samples_of(unit, options, notes, plan_folder), options.limit or None)
     pool = concurrent.futures.ThreadPoolExecutor(_FETCHES, "fetch")
     try:
         while True:
@@ -105,14 +105,14 @@ def _fetched(
 
 
 def _samples_of(
-    unit: Unit, options: ReaderOptions, notes: Counter, lists: str
+    unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: str
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
     """The samples of a unit without their images, and the URI of each, if there is one.
 
     Raises:
         ShardError: behind the last row, if the listing is damaged there.
     """
-    with storage.open_input(storage.join(lists, unit.uri)) as file:
+    with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
         parquet = pq.ParquetFile(WholeReads(file), pre_buffer=False, buffer_size=1 << 20)
         offers = parquet.schema_arrow.metadata[OFFERS].decode().split()
         for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):

@@ -15,7 +15,7 @@ from clip_transforms.shards.webdataset import read_webdataset
 
 
 def read_unit(
-    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, lists: str
+    unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, plan_folder: str
 ) -> Iterator[pa.RecordBatch]:
     """Read the samples of a unit, in the order of the source.
 
@@ -24,7 +24,7 @@ def read_unit(
         options: the reader's choices; `options.limit` ends the unit early.
         batch_size: the most rows of a batch. Batches never span units.
         notes: counts what is worth telling.
-        lists: URI of the folder of the plan, where units of folders and listings have their lists.
+        plan_folder: URI of the folder that holds the plan and the side files of folders and listings.
     Yields:
         Batches of `schemas.samples`.
     Raises:
@@ -37,9 +37,9 @@ def read_unit(
     elif unit.format == "parquet":
         batches = read_parquet(unit, options, batch_size, notes)
     elif unit.format == "listing":
-        batches = read_listing(unit, options, batch_size, notes, lists)
+        batches = read_listing(unit, options, batch_size, notes, plan_folder)
     else:
-        batches = read_folder(unit, options, batch_size, notes, lists)
+        batches = read_folder(unit, options, batch_size, notes, plan_folder)
     left = options.limit or None
     for batch in batches:
         if left is not None:

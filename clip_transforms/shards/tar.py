@@ -75,17 +75,17 @@ def read_members(uri: str) -> Iterator[Member]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_Source(_decompressed(WholeReads(file))))
+            yield from _members(_TarBytes(_decompressed(WholeReads(file))))
     except FileNotFoundError as error:
         raise ShardError("vanished", f"{uri} is gone since the run was planned") from error
     except OSError as error:
         raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def _members(source: _Source) -> Iterator[Member]:
+def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
     tar = None
     try:
-        tar = tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
+        tar = tarfile.open(fileobj=tar_bytes, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
         while (info := tar.next()) is not None:
             tar.members.clear()  # else a tar's headers pile up in memory
             if not 0 <= info.size < _MAX_SIZE:  # a pax header may say what the header itself does not
@@ -131,7 +131,7 @@ _HEADER_TYPES = (
 )
 
 
-class _Source:
+class _TarBytes:
     """What `tarfile` reads from: whole blocks, and an error for whoever goes on reading at the end."""
 
     def __init__(self, file: IO[bytes]):

@@ -86,10 +86,10 @@ class Unit:
 
     Attributes:
         shard: URI of the shard; of a folder's unit `<folder>#<the path it starts after>`.
-        uri: of the file to read; of a folder's or a listing's unit, the name of a list beside the plan.
+        uri: of the file to read; of a folder's or a listing's unit, the name of its side file.
         format: `webdataset`, `parquet`, `folder` or `listing`.
-        start, stop: row groups of a Parquet file or of a listing's list, or rows of a folder's list; 0, 0 for a whole
-            tar, and for a Parquet file that could not be planned.
+        start, stop: row groups of a Parquet file or of a listing's side file, or rows of a folder's side file; 0, 0 for
+            a whole tar, and for a Parquet file that could not be planned.
         first_row: `row` of its first sample.
         stamp: of the source, see DATASET.md section 4.
         num_bytes: of the source, roughly; for the progress bar.

@@ -4,27 +4,27 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 
-from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import samples_schema
 
 
-def write_lists(plan, folder):
-    """Write the lists of a plan, as a run does beside its plan."""
-    for name, rows in plan.lists.items():
-        with pq.ParquetWriter(folder / name, rows.schema) as writer:
-            for table in rows.tables({unit.part for unit in plan.units}):
+def write_side_files(inventory, folder):
+    """Write the side files of an inventory, as a run does beside its plan."""
+    for name, side_file in inventory.side_files.items():
+        with pq.ParquetWriter(folder / name, side_file.schema) as writer:
+            for table in side_file.tables({unit.part for unit in inventory.units}):
                 writer.write_table(table)
 
 
 def read(path, tmp_path, options=None, batch_size=3):
     """All rows of an input, its notes, and the shard errors."""
     options = options or ReaderOptions()
-    plan = plan_units([str(path)], options)
-    write_lists(plan, tmp_path)
+    inventory = take_inventory([str(path)], options)
+    write_side_files(inventory, tmp_path)
     rows, notes, errors = [], Counter(), []
-    for unit in plan.units:
+    for unit in inventory.units:
         try:
             for batch in read_unit(unit, options, batch_size, notes, str(tmp_path)):
                 assert batch.schema == samples_schema(options.columns) and 0 < batch.num_rows <= batch_size

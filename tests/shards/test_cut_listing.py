@@ -10,7 +10,7 @@ from reading import read
 
 from clip_transforms.parts.manifest import read_run
 from clip_transforms.shards import cut_listing
-from clip_transforms.shards.inventory import PlanError, plan_units
+from clip_transforms.shards.inventory import PlanError, take_inventory
 from clip_transforms.shards.unit import ReaderOptions
 
 
@@ -24,14 +24,14 @@ def captions(count):
 
 
 def stamps(path):
-    return {unit.part: unit.stamp for unit in plan_units([str(path)], ReaderOptions()).units}
+    return {unit.part: unit.stamp for unit in take_inventory([str(path)], ReaderOptions()).units}
 
 
 @pytest.mark.parametrize("count, sizes", [(0, [0]), (9, [9]), (10, [10]), (11, [10, 1]), (30, [10, 10, 10])])
 def test_units_are_so_many_rows_in_file_order(count, sizes, small_units, tmp_path, monkeypatch):
     monkeypatch.setattr(cut_listing, "_BYTES_PER_GROUP", 150)  # some row groups a unit
     (tmp_path / "l.csv").write_text(captions(count))
-    units = plan_units([str(tmp_path / "l.csv")], ReaderOptions()).units
+    units = take_inventory([str(tmp_path / "l.csv")], ReaderOptions()).units
     assert [unit.first_row for unit in units] == [10 * i for i in range(len(sizes))]
     rows, _, _ = read(tmp_path / "l.csv", tmp_path)
     assert [row["row"] for row in rows] == list(range(count))
@@ -78,16 +78,16 @@ def test_a_run_over_an_appended_listing_does_its_new_rows_alone(small_units, tmp
 
 def test_only_the_rows_that_are_to_be_done_lie_beside_the_plan(small_units, tmp_path):
     (tmp_path / "l.csv").write_text(captions(25))
-    plan = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
-    (rows,) = plan.lists.values()
+    plan = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
+    (rows,) = plan.side_files.values()
     tables = list(rows.tables({plan.units[1].part}))
     assert [table.num_rows for table in tables] == [0, 10, 0]
 
 
 def test_a_listing_that_is_changed_while_it_is_planned_is_no_quiet_mixture(small_units, tmp_path):
     (tmp_path / "l.csv").write_text(captions(25))
-    plan = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
+    plan = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
     (tmp_path / "l.csv").write_text(captions(24) + "something else\n")
-    (rows,) = plan.lists.values()
+    (rows,) = plan.side_files.values()
     with pytest.raises(PlanError, match="was changed while the run was planned"):
         list(rows.tables({unit.part for unit in plan.units}))

@@ -9,7 +9,7 @@ import pytest
 from conftest import files_of, make_folder, make_parquet, make_tar, picture, rows_of
 from reading import read
 
-from clip_transforms.shards.inventory import PlanError, plan_units
+from clip_transforms.shards.inventory import PlanError, take_inventory
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
 
@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_read_is_one_reject_among_others(name, tmp_path):
     assert [row["key"] for row in rows] == [f"{i:06d}" for i in (0, 1, 2, 3, 8, 9, 10, 11)]
     assert len(errors) == 1 and errors[0][0] == "unreadable"
     if name != "encrypted columns":  # its footer reads like any other
-        last = plan_units([str(tmp_path / "in")], options).detection[-1]
+        last = take_inventory([str(tmp_path / "in")], options).detection[-1]
         assert last.startswith(f"warning: {tmp_path}/in/1.parquet will be a reject")
 
 
@@ -122,16 +122,16 @@ def test_a_file_that_cannot_be_read_and_is_all_there_is_stops_the_run_before_it_
     UNREADABLE[name](path)
     options = ReaderOptions(caption_column="caption") if name == "captions are numbers" else ReaderOptions()
     if name == "images are numbers":  # the captions are left, and say so
-        assert plan_units([path], options).formats == {"listing"}
+        assert take_inventory([path], options).formats == {"listing"}
         return
     with pytest.raises(PlanError, match="a.parquet"):
-        plan_units([path, path], options)
+        take_inventory([path, path], options)
 
 
 def test_a_broken_file_named_beside_good_inputs_of_another_kind_is_a_reject(tmp_path):
     broken = break_footer(make_parquet(tmp_path / "a.parquet", 4))
     tar = make_tar(tmp_path / "b.tar", 2)
-    plan = plan_units([broken, tar], ReaderOptions())
+    plan = take_inventory([broken, tar], ReaderOptions())
     assert {unit.format for unit in plan.units} == {"parquet", "webdataset"}
     assert plan.detection[-1].startswith(f"warning: {broken} will be a reject")
 
@@ -139,13 +139,13 @@ def test_a_broken_file_named_beside_good_inputs_of_another_kind_is_a_reject(tmp_
 def test_a_flag_that_no_parquet_file_can_follow_is_wrong_whatever_else_there_is(tmp_path):
     inputs = [make_parquet(tmp_path / "a.parquet", 4), make_tar(tmp_path / "b.tar", 2)]
     with pytest.raises(PlanError, match="--key_column nope is no column"):
-        plan_units(inputs, ReaderOptions(key_column="nope"))
+        take_inventory(inputs, ReaderOptions(key_column="nope"))
 
 
 def test_a_broken_parquet_beside_pictures_is_told_and_hides_none_of_them(tmp_path):
     make_folder(tmp_path, 3)
     (tmp_path / "metadata.parquet").write_text("no")
-    found = plan_units([str(tmp_path)], ReaderOptions())
+    found = take_inventory([str(tmp_path)], ReaderOptions())
     assert found.detection == [f"{tmp_path}: a folder of 3 pictures; not read: 1 Parquet that cannot be read"]
 
 
@@ -225,14 +225,14 @@ def test_a_column_of_ones_own_may_be_missing_in_some_files_but_not_in_all(tmp_pa
     rows, notes, _ = read(tmp_path, tmp_path, ReaderOptions(columns=(Column("licence", "licence"),)))
     assert [row["licence"] for row in rows] == [None, None, "x", "y"] and not notes
     with pytest.raises(PlanError, match="--columns license is no column"):
-        plan_units([str(tmp_path)], ReaderOptions(columns=(Column("license", "license"),)))
+        take_inventory([str(tmp_path)], ReaderOptions(columns=(Column("license", "license"),)))
 
 
 def test_a_file_that_became_shorter_after_planning_is_no_crash(tmp_path):
     from clip_transforms.shards.read_unit import read_unit
     from clip_transforms.shards.unit import ShardError
 
-    unit = plan_units([make_parquet(tmp_path / "a.parquet", 12, row_group_size=5)], ReaderOptions()).units[0]
+    unit = take_inventory([make_parquet(tmp_path / "a.parquet", 12, row_group_size=5)], ReaderOptions()).units[0]
     make_parquet(tmp_path / "a.parquet", 2)
     with pytest.raises(ShardError, match="fewer rows than planned"):
         list(read_unit(unit, ReaderOptions(), 3, None, ""))

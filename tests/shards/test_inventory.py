@@ -12,13 +12,13 @@ from conftest import make_folder, make_parquet, make_tar, write_tar
 
 from clip_transforms.shards import inventory
 from clip_transforms.shards.cut import cut_folder
-from clip_transforms.shards.inventory import PlanError, plan_units
+from clip_transforms.shards.inventory import PlanError, take_inventory
 from clip_transforms.shards.unit import ReaderOptions, part_name
 from clip_transforms.storage import FileInfo
 
 
 def plan(*inputs, **options):
-    return plan_units([str(i) for i in inputs], ReaderOptions(**options))
+    return take_inventory([str(i) for i in inputs], ReaderOptions(**options))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from conftest import make_folder, make_parquet, make_tar, pair, picture, rows_of
 from reading import read
 
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
 
@@ -90,9 +90,9 @@ def test_img2datasets_layouts_may_be_named_file_by_file(layout, named, tmp_path)
     folder = tmp_path / "web"
     folder.mkdir()
     layout(folder)
-    whole = plan_units([str(folder)], ReaderOptions())
+    whole = take_inventory([str(folder)], ReaderOptions())
     for inputs in (named(folder), named(folder)[::-1]):
-        found = plan_units(inputs, ReaderOptions())
+        found = take_inventory(inputs, ReaderOptions())
         assert [unit.format for unit in found.units] == [unit.format for unit in whole.units]
         if layout is not img2dataset_files:  # whose folder is named by its own name here
             assert found.units == whole.units
@@ -100,22 +100,22 @@ def test_img2datasets_layouts_may_be_named_file_by_file(layout, named, tmp_path)
 
 def test_a_sidecar_or_statistics_alone_are_what_they_are(tmp_path):
     sidecar(tmp_path)
-    assert [unit.format for unit in plan_units([f"{tmp_path}/00000.parquet"], ReaderOptions()).units] == ["listing"]
+    assert [unit.format for unit in take_inventory([f"{tmp_path}/00000.parquet"], ReaderOptions()).units] == ["listing"]
     with pytest.raises(ValueError, match="00000_stats.json holds no pictures .* but 1 statistics"):
-        plan_units([f"{tmp_path}/00000_stats.json"], ReaderOptions())
+        take_inventory([f"{tmp_path}/00000_stats.json"], ReaderOptions())
 
 
 def test_a_parquet_file_with_images_is_read_though_a_tar_of_its_stem_is_named_too(tmp_path):
     inputs = [make_tar(tmp_path / "a.tar", 2), make_parquet(tmp_path / "a.parquet", 2)]
-    assert {unit.format for unit in plan_units(inputs, ReaderOptions()).units} == {"webdataset", "parquet"}
+    assert {unit.format for unit in take_inventory(inputs, ReaderOptions()).units} == {"webdataset", "parquet"}
 
 
 def test_tfrecords_are_refused_and_their_sidecars_are_no_listings(tmp_path):
     sidecar(tmp_path)
     (tmp_path / "00000.tfrecord").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="holds no pictures .* but .*1 .tfrecord"):
-        plan_units([str(tmp_path)], ReaderOptions())
-    assert plan_units([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
+        take_inventory([str(tmp_path)], ReaderOptions())
+    assert take_inventory([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
 
 
 def clip_benchmark(folder, count=2, said=None):
@@ -131,7 +131,7 @@ def clip_benchmark(folder, count=2, said=None):
 
 def test_a_clip_benchmark_dataset_is_input_and_taxonomy(tmp_path, embed):
     folder = clip_benchmark(tmp_path / "wds_digits", count=11)
-    found = plan_units([str(folder)], ReaderOptions())
+    found = take_inventory([str(folder)], ReaderOptions())
     assert found.detection == [f"{folder}: 11 webdataset shards"] and len(found.units) == 11
     rows, _, _ = read(folder / "test" / "{0..1}.tar", tmp_path, ReaderOptions(columns=(Column("cls", "cls", "int32"),)))
     assert [(row["key"], row["cls"], row["caption"]) for row in rows] == [(f"s{j}", j, None) for j in range(4)]
@@ -145,7 +145,7 @@ def test_a_clip_benchmark_dataset_is_input_and_taxonomy(tmp_path, embed):
 
 def test_a_shard_that_nshards_knows_of_and_that_is_not_there_is_said(tmp_path):
     folder = clip_benchmark(tmp_path / "wds", count=2, said=5)
-    assert plan_units([str(folder)], ReaderOptions()).detection[1] == (
+    assert take_inventory([str(folder)], ReaderOptions()).detection[1] == (
         f"warning: {folder}/test/nshards.txt says 5 shards, but 2 tars lie beside it"
     )
 
@@ -195,7 +195,7 @@ def test_hugging_faces_parquet_with_its_features_in_the_footer(tmp_path):
     (tmp_path / "README.md").write_text("a card")
     rows, _, _ = read(tmp_path, tmp_path, ReaderOptions(columns=(Column("label", "label", "int8"),)))
     assert [(r["image"], r["caption"], r["label"]) for r in rows] == [(picture(0), "a", 3), (picture(1), None, 4)]
-    (line,) = plan_units([str(tmp_path)], ReaderOptions()).detection
+    (line,) = take_inventory([str(tmp_path)], ReaderOptions()).detection
     assert line == f"{tmp_path}: 1 Parquet shard with images; not read: 1 .md"
 
 
@@ -208,16 +208,16 @@ def test_inputs_that_name_the_same_things_are_read_once(tmp_path):
     (tmp_path / "list.txt").write_text(f"\ufeff{tmp_path}/t\r\n{tmp_path}/l.csv\r\n")
     inputs = [f"@{tmp_path}/list.txt", f"{tmp_path}/t/{{a,a2}}.*", f"{tmp_path}//t/", f"file://{tmp_path}/t/a.tar"]
     inputs += [f"{tmp_path}/p", f"{tmp_path}/p/000001.jpg", f"{tmp_path}/*.csv", f"{tmp_path}/l.csv"]
-    found = plan_units(inputs, ReaderOptions())
+    found = take_inventory(inputs, ReaderOptions())
     assert sorted(unit.format for unit in found.units) == ["folder", "listing", "parquet", "webdataset"]
-    assert sum(table.num_rows for rows in found.lists.values() for table in rows.tables(())) == 4
+    assert sum(table.num_rows for rows in found.side_files.values() for table in rows.tables(())) == 4
 
 
 def test_a_folder_says_which_texts_and_files_it_did_not_read(tmp_path):
     make_folder(tmp_path, 2)
     for name in ("notes.txt", "b.caption", "a.heic", "b.HEIC", "x", "c.csv", "d.zip"):
         (tmp_path / name).write_text("caption\na")
-    assert plan_units([str(tmp_path)], ReaderOptions()).detection == [
+    assert take_inventory([str(tmp_path)], ReaderOptions()).detection == [
         f"{tmp_path}: a folder of 2 pictures; not read: 2 .heic, 1 .zip, 1 listings (--input_format listing), "
         "1 no extension, 2 texts without a picture"
     ]

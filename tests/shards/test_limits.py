@@ -11,7 +11,7 @@ import pytest
 from conftest import pair, picture, rows_of, write_tar
 from reading import read
 
-from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
@@ -177,7 +177,7 @@ def test_pixels_beyond_pillows_own_limit_are_taken_when_they_are_asked_for(embed
 def test_a_parquet_file_of_large_pictures_is_read_in_small_batches(tmp_path):
     images = [bytes([i]) * (3 << 20) for i in range(12)]
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", compression="none", use_dictionary=False)
-    plan = plan_units([str(tmp_path / "a.parquet")], ReaderOptions())
+    plan = take_inventory([str(tmp_path / "a.parquet")], ReaderOptions())
     batches = list(read_unit(plan.units[0], ReaderOptions(), 256, Counter(), ""))
     assert [batch.num_rows for batch in batches] == [5, 5, 2]
     assert [image for batch in batches for image in batch.column("image").to_pylist()] == images

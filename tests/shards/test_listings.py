@@ -12,7 +12,7 @@ from conftest import make_tar, picture, rows_of
 from reading import read
 
 from clip_transforms.shards import cut_listing, listing, records
-from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
 
@@ -123,8 +123,8 @@ def test_planning_and_reading_a_long_listing_take_no_more_memory_than_a_short_on
                 file.write(f"picture number {i},{'x' * 100}\n")
         tracemalloc.start()
         try:
-            plan = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
-            (rows,) = plan.lists.values()
+            plan = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
+            (rows,) = plan.side_files.values()
             assert sum(table.num_rows for table in rows.tables({u.part for u in plan.units})) == count
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -160,28 +160,28 @@ def test_images_are_fetched_some_at_a_time_and_handed_out_in_order(tmp_path, mon
 def test_what_lies_in_a_folder_decides_what_is_taken(tmp_path):
     pictures(tmp_path)
     (tmp_path / "l.csv").write_text("caption\na\n")
-    found = plan_units([str(tmp_path)], ReaderOptions())
+    found = take_inventory([str(tmp_path)], ReaderOptions())
     assert found.formats == {"folder"}
     assert found.detection == [f"{tmp_path}: a folder of 3 pictures; not read: 1 listings (--input_format listing)"]
-    assert plan_units([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
+    assert take_inventory([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
     (tmp_path / "t").mkdir()
     make_tar(tmp_path / "t" / "a.tar", 1)
     (tmp_path / "t" / "l.csv").write_text("caption\na\n")
-    assert plan_units([str(tmp_path / "t")], ReaderOptions()).formats == {"webdataset"}
+    assert take_inventory([str(tmp_path / "t")], ReaderOptions()).formats == {"webdataset"}
     (tmp_path / "u").mkdir()
     for name in ("a.csv", "b.jsonl"):
         (tmp_path / "u" / name).write_text("caption\na\n" if name == "a.csv" else '{"caption": "a"}')
-    found = plan_units([str(tmp_path / "u"), str(tmp_path / "u" / "a.csv"), f"{tmp_path}/u/*.csv"], ReaderOptions())
+    found = take_inventory([str(tmp_path / "u"), str(tmp_path / "u" / "a.csv"), f"{tmp_path}/u/*.csv"], ReaderOptions())
     assert [unit.format for unit in found.units] == ["listing", "listing"]
     assert found.detection[0] == f"{tmp_path / 'u'}: 2 listings"
 
 
 def test_a_listing_whose_uris_all_lie_elsewhere_is_warned_of_before_the_run(tmp_path):
     (tmp_path / "l.csv").write_text("url,caption\nhttps://example.com/a.jpg?token=secret,a\nhttps://example.com/b,b\n")
-    found = plan_units([str(tmp_path / "l.csv")], ReaderOptions())
+    found = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
     assert found.detection[1] == (
         f"warning: {tmp_path}/l.csv: the first images cannot be fetched: https://example.com/a.jpg lies outside the "
         "listing's folder; --allow_uri permits more"
     )
     allowed = ReaderOptions(allow_uri=("https://example.com/",))
-    assert len(plan_units([str(tmp_path / "l.csv")], allowed).detection) == 1
+    assert len(take_inventory([str(tmp_path / "l.csv")], allowed).detection) == 1

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_folder, make_parquet, make_tar, picture
-from reading import read, write_lists
+from reading import read, write_side_files
 
-from clip_transforms.shards.inventory import plan_units
+from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import Column
@@ -19,7 +19,7 @@ from schemas.samples import Column
 
 def test_a_shard_that_vanished_after_planning_says_so(tmp_path):
     path = make_tar(tmp_path / "a.tar", 1)
-    unit = plan_units([path], ReaderOptions()).units[0]
+    unit = take_inventory([path], ReaderOptions()).units[0]
     (tmp_path / "a.tar").unlink()
     with pytest.raises(ShardError) as caught:
         list(read_unit(unit, ReaderOptions(), 3, Counter(), ""))
@@ -44,7 +44,7 @@ def test_a_folder_gives_its_pictures_by_relative_path(tmp_path):
         ("sub/alone.PNG", None, None),
     ]
     assert rows[1]["metadata"] == '{"license": "mine"}'
-    assert plan_units([str(folder)], options).detection == [f"{folder}: a folder of 4 pictures; not read: 1 .heic"]
+    assert take_inventory([str(folder)], options).detection == [f"{folder}: a folder of 4 pictures; not read: 1 .heic"]
 
 
 def test_a_glob_of_pictures_finds_the_captions_beside_them(tmp_path):
@@ -55,8 +55,8 @@ def test_a_glob_of_pictures_finds_the_captions_beside_them(tmp_path):
 
 def test_a_picture_that_vanished_after_planning_is_a_reject(tmp_path):
     make_folder(tmp_path / "photos", 2)
-    plan = plan_units([str(tmp_path / "photos")], ReaderOptions())
-    write_lists(plan, tmp_path)
+    plan = take_inventory([str(tmp_path / "photos")], ReaderOptions())
+    write_side_files(plan, tmp_path)
     (tmp_path / "photos" / "000000.jpg").unlink()
     (tmp_path / "photos" / "000001.txt").unlink()
     (batch,) = read_unit(plan.units[0], ReaderOptions(), 9, Counter(), str(tmp_path))
@@ -138,7 +138,7 @@ def test_any_fsspec_file_system_gives_the_same_rows(make, name, tmp_path):
         here, _, _ = read(tmp_path / name, tmp_path)
         there, _, _ = read(f"memory://readers/{name}", tmp_path)
         assert here == there and len(here) == 5
-        assert plan_units([f"memory://readers/{name}"], ReaderOptions()).units[0].shard.startswith("memory://")
+        assert take_inventory([f"memory://readers/{name}"], ReaderOptions()).units[0].shard.startswith("memory://")
     finally:
         memory.rm("/readers", recursive=True)
 
