@@ -1,5 +1,6 @@
 """Files anywhere that fsspec reaches: list, open, the stamp of a file, and whole-file commit. Knows nothing of CLIP."""
 
+from clip_transforms.storage.errors import FileChangedError, is_of_the_machine, is_transient
 from clip_transforms.storage.finding import (
     FileInfo,
     exists,
@@ -20,7 +21,7 @@ from clip_transforms.storage.location import (
     refuse_secrets,
 )
 from clip_transforms.storage.reading import ResumingFile, local_copy, open_input, read_bytes, sha256, sha256_of
-from clip_transforms.storage.retry import FileChangedError, is_transient, retried
+from clip_transforms.storage.retry import retried
 from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "is_folder",
     "is_glob",
     "is_local",
+    "is_of_the_machine",
     "is_transient",
     "join",
     "list_below",

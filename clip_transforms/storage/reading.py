@@ -15,8 +15,9 @@ from typing import IO, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from clip_transforms.storage.errors import FileChangedError
 from clip_transforms.storage.location import filesystem, token_of
-from clip_transforms.storage.retry import FileChangedError, retried
+from clip_transforms.storage.retry import retried
 
 # Of one request; s3fs alone would take 50 MB, for each of the files that are open at a time.
 _BLOCK_BYTES = 8 << 20

@@ -2,12 +2,14 @@
 
 import asyncio
 import errno
+import functools
 import logging
+import socket
 
+import pyarrow as pa
 import pytest
 
-from clip_transforms.storage import FileChangedError, retried, retry
-from clip_transforms.storage.retry import is_transient
+from clip_transforms.storage import FileChangedError, is_of_the_machine, is_transient, retried, retry
 
 
 def boto(status, code="x"):
@@ -73,6 +75,7 @@ FINAL = {
     "gs 403": lambda: of_google(403),
     "changed": lambda: caused(FileChangedError("x"), TimeoutError()),
     "a bug": lambda: TypeError("x"),
+    "no descriptors behind a broken connection": lambda: caused(ConnectionError("x"), OSError(errno.EMFILE, "x")),
 }
 
 
@@ -84,6 +87,38 @@ def test_transient(name):
 @pytest.mark.parametrize("name", FINAL)
 def test_final(name):
     assert not is_transient(FINAL[name]())
+
+
+MACHINE = {
+    "memory": lambda: MemoryError(),
+    "memory of Arrow": lambda: pa.ArrowMemoryError("malloc of size 64 failed"),
+    "memory of the name server": lambda: socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
+    "threads": lambda: RuntimeError("can't start new thread"),
+    "wrapped by a package": lambda: caused(ValueError("cannot be opened"), OSError(errno.ENFILE, "x")),
+    **{
+        name: functools.partial(OSError, getattr(errno, name), "x") for name in ("ENOMEM", "EMFILE", "ENOSPC", "EDQUOT")
+    },
+}
+DATA = {
+    "bad sectors, or a remote error without a number": lambda: OSError(errno.EIO, "x"),
+    "forbidden": lambda: PermissionError(errno.EACCES, "x"),
+    "gone": lambda: FileNotFoundError(errno.ENOENT, "x"),
+    "damaged": lambda: pa.ArrowInvalid("x"),
+    "no such host": lambda: socket.gaierror(socket.EAI_NONAME, "x"),
+    "cut off": lambda: EOFError("x"),
+    "too deep": lambda: RecursionError("x"),
+    "text": lambda: RuntimeError("another"),
+}
+
+
+@pytest.mark.parametrize("name", MACHINE)
+def test_the_machine_ran_out_of_something(name):
+    assert is_of_the_machine(MACHINE[name]()) and not is_transient(MACHINE[name]())
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_machine_is_not_to_blame(name):
+    assert not is_of_the_machine(DATA[name]())
 
 
 @pytest.fixture
