@@ -17,9 +17,9 @@ class BalanceError(RuntimeError):
     """Some samples are neither embedded nor rejected nor absent. This is a fault of this program, never of the data."""
 
 
-def counted(number: int, word: str) -> str:
-    """`1 unit`, `2 units`."""
-    return f"{number:,} {word if number == 1 else word + 's'}"
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return `1 unit`, `2 units`; `many` is for words whose plural is not `one` and an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def check_balance(counts: Mapping[str, int], where: str) -> None:

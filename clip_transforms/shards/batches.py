@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
@@ -119,6 +118,14 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def text_of(name: str) -> str:
+    """Return a file's or a tar member's name as UTF-8; foreign bytes, which Python holds as lone surrogates, become �.
+
+    Arrow does not take lone surrogates.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def read_up_to(file: IO[bytes], limit: int) -> bytes:
     """The next bytes of a file: `limit` of them, or all that there are; a file may hand out less than it was asked."""
     pieces, missing = [], limit
@@ -128,33 +135,11 @@ def read_up_to(file: IO[bytes], limit: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-class WholeReads:
-    """A file whose `read` gives all that it was asked for, as pyarrow takes for granted."""
-
-    def __init__(self, file: IO[bytes]):
-        """Wrap a file that is open for reading."""
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        """So many bytes, less only at the end; all of them without a size."""
-        return read_up_to(self._file, size if size >= 0 else sys.maxsize)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def too_large(modality: str, num_bytes: int | None, limit: int) -> dict[str, Any]:
     """`image_reject` or `caption_reject` of what is over its limit; `num_bytes` is None where it was not read on."""
     size = f"more than {limit:,} bytes" if num_bytes is None else f"{num_bytes:,} bytes"
     message = f"{size}, but --max_{modality}_bytes takes at most {limit:,}"
     return {f"{modality}_reject": read_reject(f"{modality} too large", message, num_bytes)}
-
-
-def image_fields(data: bytes, options: ReaderOptions) -> dict[str, Any]:
-    """Encoded bytes → `image`, or `image_reject` where they are too many."""
-    if len(data) > options.max_image_bytes:
-        return too_large("image", len(data), options.max_image_bytes)
-    return {"image": data}
 
 
 def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_transforms.shards.batches import text_of
 from clip_transforms.shards.folder import FILES
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, Unit, part_name
 from clip_transforms.storage import FileInfo
@@ -92,8 +93,3 @@ class FolderSideFile:
 def _lower_extension(uri: str) -> str:
     stem, dot, extension = uri.rpartition(".")
     return f"{stem}{dot}{extension.lower()}"
-
-
-def text_of(name: str) -> str:
-    """A file's name as UTF-8: Python keeps foreign bytes as surrogates, which Arrow does not take."""
-    return os.fsencode(name).decode("utf-8", "replace")

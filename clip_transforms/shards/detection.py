@@ -8,6 +8,7 @@ from collections import Counter
 import pyarrow as pa
 
 from clip_transforms import storage
+from clip_transforms.parts.counts import counted
 from clip_transforms.shards.kinds import ParquetFiles
 from clip_transforms.storage import FileInfo
 
@@ -32,7 +33,7 @@ def describe(
     """
     left = Counter({kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no "))})
     took = [
-        _count(len(files), one, many)
+        counted(len(files), one, many)
         for files, one, many in (
             (tars, "webdataset shard", "webdataset shards"),
             (parquet.images, "Parquet shard with images", "Parquet shards with images"),
@@ -42,7 +43,7 @@ def describe(
         if files
     ]
     if images:
-        took.append(f"a folder of {_count(len(images), 'picture', 'pictures')}")
+        took.append(f"a folder of {counted(len(images), 'picture')}")
     else:
         left["pictures" if tars or parquet.images else "pictures (--input_format)"] = len(kinds["image"])
     taken = {file.uri for file, _ in (*listings, *parquet.images, *parquet.broken)}
@@ -58,10 +59,6 @@ def describe(
         left["texts without a picture"] = sum(f.uri.rpartition(".")[0] not in stems for f in kinds["caption"])
     ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
     return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.shards.batches import (
     MAX_METADATA_BYTES,
-    WholeReads,
     batch_samples,
     decode_caption,
     decode_metadata,
@@ -41,7 +40,7 @@ def read_folder(
         plan_folder: URI of the folder that holds the plan and its side files.
     """
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
-        table = pq.ParquetFile(WholeReads(file)).read(use_threads=False)
+        table = pq.ParquetFile(file).read(use_threads=False)
     files = table.slice(unit.start, unit.stop - unit.start).to_pylist()
     samples = (_sample(row, paths, options, notes) for row, paths in enumerate(files))
     yield from batch_samples(samples, options, batch_size, notes)

@@ -13,7 +13,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.shards.cut import cut_folder, cut_parquet, text_of
+from clip_transforms.shards.batches import text_of
+from clip_transforms.shards.cut import cut_folder, cut_parquet
 from clip_transforms.shards.cut_listing import ListingSideFile, inspect
 from clip_transforms.shards.detection import describe, missing_tars
 from clip_transforms.shards.fence import Fence, FenceError

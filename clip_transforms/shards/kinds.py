@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import WholeReads
 from clip_transforms.shards.parquet import DAMAGE
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
@@ -162,7 +161,7 @@ def stem(uri: str) -> str:
 def _footer(file: FileInfo) -> pq.FileMetaData | PlanError:
     try:
         with storage.open_input(file.uri) as opened:
-            metadata = pq.read_metadata(WholeReads(opened))
+            metadata = pq.read_metadata(opened)
             metadata.schema.to_arrow_schema()
             return metadata
     except DAMAGE as error:

@@ -14,11 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import (
-    WholeReads,
     batch_samples,
     caption_fields,
     dumps,
@@ -30,6 +28,7 @@ from clip_transforms.shards.batches import (
 from clip_transforms.shards.cut_listing import OFFERS
 from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.fetch import TooLargeError, fetch_image
+from clip_transforms.shards.parquet import open_parquet
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
     KEY_COLUMNS,
@@ -113,7 +112,7 @@ def _samples_of(
         ShardError: behind the last row, if the listing is damaged there.
     """
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
-        parquet = pq.ParquetFile(WholeReads(file), pre_buffer=False, buffer_size=1 << 20)
+        parquet = open_parquet(file)
         offers = parquet.schema_arrow.metadata[OFFERS].decode().split()
         for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):

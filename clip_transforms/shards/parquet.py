@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.shards.batches import (
     MAX_BATCH_BYTES,
-    WholeReads,
     caption_fields,
     cast,
     dumps,
@@ -36,6 +35,8 @@ from schemas.samples import READ_REJECT, samples_schema
 
 # What reading damaged bytes raises; the last for names that are no text.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+# What `as_py` raises for a value that Python cannot hold or decode.
+_NO_PYTHON_VALUE = (ValueError, OverflowError, KeyError, pa.ArrowException)
 # img2dataset keeps the rows that it could not download, with null bytes: nothing was offered there.
 _FAILED = ("failed_to_download", "failed_to_resize")
 _NAMED = 5  # so many damaged places are named in a reject
@@ -49,10 +50,7 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
     """
     try:
         with storage.open_input(unit.uri) as file:
-            # Checksums are there where the writer was asked for them; then a flipped bit is found, and not embedded.
-            parquet = pq.ParquetFile(
-                WholeReads(file), pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
-            )
+            parquet = open_parquet(file)
             check_columns(parquet.schema_arrow, options)
             if image_column(parquet.schema_arrow, options) is None or unit.stop > parquet.num_row_groups:
                 raise ShardError("unreadable", "it has no column of image bytes, or fewer rows than planned")
@@ -147,7 +145,7 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
     rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
     keys = rows.cast(pa.string())
     if key_name:
-        found = (key_text(value) for value in values_of(batch.column(key_name), Counter()))
+        found = (key_text(value) for value in _values(batch.column(key_name), Counter()))
         keys = pa.array([key or str(row) for key, row in zip(found, rows.to_pylist(), strict=True)])
     offered = _offered(batch, image)
     image, image_rejects = _within_limit(image, options)
@@ -193,7 +191,7 @@ def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
     """Whether a row offers anything: img2dataset's failed rows do not."""
     if "status" not in batch.schema.names:
         return [True] * batch.num_rows
-    statuses = values_of(batch.column(batch.schema.names.index("status")), Counter())  # may be the user's own
+    statuses = _values(batch.column(batch.schema.names.index("status")), Counter())  # may be the user's own
     return [
         not (status in _FAILED and not valid)
         for status, valid in zip(statuses, image.is_valid().to_pylist(), strict=True)
@@ -226,27 +224,47 @@ def _metadata(batch: pa.RecordBatch, used: set[str | None], notes: Counter) -> p
     names = [f.name for f in batch.schema if f.name not in used and not has_bytes(f.type)]
     if not names:
         return pa.nulls(batch.num_rows, pa.string())
-    columns = [values_of(batch.column(name), notes) for name in names]
+    columns = [_values(batch.column(name), notes) for name in names]
     return pa.array([dumps(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)], pa.string())
 
 
-def values_of(array: pa.Array, notes: Counter) -> list[Any]:
-    """Python values of a column; those that Python cannot hold, or that are no UTF-8, are None and counted."""
+def _values(array: pa.Array, notes: Counter) -> list[Any]:
+    """Return the Python values of a column; one that Python cannot hold or decode as UTF-8 is None and counted."""
     if pa.types.is_temporal(array.type):
         with contextlib.suppress(pa.ArrowException):  # Arrow's own text: Python knows no year beyond 9999
             array = array.cast(pa.string())
+
+    def lost(scalar: pa.Scalar, error: Exception) -> None:
+        notes["values that could not be cast"] += 1
+
+    return values_of(array, lost)
+
+
+def values_of(array: pa.Array, instead: Callable[[pa.Scalar, Exception], Any]) -> list[Any]:
+    """Return the Python values of a column.
+
+    Args:
+        array: of any type.
+        instead: called for each value that Python cannot hold or that is not UTF-8, with the error; returns a
+            substitute.
+    """
     try:
         return array.to_pylist()
-    except (UnicodeDecodeError, OverflowError, ValueError, KeyError, pa.ArrowException):
-        return [_value_of(scalar, notes) for scalar in array]
+    except _NO_PYTHON_VALUE:
+        return [_value_of(scalar, instead) for scalar in array]
 
 
-def _value_of(scalar: pa.Scalar, notes: Counter) -> Any:
+def _value_of(scalar: pa.Scalar, instead: Callable[[pa.Scalar, Exception], Any]) -> Any:
     try:
         return scalar.as_py()
-    except (UnicodeDecodeError, OverflowError, ValueError, KeyError, pa.ArrowException):
-        notes["values that could not be cast"] += 1
-        return None
+    except _NO_PYTHON_VALUE as error:
+        return instead(scalar, error)
+
+
+def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
+    """Open a Parquet file so that memory holds pages, not row groups."""
+    # Checksums are there where the writer was asked for them; then a flipped bit is found, and not embedded.
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
 
 
 def _cast(array: pa.Array, type_: pa.DataType, notes: Counter) -> pa.Array:
@@ -255,4 +273,4 @@ def _cast(array: pa.Array, type_: pa.DataType, notes: Counter) -> pa.Array:
         found.validate(full=True)  # a text that is no UTF-8 would be written through
         return found
     except (pa.ArrowException, UnicodeDecodeError):
-        return cast(values_of(array, notes), type_, notes)
+        return cast(_values(array, notes), type_, notes)

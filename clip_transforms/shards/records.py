@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import WholeReads, dumps
-from clip_transforms.shards.parquet import DAMAGE, read_row_groups
+from clip_transforms.shards.batches import dumps
+from clip_transforms.shards.parquet import DAMAGE, open_parquet, read_row_groups, values_of
 from clip_transforms.shards.parquet_columns import holds_bytes
 from clip_transforms.shards.unit import ShardError
 
@@ -61,7 +60,7 @@ def read_header(uri: str) -> list[str]:
     with storage.open_input(uri) as file:
         line = next((line for line in _lines(file) if line.strip()), b"")
     try:
-        fields = next(csv.reader([_text(line).encode().decode()], delimiter=_delimiter(uri), strict=True))
+        fields = next(csv.reader([_decode(line).encode().decode()], delimiter=_delimiter(uri), strict=True))
     except (csv.Error, UnicodeError):
         raise ValueError("its first line is no header in UTF-8") from None
     if any("\0" in name for name in fields):
@@ -98,7 +97,7 @@ def _delimiter(uri: str) -> str:
     return _DELIMITERS[uri.rpartition(".")[2].lower()]
 
 
-def _text(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     """Foreign bytes become lone surrogates, so that one field's do not spoil the others."""
     return line.decode("utf-8", "surrogateescape")
 
@@ -132,7 +131,7 @@ def _jsonl(file: IO[bytes]) -> Iterator[Record]:
     for line in _lines(file):
         if line.strip():
             problem = _too_long(line)
-            text = line[:_SHOWN] if problem else _text(line).strip().encode("utf-8", "surrogatepass")
+            text = line[:_SHOWN] if problem else _decode(line).strip().encode("utf-8", "surrogatepass")
             yield Record(row, text, problem)
             row += 1
 
@@ -183,56 +182,44 @@ def _fields(line: bytes, lines: _Lines, delimiter: str, expected: int) -> tuple[
     """
     problem = _too_long(line)
     if problem or b'"' not in line:
-        return _text(line).removesuffix("\r").split(delimiter), problem
+        return _decode(line).removesuffix("\r").split(delimiter), problem
     taken: list[bytes] = []
 
     def more() -> Iterator[str]:
-        yield _text(line) + "\n"
+        yield _decode(line) + "\n"
         num_bytes = len(line)
         for further in lines:
             taken.append(further)
             num_bytes += len(further)
             if num_bytes > MAX_RECORD_BYTES:
                 return
-            yield _text(further) + "\n"
+            yield _decode(further) + "\n"
 
     try:
         return next(csv.reader(more(), delimiter=delimiter, strict=True)), None
     except csv.Error as error:
         lines.put_back(taken)
-        plain = _text(line).removesuffix("\r").split(delimiter)
+        plain = _decode(line).removesuffix("\r").split(delimiter)
         if delimiter == "\t" and len(plain) == expected:
             return plain, None  # most programs that write tabs know no quotes
         return [], f"its quotes do not fit: {error}"
 
 
 def _parquet(file: IO[bytes]) -> Iterator[Record]:
-    parquet = pq.ParquetFile(WholeReads(file), pre_buffer=False, buffer_size=1 << 20)
+    parquet = open_parquet(file)
     schema = parquet.schema_arrow
     names = [field.name for field in schema if not holds_bytes(field.type)]
     for row, batch in read_row_groups(parquet, range(parquet.num_row_groups), 0, 1_000, names):
-        columns = [_values(batch.column(name)) for name in names]
+        columns = [values_of(batch.column(name), _as_text) for name in names]
         for place, values in enumerate(zip(*columns, strict=True)):
             text = _encode(dict(zip(names, values, strict=True)))
             problem = _too_long(text)
             yield Record(row + place, text[:_SHOWN] if problem else text, problem)
 
 
-def _values(array: pa.Array) -> list[Any]:
-    """Python values of a column; a text that is no UTF-8 keeps its bytes as lone surrogates."""
-    try:
-        return array.to_pylist()
-    except (UnicodeDecodeError, OverflowError, ValueError, KeyError, pa.ArrowException):
-        return [_value(scalar) for scalar in array]
-
-
-def _value(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return _text(error.object)
-    except (OverflowError, ValueError, KeyError, pa.ArrowException):
-        return str(scalar)
+def _as_text(scalar: pa.Scalar, error: Exception) -> str:
+    """Return a value that Python cannot hold as text; in a text that is not UTF-8, bytes become lone surrogates."""
+    return _decode(error.object) if isinstance(error, UnicodeDecodeError) else str(scalar)
 
 
 def _encode(values: dict[str, Any]) -> bytes:

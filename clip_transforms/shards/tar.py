@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import WholeReads, read_reject, read_up_to
+from clip_transforms.shards.batches import read_reject
 from clip_transforms.shards.unit import ShardError
 
 # What reading damaged bytes raises; `tarfile` and the decompressors let much through.
@@ -75,7 +75,7 @@ def read_members(uri: str) -> Iterator[Member]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_TarBytes(_decompressed(WholeReads(file))))
+            yield from _members(_TarBytes(_decompressed(file)))
     except FileNotFoundError as error:
         raise ShardError("vanished", f"{uri} is gone since the run was planned") from error
     except OSError as error:
@@ -139,7 +139,7 @@ class _TarBytes:
         self._reads_at_end = 0
 
     def read(self, size: int) -> bytes:
-        data = read_up_to(self._file, size)
+        data = self._file.read(size)
         if not data:
             self._reads_at_end += 1
             if self._reads_at_end > _MAX_READS_AT_END:
@@ -149,7 +149,7 @@ class _TarBytes:
 
 def _decompressed(file: IO[bytes]) -> IO[bytes]:
     """The bytes of the tar itself, by what the file begins with, not by its name."""
-    start = read_up_to(file, 6)
+    start = file.read(6)
     file.seek(0)
     opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
     return file if opener is None else opener(file)

@@ -20,6 +20,7 @@ from clip_transforms.shards.batches import (
     decode_caption,
     decode_metadata,
     read_reject,
+    text_of,
     too_large,
 )
 from clip_transforms.shards.tar import Member, read_members
@@ -166,13 +167,8 @@ class _Group:
         candidates = self.whole if self.whole.count else self.tails
         if not candidates.count and self.others_images:
             self.notes["keys whose only images have another extension than --image_extension"] += 1
-        sample = {"key": _text(self.key), "row": self.row, "metadata": text, **candidates.image(), **caption}
+        sample = {"key": text_of(self.key), "row": self.row, "metadata": text, **candidates.image(), **caption}
         for column in self.options.columns:
             member = self.others.get(column.field.lower())
             sample[column.name] = fields.get(column.field) if member is None else member
         return sample
-
-
-def _text(name: str) -> str:
-    """A member's name as UTF-8; `tarfile` keeps foreign bytes as surrogates, which Arrow does not take."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -25,7 +25,10 @@ _SKIP_BYTES = 1 << 20
 
 
 def open_input(uri: str) -> IO[bytes]:
-    """Open a file for reading; one on this machine as it is, any other as a `ResumingFile`."""
+    """Open a file for reading: a file on this machine as it is, any other as a `ResumingFile`.
+
+    `read(n)` returns n bytes unless the file ends, whatever pieces the file system hands out; pyarrow relies on this.
+    """
     fs, path = filesystem(uri)
     return open(path, "rb") if isinstance(fs, LocalFileSystem) else ResumingFile(fs, path, uri)
 

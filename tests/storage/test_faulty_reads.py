@@ -145,11 +145,22 @@ def test_the_generic_way_through_folders_leaves_none_out(monkeypatch):
         storage.list_matching("folders://top/**/*.tar")
 
 
+class Pieces(io.BytesIO):
+    """A file of which one read gives no more than `most` bytes."""
+
+    def __init__(self, data, most):
+        super().__init__(data)
+        self.most = most or len(data)
+
+    def read(self, size=-1):
+        return super().read(min(size, self.most) if size >= 0 else self.most)
+
+
 class Flaky(fsspec.AbstractFileSystem):
     """A file system whose first answer ends early without an error, and which remembers what it was asked."""
 
     protocol, cachable = "flaky", False
-    data, etag, remembered, opened = DATA, "1", None, 0
+    data, etag, remembered, opened, pieces = DATA, "1", None, 0, None
 
     def info(self, path, **kwargs):
         type(self).remembered = self.remembered or {"name": path, "size": len(DATA), "type": "file", "ETag": self.etag}
@@ -160,14 +171,14 @@ class Flaky(fsspec.AbstractFileSystem):
 
     def _open(self, path, mode="rb", **kwargs):
         type(self).opened += 1
-        return io.BytesIO(self.data[: 100_000 * self.opened])
+        return Pieces(self.data[: 100_000 * self.opened], self.pieces)
 
 
 @pytest.fixture
 def flaky(monkeypatch):
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
-    for name in ("data", "etag", "remembered", "opened"):
+    for name in ("data", "etag", "remembered", "opened", "pieces"):
         monkeypatch.setattr(Flaky, name, getattr(Flaky, name))
     return Flaky
 
@@ -184,6 +195,16 @@ def test_a_change_is_seen_also_where_the_file_system_remembers_the_old_file(flak
         flaky.data, flaky.etag = DATA[::-1], "2"
         with pytest.raises(storage.FileChangedError):
             file.read()
+
+
+@pytest.mark.parametrize("size", [1, 99_999, 250_000, 300_000, 300_001])
+@pytest.mark.parametrize("place", ["here", "a file system that reads short"])
+def test_a_read_gives_what_it_was_asked_for_unless_the_file_ends(place, size, flaky, tmp_path):
+    (tmp_path / "x").write_bytes(DATA)
+    flaky.pieces = 1_000
+    with storage.open_input(str(tmp_path / "x") if place == "here" else "flaky://x") as file:
+        assert file.read(size) == DATA[:size]
+        assert file.read() == DATA[size:] and file.read(size) == b""
 
 
 # Uploads
