@@ -143,3 +143,15 @@ def test_a_listing_that_is_damaged_gives_its_rows_and_one_shard_error(damage, tm
     assert [row["caption"] for row in rows] == expected
     assert len(errors) == 1 and errors[0][0] == "unreadable"
     assert ("rows 2 to 3" if damage == "page" else "does not answer") in errors[0][1]
+
+
+def test_a_flipped_bit_in_a_listing_with_checksums_is_found(tmp_path):
+    path = tmp_path / "l.parquet"
+    table = pa.table({"caption": ["a cat", "a dog"]})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, path, write_page_checksum=True, **plain)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"a dog")] ^= 1
+    path.write_bytes(data)
+    rows, _, errors = read(path, tmp_path)
+    assert rows == [] and errors[0][0] == "unreadable" and "crc" in errors[0][1].lower()
