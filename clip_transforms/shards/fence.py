@@ -11,6 +11,8 @@ import socket
 from collections.abc import Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from clip_transforms import storage
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PORTS = {"http": 80, "https": 443}
 
@@ -80,6 +82,8 @@ class Fence:
         try:
             real = os.path.realpath(path)
         except (OSError, ValueError) as error:
+            if storage.is_of_the_machine(error):
+                raise
             raise FenceError(f"the path cannot be resolved: {error}") from None
         for place in (self.root, *self.prefixes):
             folder = place.removeprefix("file://")

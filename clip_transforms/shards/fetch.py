@@ -61,6 +61,8 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
         return {"image_reject": read_reject("not allowed", str(error), None)}
     # What a file system says of one URI is data of the user's: each has its own errors, and none may end the run.
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if storage.is_of_the_machine(error):
+            raise
         what = getattr(error, "strerror", None) or error
         shown = text.partition("?")[0][:200]  # a query may hold a secret
         return {"image_reject": read_reject("not fetched", f"{shown}: {type(error).__name__}: {what}", None)}
@@ -153,8 +155,10 @@ def _connect(scheme: str, host: str, port: int, addresses: list[str]) -> http.cl
                 connection.sock = _tls().wrap_socket(connection.sock, server_hostname=host)
             return connection
         except OSError as found:
-            error = found
             connection.close()
+            if storage.is_of_the_machine(found):
+                raise
+            error = found
     raise error
 
 

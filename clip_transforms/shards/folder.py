@@ -65,7 +65,9 @@ def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Coun
         try:
             sample["metadata"], fields = decode_metadata(_read(paths["metadata"], MAX_METADATA_BYTES), notes)
             sample |= {column.name: fields.get(column.field) for column in options.columns}
-        except OSError:
+        except OSError as error:
+            if storage.is_of_the_machine(error):
+                raise
             notes["JSON files that could not be read"] += 1
     return sample
 
@@ -78,5 +80,7 @@ def _read(uri: str, limit: int) -> bytes | None:
 
 
 def _reject(error: OSError) -> dict[str, Any]:
+    if storage.is_of_the_machine(error):
+        raise error
     reason = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
     return read_reject(reason, f"{type(error).__name__}: {error.strerror or error}", None)

@@ -111,6 +111,8 @@ def expand(inputs: Iterable[str]) -> list[str]:
             try:
                 data = storage.read_bytes(text[1:]).decode("utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
+                if storage.is_of_the_machine(error):
+                    raise
                 raise PlanError(
                     f"--input {text} cannot be read: {error}; it must be a text file, an input a line"
                 ) from None

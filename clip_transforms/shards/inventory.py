@@ -165,6 +165,8 @@ def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None
         try:
             names = read_header(file.uri)
         except (ValueError, OSError) as error:
+            if storage.is_of_the_machine(error):
+                raise
             raise PlanError(f"{file.uri} cannot be read: {error}; mend it or leave it out of --input") from None
     try:
         offers, uris = inspect(file.uri, names, options)

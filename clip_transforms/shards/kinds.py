@@ -165,4 +165,6 @@ def _footer(file: FileInfo) -> pq.FileMetaData | PlanError:
             metadata.schema.to_arrow_schema()
             return metadata
     except DAMAGE as error:
+        if storage.is_of_the_machine(error):
+            raise
         return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")

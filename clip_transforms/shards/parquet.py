@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from clip_transforms.shards.parquet_columns import (
     image_column,
     key_column,
 )
-from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
+from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, shard_error
 from schemas.samples import READ_REJECT, samples_schema
 
 # What reading damaged bytes raises; the last for names that are no text.
@@ -58,10 +57,8 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
             rows = min(batch_size, _rows_that_fit(parquet.metadata, groups))
             for row, batch in read_row_groups(parquet, groups, unit.first_row, rows):
                 yield _to_samples(batch, row, options, notes)
-    except FileNotFoundError as error:
-        raise ShardError("vanished", f"{unit.uri} is gone since the run was planned") from error
     except (*DAMAGE, ColumnError) as error:
-        raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
+        raise shard_error(unit.uri, error) from error
 
 
 def _rows_that_fit(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
@@ -92,6 +89,8 @@ def read_row_groups(
             yield row, batch
             row += batch.num_rows
     except DAMAGE as error:
+        if storage.is_of_the_machine(error):
+            raise
         lost.append(f"{type(error).__name__}: {error}")
     if not lost and row == first_row + sum(parquet.metadata.row_group(group).num_rows for group in groups):
         return
@@ -104,6 +103,8 @@ def read_row_groups(
                 yield row, batch
                 row += batch.num_rows
         except DAMAGE as error:
+            if storage.is_of_the_machine(error):
+                raise
             problem = f"{type(error).__name__}: {error}"
         if row < stop:
             lost.append(f"rows {row:,} to {stop - 1:,} cannot be read ({problem})")
@@ -126,6 +127,8 @@ def _row_by_row(
             if row is not None:
                 row.validate()
         except DAMAGE as error:
+            if storage.is_of_the_machine(error):
+                raise
             row, failure = None, error
         if row is not None and place >= skipped:
             waiting.append(row)
@@ -231,8 +234,11 @@ def _metadata(batch: pa.RecordBatch, used: set[str | None], notes: Counter) -> p
 def _values(array: pa.Array, notes: Counter) -> list[Any]:
     """Return the Python values of a column; one that Python cannot hold or decode as UTF-8 is None and counted."""
     if pa.types.is_temporal(array.type):
-        with contextlib.suppress(pa.ArrowException):  # Arrow's own text: Python knows no year beyond 9999
-            array = array.cast(pa.string())
+        try:
+            array = array.cast(pa.string())  # Arrow's own text: Python knows no year beyond 9999
+        except pa.ArrowException as error:
+            if storage.is_of_the_machine(error):
+                raise
 
     def lost(scalar: pa.Scalar, error: Exception) -> None:
         notes["values that could not be cast"] += 1
@@ -250,7 +256,9 @@ def values_of(array: pa.Array, instead: Callable[[pa.Scalar, Exception], Any]) -
     """
     try:
         return array.to_pylist()
-    except _NO_PYTHON_VALUE:
+    except _NO_PYTHON_VALUE as error:
+        if storage.is_of_the_machine(error):
+            raise
         return [_value_of(scalar, instead) for scalar in array]
 
 
@@ -258,6 +266,8 @@ def _value_of(scalar: pa.Scalar, instead: Callable[[pa.Scalar, Exception], Any])
     try:
         return scalar.as_py()
     except _NO_PYTHON_VALUE as error:
+        if storage.is_of_the_machine(error):
+            raise
         return instead(scalar, error)
 
 
@@ -272,5 +282,7 @@ def _cast(array: pa.Array, type_: pa.DataType, notes: Counter) -> pa.Array:
         found = array.cast(type_)
         found.validate(full=True)  # a text that is no UTF-8 would be written through
         return found
-    except (pa.ArrowException, UnicodeDecodeError):
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        if storage.is_of_the_machine(error):
+            raise
         return cast(_values(array, notes), type_, notes)

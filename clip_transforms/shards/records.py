@@ -90,6 +90,8 @@ def read_records(uri: str) -> Iterator[Record]:
                 row = record.row
                 yield record
     except (ShardError, *DAMAGE) as error:
+        if storage.is_of_the_machine(error):
+            raise
         yield Record(row + 1, None, f"after row {row:,}: {error}" if row >= 0 else str(error))
 
 

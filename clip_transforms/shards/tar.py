@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import read_reject
-from clip_transforms.shards.unit import ShardError
+from clip_transforms.shards.unit import ShardError, shard_error
 
 # What reading damaged bytes raises; `tarfile` and the decompressors let much through.
 _DAMAGE = (
@@ -59,6 +59,8 @@ class Member:
         try:
             return self._tar.extractfile(self._info).read()
         except _DAMAGE as error:
+            if storage.is_of_the_machine(error):
+                raise
             raise _damaged(f"{self.name[:200]!r}", self._info.offset_data, error) from error
 
     def lost(self) -> dict[str, Any]:
@@ -76,10 +78,8 @@ def read_members(uri: str) -> Iterator[Member]:
     try:
         with storage.open_input(uri) as file:
             yield from _members(_TarBytes(_decompressed(file)))
-    except FileNotFoundError as error:
-        raise ShardError("vanished", f"{uri} is gone since the run was planned") from error
     except OSError as error:
-        raise ShardError("unreadable", f"{type(error).__name__}: {error}") from error
+        raise shard_error(uri, error) from error
 
 
 def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
@@ -96,6 +96,8 @@ def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
             if rest.strip(b"\0"):  # two tars, one behind the other: `tarfile` stops at the end mark of the first
                 raise ShardError("unreadable", f"something follows the end mark at byte {tar.offset:,}")
     except _DAMAGE as error:
+        if storage.is_of_the_machine(error):
+            raise
         raise _damaged("the tar", tar.offset if tar else 0, error) from error
 
 

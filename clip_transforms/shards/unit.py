@@ -33,6 +33,22 @@ class ShardError(Exception):
         self.reason = reason
 
 
+def shard_error(uri: str, error: Exception) -> ShardError:
+    """Return what an error, raised while a shard was read, says of the shard.
+
+    Args:
+        uri: URI of the shard.
+        error: the error.
+    Raises:
+        Exception: `error` itself, if this machine ran out of something: it says nothing of the shard then.
+    """
+    if storage.is_of_the_machine(error):
+        raise error
+    if isinstance(error, FileNotFoundError):
+        return ShardError("vanished", f"{uri} is gone since the run was planned")
+    return ShardError("unreadable", f"{type(error).__name__}: {error}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
     """What planning and the readers are told. All but `input_format` and `allow_uri` is part of the fingerprint.

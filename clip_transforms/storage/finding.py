@@ -15,6 +15,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from clip_transforms.storage.errors import is_of_the_machine
 from clip_transforms.storage.location import filesystem, token_of
 from clip_transforms.storage.retry import retried
 
@@ -99,7 +100,9 @@ def _walk(path: str, above: set[tuple[int, int]]) -> Iterator[FileInfo]:
     for entry in entries:
         try:
             status = entry.stat()
-        except OSError:  # a link to nothing; listed, so that it is found missing and said so, not passed over
+        except OSError as error:  # a link to nothing; listed, so that it is found missing and said so, not passed over
+            if is_of_the_machine(error):
+                raise
             yield FileInfo(entry.path, 0, "broken link")
             continue
         if stat.S_ISREG(status.st_mode):

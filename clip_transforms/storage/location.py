@@ -13,6 +13,8 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from clip_transforms.storage.errors import is_of_the_machine
+
 # What object stores call the thing that changes whenever the bytes do, in the order in which it is trusted.
 _ETAG_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5", "version_id", "generation")
 _TIME_KEYS = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
@@ -52,6 +54,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         cure = f"pip install {package}" if package else str(error)
         raise StorageError(f"{uri} needs a package that is not installed: {cure}") from error
     except Exception as error:  # each file system has its own way to say that a URI is not for it
+        if is_of_the_machine(error):
+            raise
         raise StorageError(f"{uri} cannot be opened: {error or type(error).__name__}") from error
 
 
