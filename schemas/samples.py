@@ -13,6 +13,10 @@ MODALITIES = ("image", "caption")
 # null, it is absent.
 READ_REJECT = pa.struct([("reason", pa.string()), ("message", pa.string()), ("num_bytes", pa.int64())])
 
+# The URI of a listing's image without its query, for the message of its reject. No user's column can have this name:
+# `--columns` ends a name at a colon.
+IMAGE_URI = "image:uri"
+
 # What every reader of Parquet knows.
 _COLUMN_TYPES = (
     pa.types.is_string,
@@ -75,7 +79,7 @@ def samples_schema(columns: Iterable[Column] = ()) -> pa.Schema:
     """The schema of the batches that every reader yields.
 
     `key` string, `row` int64 (absolute place in the shard), `image` binary (encoded bytes), `caption` string,
-    `image_reject` and `caption_reject`, the user's columns, `metadata` string (JSON).
+    `image_reject` and `caption_reject`, the user's columns, `metadata` string (JSON), IMAGE_URI string (of listings).
     """
     return pa.schema(
         [
@@ -87,5 +91,6 @@ def samples_schema(columns: Iterable[Column] = ()) -> pa.Schema:
             pa.field("caption_reject", READ_REJECT),
             *(pa.field(column.name, column.arrow_type) for column in columns),
             pa.field("metadata", pa.string()),
+            pa.field(IMAGE_URI, pa.string()),
         ]
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from clip_transforms.engine.decode import DecodedBatch
 from clip_transforms.engine.forward import Embedded, ForwardedBatch
 from schemas.rejects import rejects_schema
-from schemas.samples import MODALITIES
+from schemas.samples import IMAGE_URI, MODALITIES
 
 _HALVED = "times that a batch was halved, since it did not fit into the device's memory"
 _NOT_FINITE = ("not finite", "the model's embedding has NaN or infinite values")
@@ -86,12 +86,16 @@ class _Modality:
             for row, reject in enumerate(refused.to_pylist())
             if reject is not None
         ]
-        if name == "image":
-            self.rejects += [(row, name, "decode", reason, text, size) for row, reason, text, size in batch.rejects]
-        self.rejects += [
-            (row, name, "embed", *(_TOO_LARGE if place in embedded.too_large else _NOT_FINITE), None)
+        failed = [(row, "decode", *rest) for row, *rest in batch.rejects if name == "image"]
+        failed += [
+            (row, "embed", *(_TOO_LARGE if place in embedded.too_large else _NOT_FINITE), None)
             for place, (row, ok) in enumerate(zip(places, finite, strict=True))
             if not ok
+        ]
+        uris = batch.samples.column(IMAGE_URI).to_pylist() if failed and name == "image" else [None] * n
+        self.rejects += [
+            (row, name, stage, reason, f"{uris[row]}: {message}" if uris[row] else message, num_bytes)
+            for row, stage, reason, message, num_bytes in failed
         ]
 
     def take(self, kept: np.ndarray) -> pa.Array:

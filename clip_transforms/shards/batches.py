@@ -135,10 +135,17 @@ def read_up_to(file: IO[bytes], limit: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def too_large(modality: str, num_bytes: int | None, limit: int) -> dict[str, Any]:
-    """`image_reject` or `caption_reject` of what is over its limit; `num_bytes` is None where it was not read on."""
+def too_large(modality: str, num_bytes: int | None, limit: int, where: str = "") -> dict[str, Any]:
+    """Return `image_reject` or `caption_reject` for a modality over its limit.
+
+    Args:
+        modality: `image` or `caption`.
+        num_bytes: its size; None if it was read only up to the limit.
+        limit: the most bytes that are allowed.
+        where: put before the message.
+    """
     size = f"more than {limit:,} bytes" if num_bytes is None else f"{num_bytes:,} bytes"
-    message = f"{size}, but --max_{modality}_bytes takes at most {limit:,}"
+    message = f"{where}{size}, but --max_{modality}_bytes takes at most {limit:,}"
     return {f"{modality}_reject": read_reject(f"{modality} too large", message, num_bytes)}
 
 

@@ -64,8 +64,12 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
         if storage.is_of_the_machine(error):
             raise
         what = getattr(error, "strerror", None) or error
-        shown = text.partition("?")[0][:200]  # a query may hold a secret
-        return {"image_reject": read_reject("not fetched", f"{shown}: {type(error).__name__}: {what}", None)}
+        return {"image_reject": read_reject("not fetched", f"{shown(text)}: {type(error).__name__}: {what}", None)}
+
+
+def shown(text: str) -> str:
+    """Return a URI as messages show it: without its query, which may hold a secret, and at most 200 characters long."""
+    return text.partition("?")[0][:200]
 
 
 def _read(uri: str, fence: Fence, limit: int, stopped: threading.Event) -> bytes:
@@ -100,14 +104,15 @@ def _read_local(path: str, limit: int) -> bytes:
 
 
 def _read_http(uri: str, fence: Fence, limit: int) -> bytes:
+    place = uri
     for _ in range(_MAX_REDIRECTS + 1):
-        target = _get(uri, fence, limit)
+        target = _get(place, fence, limit)
         if isinstance(target, bytes):
             return target
-        uri = fence.follow(urljoin(uri, target))
-        if not uri.startswith(("http://", "https://")):
-            raise FenceError("the redirect leads to another scheme")
-    raise FenceError(f"more than {_MAX_REDIRECTS} redirects")
+        place = fence.follow(urljoin(place, target))
+        if not place.startswith(("http://", "https://")):
+            raise FenceError(f"{shown(uri)} redirects to another scheme than http and https")
+    raise FenceError(f"{shown(uri)} redirects more than {_MAX_REDIRECTS} times")
 
 
 def _get(uri: str, fence: Fence, limit: int) -> bytes | str:

@@ -27,7 +27,7 @@ from clip_transforms.shards.batches import (
 )
 from clip_transforms.shards.cut_listing import OFFERS
 from clip_transforms.shards.fence import Fence
-from clip_transforms.shards.fetch import TooLargeError, fetch_image
+from clip_transforms.shards.fetch import TooLargeError, fetch_image, shown
 from clip_transforms.shards.parquet import open_parquet
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
@@ -38,6 +38,7 @@ from clip_transforms.shards.parquet_columns import (
 )
 from clip_transforms.shards.records import Record
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
+from schemas.samples import IMAGE_URI
 
 _FETCHES = 16
 _AHEAD = 64  # rows whose images are fetched or wait for their turn
@@ -96,11 +97,15 @@ def _fetched(
         return future.result()
     except TooLargeError as error:
         if options.max_image_bytes <= _SMALL or (error.num_bytes or 0) > options.max_image_bytes:
-            return too_large("image", error.num_bytes, options.max_image_bytes)
+            return _too_large(uri, error, options)
     try:
         return fetch_image(uri, fence, options.max_image_bytes, stopped)
     except TooLargeError as error:
-        return too_large("image", error.num_bytes, options.max_image_bytes)
+        return _too_large(uri, error, options)
+
+
+def _too_large(uri: str, error: TooLargeError, options: ReaderOptions) -> dict[str, Any]:
+    return too_large("image", error.num_bytes, options.max_image_bytes, f"{shown(uri)}: ")
 
 
 def _samples_of(
@@ -162,4 +167,6 @@ def _of_fields(fields: dict[str, Any], options: ReaderOptions) -> tuple[dict[str
     if uri is not None and not isinstance(uri, str):
         message = f"the URI is {json.dumps(uri, default=str)[:80]}, but it must be a text"
         return sample | {"image_reject": read_reject("not text", message, None)}, None
-    return sample, (uri or "").strip() or None
+    uri = (uri or "").strip() or None
+    sample[IMAGE_URI] = uri and writable(shown(uri))
+    return sample, uri

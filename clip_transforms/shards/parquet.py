@@ -30,7 +30,7 @@ from clip_transforms.shards.parquet_columns import (
     key_column,
 )
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, shard_error
-from schemas.samples import READ_REJECT, samples_schema
+from schemas.samples import IMAGE_URI, READ_REJECT, samples_schema
 
 # What reading damaged bytes raises; the last for names that are no text.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -162,6 +162,7 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
         "image_reject": image_rejects,
         "caption_reject": caption_rejects,
         "metadata": _metadata(batch, used, notes),
+        IMAGE_URI: pa.nulls(batch.num_rows, pa.string()),
     }
     for column in options.columns:
         found = batch.column(column.field) if column.field in schema.names else pa.nulls(batch.num_rows)

@@ -18,7 +18,7 @@ from clip_transforms.labels.batch import Classifier, label_batch
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 from schemas.rejects import REASONS, rejects_schema
-from schemas.samples import samples_schema
+from schemas.samples import IMAGE_URI, samples_schema
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,16 @@ def embed(model, rows, dtype="float32"):
     decoded = DecodeAhead([(0, samples(rows)), "end"], model.preprocessing, embedder.ceiling, 2)
     batch, _ = embedder.forward(decoded, Counter())
     return finish_batch(batch, "s", embeddings_schema(dtype))
+
+
+def test_what_the_model_cannot_embed_is_named_by_its_uri_too(model, monkeypatch):
+    image = {"image": picture(0), IMAGE_URI: "a.jpg"}
+    monkeypatch.setattr(model, "embed_images", lambda pixels: torch.full((len(pixels), model.embed_dim), torch.nan))
+    result = embed(model, [image, {"image": picture(1), "caption": "a cat"}])
+    assert [r["message"] for r in result.rejects.to_pylist()] == [
+        "a.jpg: the model's embedding has NaN or infinite values",
+        "the model's embedding has NaN or infinite values",
+    ]
 
 
 REJECT = {"reason": "not UTF-8", "message": "m", "num_bytes": 3}

@@ -9,11 +9,13 @@ from collections import Counter
 
 import pytest
 from conftest import picture
-from reading import fetched
+from reading import fetched, read
 
 from clip_transforms.shards import fence as fence_module
 from clip_transforms.shards import fetch
 from clip_transforms.shards.fence import Fence
+from clip_transforms.shards.unit import ReaderOptions
+from schemas.samples import IMAGE_URI
 
 
 @pytest.mark.parametrize("uri", ["a.jpg", "./a.jpg", "sub/../a.jpg", "{}/a.jpg", "file://{}/a.jpg", "inner.jpg"])
@@ -136,6 +138,16 @@ def test_what_is_transient_is_tried_again(how, get, server):
 @pytest.mark.parametrize("code", ["403", "404", "410", "204", "304"])
 def test_what_is_final_is_asked_for_once(code, get, server):
     assert get(f"{{}}/status-{code}") == ["not fetched"] and server.asked[f"/status-{code}"] == 1
+
+
+def test_the_uri_of_an_image_is_kept_for_its_reject_without_its_query(listed, tmp_path, server):
+    (listed / "l.csv").write_text(f"uri\n{server.url}/picture-1?token=SECRET\n{server.url}/to-0?token=SECRET\n\n")
+    server.targets["0"] = "to-0"
+    rows, _, _ = read(listed / "l.csv", tmp_path, ReaderOptions(allow_uri=(f"{server.url}/",)))
+    assert [row[IMAGE_URI] for row in rows] == [f"{server.url}/picture-1", f"{server.url}/to-0"]
+    reject = rows[1]["image_reject"]
+    assert reject["reason"] == "not allowed" and f"{server.url}/to-0" in reject["message"]
+    assert "SECRET" not in reject["message"]
 
 
 def test_garbage_is_a_reject(get):

@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_tar, picture, rows_of
+from conftest import make_tar, picture, rows_of, write_tar
 from reading import read
 
 from clip_transforms.shards import cut_listing, listing, records
@@ -84,6 +84,29 @@ def test_a_listing_without_uris_is_captions_only(tmp_path, embed):
     assert [(row["image"], row["caption"], row["n"]) for row in rows] == [(None, "a cat", 1), (None, "a dog", 2)]
     assert embed(tmp_path / "l.csv", output=tmp_path / "out") == 0
     assert [row["caption"] for row in rows_of(tmp_path / "out")] == ["a cat", "a dog"]
+
+
+def test_a_reject_of_an_image_names_its_uri_and_no_query(tmp_path, embed):
+    (tmp_path / "broken.jpg").write_bytes(b"<html>")
+    (tmp_path / "large.jpg?token=SECRET").write_bytes(b"x" * 70_000)
+    (tmp_path / "empty.jpg?token=SECRET").write_bytes(b"")
+    (tmp_path / "l.csv").write_text(
+        "uri,caption\nbroken.jpg,a\nlarge.jpg?token=SECRET,b\nempty.jpg?token=SECRET,c\ngone.jpg,d\n"
+    )
+    flags = ["--max_image_bytes", 60_000, "--max_reject_fraction", 1]
+    assert embed(tmp_path / "l.csv", output=tmp_path / "out", flags=flags) == 0
+    found = {row["reason"]: row["message"] for row in rows_of(tmp_path / "out", "rejects")}
+    assert set(found) == {"unknown format", "image too large", "empty", "not fetched"}
+    assert found["unknown format"].startswith("broken.jpg: ") and found["not fetched"].startswith("gone.jpg: ")
+    assert found["image too large"].startswith("large.jpg: ") and found["empty"].startswith("empty.jpg: ")
+    assert "SECRET" not in "".join(found.values())
+
+
+def test_a_reject_of_a_picture_in_a_tar_has_its_shard_and_key_and_needs_no_uri(tmp_path, embed):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"<html>")])
+    assert embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--max_reject_fraction", 1]) == 0
+    (row,) = rows_of(tmp_path / "out", "rejects")
+    assert row["key"] == "a" and "a.jpg" not in row["message"]
 
 
 def test_keys_and_columns_by_flag_and_by_name(tmp_path):
