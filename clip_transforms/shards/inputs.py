@@ -8,9 +8,8 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-import braceexpand
-
 from clip_transforms import storage
+from clip_transforms.shards.braces import expand_braces
 from clip_transforms.shards.kinds import by_kind
 from clip_transforms.shards.unit import PlanError
 from clip_transforms.storage import FileInfo
@@ -127,15 +126,8 @@ def expand(inputs: Iterable[str]) -> list[str]:
                 )
             patterns.extend(expand(lines))
         else:
-            patterns.extend([text] if "{" not in text or storage.exists(text) else _braces(text))
+            patterns.extend([text] if "{" not in text or storage.exists(text) else expand_braces(text))
     return list(dict.fromkeys(patterns))
-
-
-def _braces(text: str) -> list[str]:
-    try:
-        return list(braceexpand.braceexpand(text, escape=False))
-    except ValueError as error:
-        raise PlanError(f"--input {text} is no brace pattern: {error}; write {{00000..00999}} or {{a,b}}") from None
 
 
 def root_of(pattern: str) -> str:
