@@ -177,9 +177,9 @@ CASES = {"pictures": picture_case, "containers": container_case}
 def main(kind, numbers):
     """Run cases and print what became of them, as JSON; whatever else is printed is a fault."""
     sys.path[:0] = [f"{ROOT}/tests", f"{ROOT}/tests/shards"]
-    from clip_transforms.engine.decode import quieten_decoders
+    from clip_transforms.engine.decode import set_up_decoders
 
-    quieten_decoders()  # as the workers do
+    set_up_decoders()  # as the workers do
     outcomes, slowest = Counter(), (0.0, -1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

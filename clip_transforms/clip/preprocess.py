@@ -8,7 +8,22 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+
+# Pillow would import a decoder at the first picture that needs it. If the process had no free descriptor at that
+# moment, Pillow would go on without the decoder, and its pictures would be rejected as of an unknown format.
+from PIL import (
+    AvifImagePlugin,  # noqa: F401
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageOps,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from clip_transforms import storage
 
 # The mean and standard deviation of CLIP's training images, in [0, 1], RGB (published `clip.py`).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,6 +39,12 @@ INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
 }
 REASONS = ("empty", "unknown format", "too many pixels", "truncated", "damaged")
+_MAX_SIDE = 1 << 23  # pixels; beyond it Pillow's 32-bit counts overflow, which it reports as a MemoryError
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+_CODEC_OUT_OF_MEMORY = ("decoder error -9", "out of memory when reading image file")  # Pillow says either
+
+
+Image.preinit()  # registers its last decoder of the common formats, which would else be imported with the first picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,25 +156,61 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
     if len(data) == 0:
         raise ImageError("empty", "the image has no bytes")
     # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, TypeError,
-    # struct.error, zlib.error, MemoryError …), so exactly these calls are guarded, and by nothing narrower.
+    # struct.error, zlib.error …), so exactly these calls are guarded, and by nothing narrower.
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        tile = _tile_size(image)
     except Image.DecompressionBombError as error:
         raise ImageError("too many pixels", str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError("unknown format", f"none of {', '.join(FORMATS)}: starts with {data[:12]!r}") from error
     except Exception as error:
+        if _is_of_the_machine(error):
+            raise
         raise ImageError("damaged", f"{type(error).__name__}: {error}") from error
     width, height = image.size
     resized = resized_size(width, height, preprocessing)
-    for what, (w, h) in (("stored", (width, height)), ("resized", resized)):
+    sizes = {
+        "stored": (width, height),
+        "resized": resized,
+        "resized in one direction": (resized[0], height),  # Pillow resizes the rows first, then the columns
+        "in a tile": tile,
+    }
+    for what, (w, h) in sizes.items():
         if w * h > max_pixels:
             raise ImageError("too many pixels", f"{w} × {h} pixels {what}, but at most {max_pixels:,} are taken")
+    if max(width, height) > _MAX_SIDE:
+        message = f"a side of {max(width, height)} pixels, but at most {_MAX_SIDE:,} are taken"
+        raise ImageError("too many pixels", message)
     try:
         return DecodedImage(_to_pixels(image, resized, preprocessing), width, height)
     except Exception as error:
+        if _is_of_the_machine(error):
+            raise
         reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Return whether the machine, not the picture, made Pillow fail.
+
+    A picture whose sizes alone would make Pillow raise a MemoryError is refused before it is decoded. The bytes are in
+    memory, so they cannot cause a failed import or an error with a number of the operating system.
+    """
+    return (
+        storage.is_of_the_machine(error)
+        or isinstance(error, ImportError)
+        or (isinstance(error, OSError) and error.errno is not None)
+        or str(error) in _CODEC_OUT_OF_MEMORY
+    )
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and length of a TIFF's tiles in pixels: a tile is decoded whole, even for a small picture."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, 0
+    width, length = (image.tag_v2.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    return (width, length) if isinstance(width, int) and isinstance(length, int) else (0, 0)
 
 
 def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Preprocessing, decode
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
@@ -99,7 +99,7 @@ class DecodeAhead:
         self._pinned = pinned
         self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
         self._threads, self._max_pixels = threads, max_pixels
-        quieten_decoders()
+        set_up_decoders()
         if max_pixels > MAX_IMAGE_PIXELS:  # Pillow's own limit would refuse first
             Image.MAX_IMAGE_PIXELS = max_pixels
         self.seconds = seconds if seconds is not None else Counter()
@@ -178,8 +178,14 @@ def _is_batch(item: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def quieten_decoders() -> None:
-    """Keep this process's terminal free of hints about odd pictures; what fails is a reject with its own message."""
+def set_up_decoders() -> None:
+    """Set Pillow's decoders up for this process: one thread a picture, and no hints about odd pictures on the terminal.
+
+    A picture that cannot be decoded is a reject with a message of its own.
+    """
+    # Pictures are decoded in a pool already. libavif would start a thread for each core and each picture, and report a
+    # damaged picture where no thread can be started.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     # libtiff writes to file descriptor 2 by itself, and Pillow has no switch for it; NULL is libtiff's own for silence.

@@ -1,12 +1,17 @@
 """Decoding ahead keeps the order, bounds its memory, and hands errors over."""
 
+import errno
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import picture
+from conftest import ROOT, picture
+from PIL import ImageFile
 
 from clip_transforms.clip.preprocess import Preprocessing, decode_image
 from clip_transforms.engine import decode as decode_module
@@ -71,6 +76,62 @@ def test_an_error_in_a_decode_thread_is_no_quiet_loss(monkeypatch):
     monkeypatch.setattr(decode_module, "decode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         decoded([(0, batch(0, 2))])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError("no room"), pa.lib.ArrowMemoryError("no room"), OSError(errno.EMFILE, os.strerror(errno.EMFILE))],
+    ids=repr,
+)
+def test_a_fault_of_the_machine_in_a_decoder_reaches_the_consumer(fault, monkeypatch):
+    loads, original = [], ImageFile.ImageFile.load
+
+    def failing(image):
+        loads.append(image)
+        if len(loads) == 3:
+            raise fault
+        return original(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", failing)
+    with pytest.raises(type(fault)) as caught:
+        decoded([(0, batch(0, 5))], threads=1)
+    assert caught.value is fault
+
+
+@pytest.mark.parametrize("stage", ["read", "decode"])
+def test_a_thread_that_cannot_be_started_is_no_quiet_loss(stage, monkeypatch):
+    original = threading.Thread.start
+
+    def failing(thread):
+        if thread.name.startswith(stage):
+            raise RuntimeError("can't start new thread")
+        original(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        decoded([(0, batch(0, 5))])
+
+
+# Root may start any number of threads, so the limit holds for somebody else only.
+WITHOUT_THREADS = """
+import os, resource, sys
+from clip_transforms.clip.preprocess import decode_image
+from clip_transforms.engine.decode import set_up_decoders
+set_up_decoders()
+data = open(sys.argv[1], "rb").read()
+if os.getuid() == 0:
+    os.setuid(54321)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+print(decode_image(data, 32).shape)
+"""
+
+
+def test_an_avif_needs_no_thread_of_its_own(tmp_path):
+    """Its decoder would start one for each core, and report a damaged picture where that fails."""
+    (tmp_path / "picture.avif").write_bytes(picture(0, (300, 200), "AVIF"))
+    argv = [sys.executable, "-c", WITHOUT_THREADS, str(tmp_path / "picture.avif")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "(3, 32, 32)\n", done.stderr
 
 
 def test_what_waits_for_the_model_is_bounded_in_bytes(monkeypatch):

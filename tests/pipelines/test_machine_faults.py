@@ -12,6 +12,7 @@ import fsspec
 import pytest
 import torch
 from conftest import ROOT, files_of, make_tar, rows_of
+from PIL import ImageFile
 
 from pipelines.embed import main
 
@@ -179,8 +180,14 @@ def test_a_temporary_folder_that_is_removed_meanwhile(embed, tars, calm, tmp_pat
 
 @pytest.mark.parametrize(
     "place, error",
-    [("decode", MemoryError("no room")), ("tokenize", RuntimeError("a bug")), ("read", MemoryError("no room"))],
-    ids=["decode", "tokenize", "read"],
+    [
+        ("decode", MemoryError("no room")),
+        ("picture", MemoryError("no room")),
+        ("picture", OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
+        ("tokenize", RuntimeError("a bug")),
+        ("read", MemoryError("no room")),
+    ],
+    ids=["decode", "picture", "picture without a descriptor", "tokenize", "read"],
 )
 @pytest.mark.timeout(60)
 def test_a_thread_that_dies_fails_the_run_with_the_cause(place, error, embed, tars, calm, tmp_path, monkeypatch, capfd):
@@ -189,13 +196,18 @@ def test_a_thread_that_dies_fails_the_run_with_the_cause(place, error, embed, ta
     from clip_transforms.run import embed_units
 
     calls = []
-    places = {"decode": (decode, "decode"), "tokenize": (Tokenizer, "tokenize"), "read": (embed_units, "read_unit")}
+    places = {
+        "decode": (decode, "decode"),
+        "picture": (ImageFile.ImageFile, "load"),
+        "tokenize": (Tokenizer, "tokenize"),
+        "read": (embed_units, "read_unit"),
+    }
     target, name = places[place]
     original = getattr(target, name)
 
     def dying(*args, **kwargs):
         calls.append(1)
-        if len(calls) == (40 if place == "decode" else 2):
+        if len(calls) == (40 if place in ("decode", "picture") else 2):
             raise error
         return original(*args, **kwargs)
 
