@@ -70,14 +70,13 @@ def fetch(name: str) -> Path:
         part = _claim(target)
         part.open("ab").close()
     except OSError as error:
-        raise CheckpointError(
-            f"--model {name} cannot be kept in {target.parent} ({_reason(error)}); set CLIP_CACHE to a folder that can "
-            f"be written to, or to one that has {known.file}, from {known.url}"
-        ) from error
+        raise _cannot_be_kept(name, target, error) from error
     try:
         _download(known, part)
     except OSError as error:
         _remove_empty(target)
+        if storage.is_of_the_machine(error):
+            raise _cannot_be_kept(name, target, error) from error
         raise CheckpointError(
             f"--model {name} cannot be downloaded from {known.url} ({_reason(error)}); get that file by other means "
             f"and put it to {target}, or set CLIP_CACHE to a folder that has it"
@@ -91,6 +90,14 @@ def fetch(name: str) -> Path:
         )
     os.replace(part, target)
     return target
+
+
+def _cannot_be_kept(name: str, target: Path, error: OSError) -> CheckpointError:
+    known = PUBLISHED[name]
+    return CheckpointError(
+        f"--model {name} cannot be kept in {target.parent} ({_reason(error)}); set CLIP_CACHE to a folder that can "
+        f"be written to, or to one that has {known.file}, from {known.url}"
+    )
 
 
 def _reason(error: OSError) -> str:
@@ -139,10 +146,12 @@ def _download(known: Published, part: Path) -> None:
                     raise  # asked again, it would say the same
                 failure: Exception = error
             except urllib.error.URLError as error:
-                if not file.tell():
+                if not file.tell() or storage.is_of_the_machine(error):
                     raise  # no network, or no such host: waiting does not bring it
                 failure = error
             except (OSError, http.client.HTTPException) as error:
+                if storage.is_of_the_machine(error):
+                    raise  # another try does not make room on the disk
                 failure = error
             barren = 0 if file.tell() > before else barren + 1
             if barren == _ATTEMPTS:

@@ -222,6 +222,16 @@ def test_what_cannot_be_had_is_one_sentence_with_the_way_by_hand(fault, reason, 
     assert files(tmp_path) == []
 
 
+def test_a_disk_that_is_full_is_told_from_a_network_that_breaks(server, tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    part = tmp_path / "cache" / "ViT-B-32.pt.full.part"
+    part.symlink_to("/dev/full")  # every write there fails as on a full disk
+    monkeypatch.setattr(downloads, "_claim", lambda target: part)
+    with pytest.raises(CheckpointError, match=f"cannot be kept in {tmp_path}/cache .No space left on device.; set"):
+        downloads.fetch(NAME)
+    assert server.ranges == [None], "the bytes are asked for once: another try does not make room"
+
+
 def test_no_network_is_told_at_once(server, tmp_path):
     server.close()
     start = time.monotonic()
