@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # some, small models then take five times as long. Nothing that is computed depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HOOKS = os.path.join(ROOT, "tests", "hooks")
+# The whole suite, with what `--precision auto` asks of the processor answered by 0 (it has no AMX) or 1 (it has): here,
+# and through PYTHONPATH in the processes that tests start.
+if "CLIP_TRANSFORMS_TEST_AMX" in os.environ:
+    runpy.run_path(os.path.join(HOOKS, "sitecustomize.py"))
+    sys.path.append(HOOKS)  # `pipelines.embed --processes` hands it on
+    os.environ["PYTHONPATH"] = os.pathsep.join([HOOKS, os.environ.get("PYTHONPATH", "")])
 
 
 def published_model(kind, seed):
@@ -129,7 +137,10 @@ def taxonomy_file(tmp_path):
 
 @pytest.fixture
 def embed(tiny_checkpoint, monkeypatch):
-    """Run `pipelines.embed` in this process with the tiny checkpoint; returns the exit code."""
+    """Run `pipelines.embed` in this process with the tiny checkpoint; returns the exit code.
+
+    In fp32 unless the flags say otherwise, so that the numbers do not depend on the processor.
+    """
     from pipelines import embed as command
 
     # On a machine with many cores or GPUs too it is this process that embeds, unless a test asks for several.
@@ -137,8 +148,8 @@ def embed(tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(importlib.import_module("clip_transforms.embed_shards"), "gpus_for", lambda device: [])
 
     def run(*inputs, output, flags=()):
-        argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint, *map(str, flags)]
-        return command.main(argv)
+        argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint]
+        return command.main([*argv, "--precision", "fp32", *map(str, flags)])
 
     return run
 
@@ -188,21 +199,13 @@ def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):
 
 
 @pytest.fixture(scope="session")
-def slow_commits(tmp_path_factory):
+def slow_commits():
     """The environment of a process whose parts take half a second each to get their names in an output called `slow`.
 
     So a few small shards keep a run going for seconds, on a fast machine too, and a test meets it in its middle.
     """
-    path = tmp_path_factory.mktemp("hook")
-    (path / "sitecustomize.py").write_text(
-        "import os, time\n"
-        "replace = os.replace\n"
-        "def slow(source, target):\n"
-        "    time.sleep(0.5 * ('/slow/embeddings/' in str(target)))\n"
-        "    return replace(source, target)\n"
-        "os.replace = slow\n"
-    )
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([HOOKS, os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "CLIP_TRANSFORMS_TEST_SLOW_COMMITS": "1"}
 
 
 def rows_of(output, kind="embeddings"):

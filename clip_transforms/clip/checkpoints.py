@@ -162,4 +162,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+    return "bf16" if _has_amx() else "fp32"
+
+
+def _has_amx() -> bool:
+    """Return whether this machine's processor has AMX units for bf16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

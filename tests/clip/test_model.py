@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import published_model
 
-from clip_transforms.clip.checkpoints import load
+from clip_transforms.clip.checkpoints import DTYPES, load, resolve_precision
 from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD
 from clip_transforms.clip.tokenizer import default_tokenizer
 
@@ -121,9 +121,21 @@ def test_half_precision_is_near_fp32_and_what_it_gives_is_float32(kind, precisio
         assert not torch.equal(ours, theirs)
 
 
-def test_auto_is_fp32_on_a_cpu_without_amx_and_bf16_with_it(tiny_checkpoint):
-    amx = torch.cpu.get_capabilities()["amx_bf16"]
-    assert load(tiny_checkpoint, "cpu", precision="auto").precision == ("bf16" if amx else "fp32")
+@pytest.mark.parametrize(
+    "capabilities, precision",
+    [({"amx_bf16": False, "avx512_bf16": True}, "fp32"), ({}, "fp32"), ({"amx_bf16": True}, "bf16")],
+    ids=str,
+)
+def test_auto_is_fp32_on_a_cpu_without_amx_and_bf16_with_it(capabilities, precision, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    model = load(tiny_checkpoint, "cpu", precision="auto")
+    assert model.precision == precision and model.visual.proj.dtype == DTYPES[precision]
+
+
+@pytest.mark.parametrize("capability, precision", [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")], ids=str)
+def test_auto_is_bf16_on_a_gpu_from_ampere_on_and_fp16_before(capability, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", torch.device("cuda")) == precision
 
 
 def test_the_other_activation_gives_other_vectors(tmp_path):
