@@ -148,7 +148,8 @@ def test_nothing_of_a_hostile_source_is_executed_fetched_or_written_elsewhere(tm
     before = {path: path.lstat().st_mtime_ns for path in sources.rglob("*")}
     argv = ["--input", sources / "photos", sources / "climbing.tar", sources / "rows.parquet"]
     argv += [sources / "rows.csv", "--output", out]
-    argv += ["--model", tiny_checkpoint, "--taxonomy", sources / "words.json", "--max_reject_fraction", "1"]
+    argv += ["--model", tiny_checkpoint, "--precision=fp32"]
+    argv += ["--taxonomy", sources / "words.json", "--max_reject_fraction", "1"]
     argv += ["--processes", "1"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
     environment = inherited | {"TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ROOT}

@@ -179,7 +179,7 @@ def test_summaries_add_up_in_any_order_and_stay_small():
 def test_the_bar_shows_samples_on_a_terminal_and_is_quiet_elsewhere(tmp_path, tiny_checkpoint, capfd):
     for i in range(6):
         make_tar(tmp_path / f"{i}.tar", 10, first=10 * i)
-    argv = ["--input", str(tmp_path / "*.tar"), "--model", tiny_checkpoint, "--output"]
+    argv = ["--input", str(tmp_path / "*.tar"), "--model", tiny_checkpoint, "--precision=fp32", "--output"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # a bar needs room
     process = subprocess.Popen(

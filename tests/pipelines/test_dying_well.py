@@ -64,7 +64,8 @@ def alive(pid):
 
 def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
     """Kill a run `kills` times at random moments, start it again each time, and compare with an undisturbed one."""
-    argv = [*map(str, ["--input", source(kind, tmp_path), "--model", checkpoint, "--taxonomy", taxonomy])]
+    argv = [*map(str, ["--input", source(kind, tmp_path), "--taxonomy", taxonomy])]
+    argv += ["--model", checkpoint, "--precision=fp32"]
     assert embed_main([*argv, "--output", str(tmp_path / "calm"), *mode]) == 0
     whole = files_of(tmp_path / "calm")
     rng, out = random.Random(f"{kind} {kills} {mode}"), tmp_path / "killed"
@@ -116,7 +117,7 @@ def few(tiny_checkpoint, tmp_path):
     for i in range(5):
         make_tar(tmp_path / f"in-{i}.tar", 5, first=5 * i)
     output = str(tmp_path / "slow")
-    return ["--input", str(tmp_path / "in-*.tar"), "--output", output, "--model", tiny_checkpoint]
+    return ["--input", str(tmp_path / "in-*.tar"), "--output", output, "--model", tiny_checkpoint, "--precision=fp32"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,8 @@ def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_before_anything_was_started_is_one_line_too(number, tmp_path, tiny_checkpoint):
     make_tar(tmp_path / "a.tar", 2)
-    process = start(["--input", tmp_path / "a.tar", "--output", tmp_path / "out", "--model", tiny_checkpoint])
+    argv = ["--input", tmp_path / "a.tar", "--output", tmp_path / "out", "--model", tiny_checkpoint]
+    process = start([*argv, "--precision=fp32"])
     wait_for(lambda: catches(process.pid, signal.SIGTERM))
     process.send_signal(number)
     assert process.wait(timeout=10) == 1
@@ -198,7 +200,7 @@ def test_a_run_planned_before_another_began_stops_too(tmp_path, tiny_checkpoint)
     from clip_transforms.run.settings import Settings
 
     make_tar(tmp_path / "a.tar", 2)
-    settings = Settings((str(tmp_path / "a.tar"),), str(tmp_path / "out"), ClipSpec(tiny_checkpoint))
+    settings = Settings((str(tmp_path / "a.tar"),), str(tmp_path / "out"), ClipSpec(tiny_checkpoint, precision="fp32"))
     early, late = plan_run(settings), plan_run(dataclasses.replace(settings, embedding_dtype="float16"))
     _, folder = begin_run(early, 1, ())
     with pytest.raises(ValueError, match="embedding_dtype"):

@@ -85,7 +85,8 @@ def test_every_layout_gives_the_same_embeddings(embed, tmp_path):
 
 
 def test_pandas_is_not_needed(tmp_path, tiny_checkpoint):
-    argv = ["--input", make_tar(tmp_path / "a.tar", 2), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    argv = ["--input", make_tar(tmp_path / "a.tar", 2), "--output", str(tmp_path / "out")]
+    argv += ["--model", tiny_checkpoint, "--precision=fp32"]
     code = textwrap.dedent(
         """
         import sys
@@ -150,7 +151,7 @@ def test_the_transform_yields_part_results_and_reading_back_joins_labels(tmp_pat
         parts = pipeline | EmbedShards(
             inputs=[str(tmp_path / "{a,b}.tar")],
             output=str(tmp_path / "out"),
-            model=ClipSpec(tiny_checkpoint),
+            model=ClipSpec(tiny_checkpoint, precision="fp32"),
             taxonomies=[Taxonomy.load(taxonomy_file)],
             reader=ReaderOptions(limit=3),
         )

@@ -11,7 +11,7 @@ from conftest import ROOT, command, files_of, make_parquet, make_tar, picture, r
 
 def test_a_second_run_does_nothing_loads_no_model_and_says_so(tmp_path, tiny_checkpoint, taxonomy_file):
     make_tar(tmp_path / "a.tar", 5)
-    argv = ["--input", tmp_path / "a.tar", "--output", tmp_path / "out", "--model", tiny_checkpoint]
+    argv = ["--input", tmp_path / "a.tar", "--output", tmp_path / "out", "--model", tiny_checkpoint, "--precision=fp32"]
     argv += ["--taxonomy", taxonomy_file]
     first = command("pipelines.embed", *argv)
     assert first.returncode == 0, first.stderr

@@ -16,7 +16,7 @@ def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
     """Kill one of the workers as soon as parts appear; then the launcher, if it waits for the dead; then run again."""
     for i in range(16):
         make_tar(tmp_path / f"{i:02d}.tar", 20, first=20 * i)
-    argv = ["--input", str(tmp_path / "*.tar"), "--model", checkpoint, *mode]
+    argv = ["--input", str(tmp_path / "*.tar"), "--model", checkpoint, "--precision=fp32", *mode]
     calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", timeout=150)
     assert calm.returncode == 0, calm.stderr
     whole, out = files_of(tmp_path / "calm"), tmp_path / "slow"

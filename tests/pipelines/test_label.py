@@ -77,7 +77,8 @@ def test_neither_an_image_nor_the_vision_tower_is_touched(dataset, tmp_path, tin
         "from pipelines import embed\n"
         "print('code', embed.main(sys.argv[1:]))\n"
     )
-    argv = ["--input", tmp_path / "*.tar", "--output", dataset, "--model", tiny_checkpoint, "--taxonomy", new]
+    argv = ["--input", tmp_path / "*.tar", "--output", dataset, "--taxonomy", new]
+    argv += ["--model", tiny_checkpoint, "--precision=fp32"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, cwd=ROOT, timeout=60
     )

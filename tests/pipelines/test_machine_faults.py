@@ -29,7 +29,7 @@ def tars(tmp_path_factory):
 def calm_out(tars, tiny_checkpoint, tmp_path_factory):
     """What an undisturbed run makes of the tars."""
     out = tmp_path_factory.mktemp("calm") / "out"
-    assert main(["--input", *tars, "--output", str(out), "--model", tiny_checkpoint]) == 0
+    assert main(["--input", *tars, "--output", str(out), "--model", tiny_checkpoint, "--precision=fp32"]) == 0
     return out
 
 

@@ -41,7 +41,7 @@ def reference(inputs, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     taxonomy = folder / "colors.txt"
     taxonomy.write_text("red\nblue\n")
-    flags = ["--model", tiny_checkpoint, "--taxonomy", str(taxonomy), "--processes", "1"]
+    flags = ["--model", tiny_checkpoint, "--precision=fp32", "--taxonomy", str(taxonomy), "--processes", "1"]
     assert main(["--input", str(inputs), "--output", str(folder / "out"), *flags]) == 0
     return folder / "out"
 
@@ -145,7 +145,8 @@ def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_on
 def test_the_processes_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
     for i in range(40):
         make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
-    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out")]
+    argv += ["--model", tiny_checkpoint, "--precision=fp32"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "pipelines.embed", *argv, *TWO],
         cwd=ROOT,

@@ -116,7 +116,7 @@ def inputs(tmp_path_factory):
 def argv(inputs, tiny_checkpoint, tmp_path_factory):
     taxonomy = tmp_path_factory.mktemp("taxonomy") / "colors.txt"
     taxonomy.write_text("red\nblue\n")
-    flags = ["--model", tiny_checkpoint, "--taxonomy", taxonomy, "--max_reject_fraction", 0.5]
+    flags = ["--model", tiny_checkpoint, "--precision=fp32", "--taxonomy", taxonomy, "--max_reject_fraction", 0.5]
     return [*map(str, ["--input", *inputs, *flags])]
 
 
@@ -183,7 +183,8 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
     """Starts a run of some seconds over eight shards, and returns its launcher as soon as two parts are there."""
     for i in range(8):
         make_tar(tmp_path / f"{i}.tar", 5, first=5 * i)
-    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "slow"), "--model", tiny_checkpoint]
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "slow")]
+    argv += ["--model", tiny_checkpoint, "--precision=fp32"]
 
     def start(flags):
         launcher = subprocess.Popen(
@@ -220,7 +221,7 @@ def test_nothing_larger_than_four_kilobytes_crosses_a_stage(tiny_checkpoint, tmp
     for i in range(150):
         write_tar(tmp_path / f"{i:05d}.tar", pair("a", i))
     classes = [f"class number {i}" for i in range(300)]
-    out, spec = str(tmp_path / "out"), ClipSpec(tiny_checkpoint)
+    out, spec = str(tmp_path / "out"), ClipSpec(tiny_checkpoint, precision="fp32")
     many, more = (Taxonomy.from_json(name, {"classes": classes}) for name in ("many", "more"))
     for transform in (EmbedShards([str(tmp_path / "*.tar")], out, spec, [many]), LabelEmbeddings(out, [more])):
         sizes = largest_elements(transform)

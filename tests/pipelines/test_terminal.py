@@ -14,7 +14,7 @@ from pipelines import launch, terminal
 
 def argv(tmp_path, checkpoint):
     tar = make_tar(tmp_path / "a.tar", 3)
-    return ["--input", tar, "--output", str(tmp_path / "out"), "--model", checkpoint]
+    return ["--input", tar, "--output", str(tmp_path / "out"), "--model", checkpoint, "--precision=fp32"]
 
 
 def test_a_run_whose_output_nobody_reads_goes_on(tmp_path, tiny_checkpoint):

@@ -75,7 +75,8 @@ def test_two_shares_are_one_run(order, share, embed, tars, tmp_path, taxonomy_fi
 
 @pytest.mark.timeout(200)
 def test_shares_that_start_at_once_on_an_empty_output(tars, tmp_path, tiny_checkpoint, embed):
-    argv = ["--input", str(tars), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint, "--units"]
+    argv = ["--input", str(tars), "--output", str(tmp_path / "out")]
+    argv += ["--model", tiny_checkpoint, "--precision=fp32", "--units"]
     runs = [
         subprocess.Popen(
             [sys.executable, "-m", "pipelines.embed", *argv, f"{i}/2"],
@@ -107,7 +108,8 @@ def test_two_shares_that_end_at_the_same_moment_do_not_both_miss_it(
         if not nested:
             nested.append(True)
             with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-                _ = pipeline | EmbedShards([str(tars)], str(tmp_path / "out"), ClipSpec(tiny_checkpoint), units="1/2")
+                spec = ClipSpec(tiny_checkpoint, precision="fp32")
+                _ = pipeline | EmbedShards([str(tars)], str(tmp_path / "out"), spec, units="1/2")
             assert (tmp_path / "out" / "_SUCCESS").exists(), "it was the last, as far as it could see"
         result = real(*args, **kwargs)
         complete = (tmp_path / "out" / "_SUCCESS").exists()
@@ -255,7 +257,8 @@ def test_in_the_plan_lies_first_what_is_to_be_done_then_what_is_done_then_the_ot
     embed(tars, output=out)
     (lost,) = (out / "embeddings").glob("4-*.parquet")
     lost.unlink()
-    job, folder = begin_run(plan_run(Settings((str(tars),), str(out), ClipSpec(tiny_checkpoint), units="0/2")), 1, ())
+    made = Settings((str(tars),), str(out), ClipSpec(tiny_checkpoint, precision="fp32"), units="0/2")
+    job, folder = begin_run(plan_run(made), 1, ())
     with folder:
         siblings = Beginning.read(job.folder).siblings
         planned = read_units(job, 0, job.units + siblings)

@@ -28,7 +28,8 @@ def begun(tmp_path, tiny_checkpoint):
     folders = []
 
     def begin(*inputs, **settings):
-        plan = plan_run(Settings(tuple(map(str, inputs)), str(tmp_path / "out"), ClipSpec(tiny_checkpoint), **settings))
+        spec = ClipSpec(tiny_checkpoint, precision="fp32")
+        plan = plan_run(Settings(tuple(map(str, inputs)), str(tmp_path / "out"), spec, **settings))
         job, folder = begin_run(plan, 1, ())
         folders.append(folder)
         return job, [planned.unit for planned in read_units(job, 0, job.units)]

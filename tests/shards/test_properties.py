@@ -141,7 +141,7 @@ def embedder(tiny_checkpoint):
     from clip_transforms.clip.checkpoints import load_checkpoint
     from clip_transforms.engine.forward import Embedder
 
-    return Embedder(load_checkpoint(ClipSpec(tiny_checkpoint).resolve(), "cpu"), 4)
+    return Embedder(load_checkpoint(ClipSpec(tiny_checkpoint, precision="fp32").resolve(), "cpu"), 4)
 
 
 def run(inputs, output, embedder, checkpoint):
