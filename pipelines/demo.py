@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipelines.command import run_command
+
+if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
+    run_command("pipelines.demo")
+
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,7 +14,8 @@ from pathlib import Path
 
 from clip_transforms.demo.shards import write_demo_inputs
 from pipelines import embed
-from pipelines.options import DONE, UsageError, run_command
+from pipelines.command import DONE
+from pipelines.command_line import UsageError
 from pipelines.terminal import say
 
 _ROWS = """SELECT e.key, e.caption, round(e.clip_score, 3) AS clip_score, s.label AS shape, c.label AS color
@@ -61,7 +67,3 @@ def main(argv: Sequence[str]) -> int:
     say("Put the words to label them with into my_words.txt, one a line, then:\n")
     say(f"  {python} -m pipelines.embed --input ~/Pictures --output out --model ViT-B/32 --taxonomy my_words.txt")
     return DONE
-
-
-if __name__ == "__main__":
-    run_command(main)

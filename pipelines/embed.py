@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipelines.command import run_command
+
+if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
+    run_command("pipelines.embed")
+
 from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import DEMO
@@ -11,18 +16,9 @@ from clip_transforms.parts.manifest import read_run
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.workers.runner import check_processes, in_process
 from pipelines.closing_lines import closing_lines
+from pipelines.command import DONE, FAILED, INCOMPLETE
 from pipelines.launch import fetch_model, launch, make_pipeline
-from pipelines.options import (
-    DONE,
-    FAILED,
-    INCOMPLETE,
-    check_device,
-    embed_parser,
-    embed_settings,
-    parse,
-    run_command,
-    warnings_of,
-)
+from pipelines.options import check_device, embed_parser, embed_settings, parse, warnings_of
 from pipelines.progress import progress_bar
 from pipelines.terminal import say
 
@@ -75,7 +71,3 @@ def print_plan(plan: RunPlan) -> None:
     if plan.replaces:
         say(f"--overwrite: the dataset in {plan.settings.output} was made with other settings and would be replaced")
     say(f"output {plan.settings.output}; taxonomies: {taxonomies}; nothing was written (--dry_run)")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipelines.command import run_command
+
+if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
+    run_command("pipelines.label")
+
 from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import ClipSpec
@@ -9,8 +14,10 @@ from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.label_embeddings import plan_labels
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.over_parts import OverParts
+from pipelines.command import DONE, FAILED
+from pipelines.command_line import UsageError
 from pipelines.launch import launch, make_pipeline
-from pipelines.options import DONE, FAILED, UsageError, label_parser, parse, run_command
+from pipelines.options import label_parser, parse
 from pipelines.terminal import say
 
 
@@ -35,7 +42,3 @@ def main(argv: Sequence[str]) -> int:
     if not plan.stale:
         say("nothing was left to do")
     return DONE
-
-
-if __name__ == "__main__":
-    run_command(main)

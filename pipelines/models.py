@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipelines.command import run_command
+
+if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
+    run_command("pipelines.models")
+
 import argparse
 from collections.abc import Sequence
 
@@ -9,8 +14,8 @@ from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.downloads import cache_folder, cached
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
 from clip_transforms.clip.tensor_shapes import parameters
+from pipelines.command import DONE
 from pipelines.command_line import Parser
-from pipelines.options import DONE, run_command
 from pipelines.terminal import say
 
 
@@ -72,7 +77,3 @@ def check_lines(model: str) -> list[str]:
         f"recognised by  {checkpoint.recognised_by}",
         f"preprocessing  {checkpoint.preprocessing.describe()}",
     ]
-
-
-if __name__ == "__main__":
-    run_command(main)

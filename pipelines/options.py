@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -19,11 +18,9 @@ from clip_transforms.workers.machine import has_nvidia, torch_is_cpu_only
 from clip_transforms.workers.runner import is_direct, workers_of
 from pipelines.beam_options import beam_parser
 from pipelines.command_line import Parser, UsageError
-from pipelines.terminal import complain, plain_logs
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
-DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run failed; 2 the command line or the output is wrong, nothing was started; 3 finished, "
     "but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is FnApiRunner, in this "
@@ -263,24 +260,3 @@ def embed_settings(options: argparse.Namespace) -> Settings:
         processes=options.processes,
         units=options.units,
     )
-
-
-def run_command(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a command and exit with its code; what is wrong with the command line is one sentence and exit 2."""
-    plain_logs()
-    try:
-        code = main(sys.argv[1:])
-    except ValueError as error:
-        complain(f"error: {_one_line(error)}")
-        code = WRONG
-    except OSError as error:  # before anything was started; a run says itself what ended it
-        where = error.filename or "a file or folder of the command line"
-        said = f"{where} cannot be used: {error.strerror or error}; check the path and who may read it"
-        complain(f"error: {_one_line(said)}")
-        code = WRONG
-    sys.exit(code)
-
-
-def _one_line(message: object) -> str:
-    """A sentence without what a hostile file name may do to a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message).strip())

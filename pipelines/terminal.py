@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf import text_encoding
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -67,5 +65,7 @@ def plain_logs() -> None:
 def _only_message(record: logging.LogRecord) -> bool:
     found = re.search(r'severity: .*?\smessage: "((?:[^"\\]|\\.)*)"', record.getMessage(), re.DOTALL)
     if found:
+        from google.protobuf import text_encoding  # not at the top: it is not of the standard library
+
         record.msg, record.args = text_encoding.CUnescape(found[1]).decode("utf-8", "replace"), ()
     return True

@@ -148,7 +148,8 @@ def test_a_temporary_folder_that_is_missing(embed, tars, tmp_path, monkeypatch):
 
 def test_a_machine_without_any_temporary_folder():
     """As Python finds it where the disks are full: Beam asks for the folder while it is imported."""
-    program = "import tempfile; tempfile._candidate_tempdir_list = lambda: []; import pipelines"
+    program = "import tempfile; tempfile._candidate_tempdir_list = lambda: []; "
+    program += "from pipelines.command import run_command; run_command('pipelines.embed')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (

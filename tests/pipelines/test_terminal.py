@@ -11,6 +11,47 @@ from conftest import ROOT, command, make_tar, rows_of
 
 from pipelines import launch, terminal
 
+IMPORTED = """
+import os, signal, sys
+def state():
+    numbers = sorted(signal.valid_signals())
+    return [signal.getsignal(n) for n in numbers], [sys.stdout, sys.stderr, sys.stdout.errors, sys.stderr.errors]
+os.close(0)
+sys.argv[:] = ["-m"]  # as Python has it while it imports the package of a command
+before = state()
+import {module}
+assert state() == before, (before, state())
+assert "apache_beam" not in sys.modules
+try:
+    os.fstat(0)
+except OSError:
+    pass
+else:
+    raise AssertionError("a stream was opened")
+"""
+
+
+@pytest.mark.parametrize("module", ["pipelines", "pipelines.command", "pipelines.terminal"])
+def test_importing_the_package_does_nothing(module):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED.format(module=module)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_runs_before_beam_is_imported_is_of_the_standard_library():
+    program = "import sys; before = {*sys.modules}; import pipelines.command; print(*sys.modules.keys() - before)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    foreign = {name for name in done.stdout.split() if name.split(".")[0] not in sys.stdlib_module_names}
+    assert foreign == {"pipelines", "pipelines.command", "pipelines.terminal"}, done.stderr
+
+
+def test_a_command_without_beam_says_how_to_get_it(tmp_path):
+    (tmp_path / "apache_beam.py").write_text("raise ModuleNotFoundError('No module', name='apache_beam')")
+    done = command("pipelines.models", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith("error: apache_beam is not installed here: `make demo`")
+
 
 def argv(tmp_path, checkpoint):
     tar = make_tar(tmp_path / "a.tar", 3)

@@ -1,0 +1,74 @@
+"""Start a command: signals and streams first, then Beam and the command itself, and an exit code at the end.
+
+At its top this module imports only the standard library. Beam takes a second to import, and Ctrl-C must end in a
+sentence during that second too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from typing import Any, NoReturn
+
+from pipelines.terminal import complain, on_signals, open_streams, plain_logs
+
+DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
+
+
+def run_command(module: str) -> NoReturn:
+    """Run a command and exit with its code. A wrong command line is one sentence and exit 2.
+
+    Args:
+        module: full name of the command's module. Its `main(argv)` returns the exit code.
+    """
+    open_streams()
+    on_signals(_end_before_start)
+    _check_temporary_folder()
+    _import_beam()
+    main = importlib.import_module(module).main
+    plain_logs()
+    try:
+        code = main(sys.argv[1:])
+    except ValueError as error:
+        _refuse(str(error))
+    except OSError as error:  # before anything was started; a run reports its own end
+        where = error.filename or "a file or folder of the command line"
+        _refuse(f"{where} cannot be used: {error.strerror or error}; check the path and who may read it")
+    sys.exit(code)
+
+
+def _end_before_start(number: int, _: Any) -> None:
+    complain(f"\nended by {signal.Signals(number).name}; nothing was started")
+    os._exit(FAILED)
+
+
+def _check_temporary_folder() -> None:
+    """Refuse a machine without a temporary folder: Beam asks for one while it is imported."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        _refuse("there is no temporary folder that can be written to; set TMPDIR to a folder with room")
+
+
+def _import_beam() -> None:
+    """Import Beam without its warnings: it misses Google's client, which nobody asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        _refuse("apache_beam is not installed here: `make demo` makes .venv; then `source .venv/bin/activate`")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    """Say what is wrong and exit; a hostile file name must not control the terminal."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence.strip())
+    complain(f"error: {printable}")
+    sys.exit(WRONG)
