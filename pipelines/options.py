@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -21,6 +23,12 @@ from pipelines.command_line import Parser, UsageError
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
+_Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
+_REQUIRED = (
+    ("--model", "model", ": ViT-B/32 is the usual one, demo the small one that comes with this package"),
+    ("--input", "inputs", "; see --help"),
+    ("--output", "output", "; see --help"),
+)
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run failed; 2 the command line or the output is wrong, nothing was started; 3 finished, "
     "but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is FnApiRunner, in this "
@@ -29,131 +37,170 @@ EXIT_CODES = (
 
 
 def embed_parser() -> argparse.ArgumentParser:
-    """The flags of `pipelines.embed`."""
+    """Return the parser of `pipelines.embed`. Its flags fill the fields of Settings, ReaderOptions and ClipSpec."""
     parser = Parser(
         prog="python -m pipelines.embed",
-        description="Image–caption shards → CLIP embeddings, scores, zero-shot labels and rejects, as Parquet.",
+        description="Turn image–caption shards into CLIP embeddings, scores, zero-shot labels and rejects, as Parquet.",
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
     add = parser.add_argument
+    usual = "{} (default: %(default)s)".format
     add(
         "--input",
+        dest="inputs",
         action="extend",  # given twice, both count
         nargs="+",
-        default=[],
         metavar="URI",
-        help="(required) folders, tars, Parquet files, listings (CSV, TSV, JSONL), globs, {0..9}, @file",
+        help="(required) folders, tars, Parquet files, listings (CSV, TSV, JSONL), globs, {0..9} ranges, or @file with "
+        "one of these a line",
     )
-    add("--output", default="", metavar="URI", help="(required) folder of the dataset, new or of an earlier run")
-    add("--model", default="", help="(required) a published name such as ViT-B/32, a checkpoint file, or demo")
-    add("--activation", choices=ACTIVATIONS, help="what the checkpoint was trained with, if it does not say so")
+    add("--output", metavar="URI", help="(required) folder of the dataset: a new one, or that of an earlier run")
+    add("--model", help="(required) a published name such as ViT-B/32, a checkpoint file, or demo")
+    add("--activation", choices=ACTIVATIONS, help="activation of the checkpoint, if the file does not say it")
     add(
         "--precision",
         choices=PRECISIONS,
-        default="auto",
-        help="of the towers; auto (default): bf16 with AMX and on GPUs from Ampere on, fp16 on older GPUs, else fp32",
+        help=usual(
+            "precision of the model; auto: bf16 with AMX and on GPUs from Ampere on, fp16 on older GPUs, else fp32"
+        ),
     )
-    add("--device", choices=DEVICES, default="auto", help="auto (default): CUDA where a worker has it")
-    add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
+    add("--device", choices=DEVICES, help=usual("device of the model; auto: CUDA on a worker that has it, else CPU"))
+    add("--taxonomy", dest="taxonomies", action="append", metavar="FILE", help="classes to label with; repeatable")
     add(
         "--columns",
         action="extend",  # given twice, both count
         nargs="+",
-        default=[],
         metavar="NAME[=FIELD][:TYPE]",
         help="fields of the input to keep as columns of their own",
     )
+    add("--embedding_dtype", choices=list(EMBEDDING_DTYPES), help=usual("type of the stored embeddings"))
+    add("--top_labels", type=int, metavar="N", help=usual("number of classes in the labels' column top"))
     add(
-        "--embedding_dtype",
-        choices=list(EMBEDDING_DTYPES),
-        default="float32",
-        help="of the stored embeddings (%(default)s)",
+        "--batch_size",
+        type=int,
+        metavar="N",
+        help=usual("samples that go through the model together; 0: 32 on a CPU, 256 on a GPU"),
     )
-    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top (%(default)s)")
-    add("--batch_size", type=int, default=0, metavar="N", help="samples at a time; 0: 32 on a CPU, 256 on a GPU")
     add(
         "--processes",
         type=int,
-        default=0,
         metavar="N",
-        help="on this machine, each with a model of its own; 0, the default: one per GPU, or one per eight cores",
+        help=usual(
+            "processes on this machine, each with its own copy of the model; 0: one per GPU, or one per eight cores"
+        ),
     )
     add(
         "--max_reject_fraction",
         type=float,
-        default=0.05,
         metavar="F",
-        help="the most rejects, of images and captions apart, 0 to 1 (%(default)s)",
+        help=usual("largest accepted fraction of rejects, 0 to 1, for images and for captions separately"),
     )
-    add("--allow_damaged_shards", action="store_true", help="succeed though a shard cannot be read to its end")
+    add("--allow_damaged_shards", action="store_true", help="succeed even if a shard cannot be read to its end")
     add(
         "--retry_rejects",
         nargs="?",
         const="read",
-        default="",
         choices=RETRY_REJECTS[1:],
-        help="do units again of which something could not be read; all: those with any reject",
+        help="embed units again that have rejects: read, if no value is given, for units in which something could not "
+        "be read; all for units with any reject",
     )
     add("--overwrite", action="store_true", help="replace what was made with other settings or other classes")
+    add("--limit", type=int, metavar="N", help=usual("embed only the first N samples of each unit; 0: all samples"))
     add(
-        "--limit",
-        type=int,
-        default=0,
-        metavar="N",
-        help="only the first N samples of each unit; 0, the default, for all",
+        "--input_format",
+        choices=INPUT_FORMATS,
+        help=usual("read only this format; auto: every format in the input"),
     )
-    add("--input_format", choices=INPUT_FORMATS, default="auto", help="take only this from the input (%(default)s)")
-    add("--image_extension", metavar="EXT", help="of the image, where a tar has several images under a key")
-    add("--image_column", metavar="NAME", help="of Parquet and listings, where it is not called like an image or a URI")
-    add("--caption_column", metavar="NAME", help="of Parquet and listings; NAME[0] of a list")
-    add("--key_column", metavar="NAME", help="of Parquet and listings; else key, uid, __key__, else the row")
+    add("--image_extension", metavar="EXT", help="extension of the image, if a tar has several images under one key")
+    add(
+        "--image_column",
+        metavar="NAME",
+        help="column of images or image URIs in Parquet files and listings, if it does not have a usual name",
+    )
+    add(
+        "--caption_column",
+        metavar="NAME",
+        help="column of captions in Parquet files and listings; NAME[0] is the first entry of a list",
+    )
+    add(
+        "--key_column",
+        metavar="NAME",
+        help="column of keys in Parquet files and listings; if omitted: key, uid or __key__, else the row number",
+    )
     add(
         "--allow_uri",
         action="append",
-        default=[],
         metavar="URI",
-        help="where a listing's URIs may point to besides its own folder: a folder, a host, or https:// for all public "
-        "hosts; repeatable",
+        help="place that a listing's URIs may point to besides its own folder: a folder, a host, or https:// for all "
+        "public hosts; repeatable",
     )
-    limit = "{} (%(default)s); what is over it is a reject, and not read".format
-    add("--max_image_bytes", type=int, default=64 << 20, metavar="N", help=limit("of one encoded image, in bytes"))
+    add(
+        "--max_image_bytes",
+        type=int,
+        metavar="N",
+        help=usual("limit of one encoded image in bytes; a larger one is not read and becomes a reject"),
+    )
     add(
         "--max_image_pixels",
         type=int,
-        default=89_478_485,
         metavar="N",
-        help="of one picture, stored, and resized before its crop (%(default)s); what is over it is not decoded",
+        help=usual(
+            "limit of one image in pixels, both as stored and as resized before the crop; a larger one is not decoded "
+            "and becomes a reject"
+        ),
     )
-    add("--max_caption_bytes", type=int, default=16_384, metavar="N", help=limit("of one caption, in bytes of UTF-8"))
+    add(
+        "--max_caption_bytes",
+        type=int,
+        metavar="N",
+        help=usual("limit of one caption in bytes of UTF-8; a longer one is not read and becomes a reject"),
+    )
     add(
         "--fast_decode",
         action="store_true",
-        help="decode large JPEGs at a fraction of their size: sooner done, and slightly other embeddings",
+        help="decode large JPEGs at a fraction of their size; this is faster and changes their embeddings slightly",
     )
     add(
         "--units",
         metavar="I/N",
-        help="only the share I, from 0 on, of N: the units whose index in the plan modulo N is I, as for an array job",
+        help="embed only share I of N, counted from 0: the units whose index in the plan modulo N is I; for array jobs",
     )
-    add("--dry_run", action="store_true", help="print what was found and what would be done, and stop")
+    add("--dry_run", action="store_true", help="print what was found and what would be done, then stop")
+    _set_defaults(parser)
     return parser
 
 
+def _set_defaults(parser: argparse.ArgumentParser) -> None:
+    """Take the default of every flag from the field of the same name, so that each default stands in one place."""
+    fields = [field for cls in (Settings, ReaderOptions, ClipSpec) for field in dataclasses.fields(cls)]
+    flags = {action.dest for action in parser._actions}
+    for field in fields:
+        if field.name in flags and field.default is not dataclasses.MISSING:
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            parser.set_defaults(**{field.name: default})
+
+
 def label_parser() -> argparse.ArgumentParser:
-    """The flags of `pipelines.label`."""
+    """Return the parser of `pipelines.label`."""
     parser = Parser(
         prog="python -m pipelines.label",
-        description="New taxonomies over a finished dataset: zero-shot labels from its stored embeddings.",
+        description="Label a finished dataset with new taxonomies: zero-shot labels from its stored embeddings.",
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--input", default="", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
+    add("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
     add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
-    add("--model", default="", help="the dataset's own checkpoint, where it was moved since")
-    add("--top_labels", type=int, default=5, metavar="N", help="classes listed in the labels' column top (%(default)s)")
-    add("--overwrite", action="store_true", help="replace labels of the same name and other classes")
+    add("--model", help="checkpoint of the dataset, if it was moved since")
+    add(
+        "--top_labels",
+        type=int,
+        metavar="N",
+        help="number of classes in the labels' column top (default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace labels of the same name that have other classes")
+    _set_defaults(parser)
     return parser
 
 
@@ -220,43 +267,20 @@ def embed_settings(options: argparse.Namespace) -> Settings:
     Raises:
         ValueError: with one sentence for the first setting that is wrong.
     """
-    if not options.model:
-        raise UsageError(
-            "--model is missing: ViT-B/32 is the usual one, demo the small one that comes with this package"
-        )
-    for flag in ("input", "output"):
-        if not getattr(options, flag):
-            raise UsageError(f"--{flag} is missing; see --help")
+    for flag, dest, hint in _REQUIRED:
+        if not getattr(options, dest):
+            raise UsageError(f"{flag} is missing{hint}")
     columns = tuple(Column.parse(text, reserved_names()) for text in options.columns)
     names = [column.name.lower() for column in columns]
     if len(set(names)) < len(names):
         raise UsageError("--columns names one column twice; give each its own name")
-    return Settings(
-        inputs=tuple(options.input),
-        output=options.output,
-        model=ClipSpec(options.model, options.activation, options.precision, options.device),
-        taxonomies=tuple(Taxonomy.load(uri) for uri in options.taxonomy),
-        reader=ReaderOptions(
-            input_format=options.input_format,
-            image_extension=options.image_extension,
-            image_column=options.image_column,
-            caption_column=options.caption_column,
-            key_column=options.key_column,
-            columns=columns,
-            limit=options.limit,
-            max_image_bytes=options.max_image_bytes,
-            max_caption_bytes=options.max_caption_bytes,
-            allow_uri=tuple(options.allow_uri),
-        ),
-        max_image_pixels=options.max_image_pixels,
-        fast_decode=options.fast_decode,
-        embedding_dtype=options.embedding_dtype,
-        top_labels=options.top_labels,
-        batch_size=options.batch_size,
-        max_reject_fraction=options.max_reject_fraction,
-        allow_damaged_shards=options.allow_damaged_shards,
-        retry_rejects=options.retry_rejects,
-        overwrite=options.overwrite,
-        processes=options.processes,
-        units=options.units,
-    )
+    values = vars(options) | {"columns": columns, "taxonomies": [Taxonomy.load(uri) for uri in options.taxonomies]}
+    values |= {"model": _fill(ClipSpec, values), "reader": _fill(ReaderOptions, values)}
+    return _fill(Settings, values)
+
+
+def _fill(cls: type[_Record], values: Mapping[str, Any]) -> _Record:
+    """Build a record from the values that are called like its fields; lists become tuples."""
+    names = [field.name for field in dataclasses.fields(cls) if field.name in values]
+    found: dict[str, Any] = {name: tuple(v) if isinstance(v := values[name], list) else v for name in names}
+    return cls(**found)
