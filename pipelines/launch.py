@@ -26,10 +26,12 @@ from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.workers.runner import is_direct
 from pipelines.beam_options import check_beam_options
+from pipelines.command import FAILED
 from pipelines.command_line import UsageError
-from pipelines.terminal import complain, on_signals
+from pipelines.terminal import complain, on_signals, silence
 
 GO_ON = "what is committed stays; the same command goes on from there"
+_DETACHED = "the job goes on without this command, and writes run.json at its end"
 
 
 def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
@@ -99,7 +101,7 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
     """
     detached, result = not is_direct(pipeline.options), None
     try:
-        with end_at_signals(lambda: _end(transform, detached)):
+        with end_at_signals(_DETACHED if detached else GO_ON, lambda: None if detached else _end(transform)):
             _ = pipeline | transform
             result = pipeline.run()
             result.wait_until_finish()
@@ -124,16 +126,13 @@ def _has_ended(result: Any) -> bool:
         return False
 
 
-def _end(transform: Any, detached: bool) -> str:
-    """Clean up after a run that a signal ends; how to go on."""
-    if detached:
-        return "the job goes on without this command, and writes run.json at its end"
+def _end(transform: Any) -> None:
+    """Kill the workers of a run that a signal ends, and remove its temporary folder."""
     for child in _children():
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
     if transform.run_folder is not None:
         transform.run_folder.close()
-    return GO_ON
 
 
 def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
@@ -165,21 +164,25 @@ def _children() -> list[int]:
 
 
 @contextlib.contextmanager
-def end_at_signals(clean_up: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C, SIGTERM and SIGHUP clean up, say how to go on, and end at once.
+def end_at_signals(go_on: str, clean_up: Callable[[], None]) -> Iterator[None]:
+    """On Ctrl-C, SIGTERM and SIGHUP say how to go on, clean up and exit at once.
 
-    Threads of the runner, the readers and the decoders may be in the middle of anything; nothing that is not whole has
-    a final name, so none of them is waited for.
+    This waits for no thread of the runner, the readers or the decoders, whatever they are doing: a file gets its final
+    name only when it is whole.
 
     Args:
-        clean_up: gives the sentence that says how to go on.
+        go_on: how to go on, for the sentence that is said.
+        clean_up: ends child processes and removes temporary files; whatever is printed meanwhile is dropped.
     """
 
     def end(number: int, _: Any) -> None:
         on_signals(lambda *_: None)  # once is enough
-        go_on = clean_up()
         complain(f"\nended by {signal.Signals(number).name}; {go_on}")
-        os._exit(1)
+        silence()  # when the workers die, Beam and gRPC print tracebacks from several threads
+        try:
+            clean_up()
+        finally:
+            os._exit(FAILED)
 
     before = on_signals(end)
     try:

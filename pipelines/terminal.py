@@ -45,6 +45,13 @@ def complain(line: str) -> None:
         return  # nobody is there to be told
 
 
+def silence() -> None:
+    """Drop whatever this process and its children print from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
 def on_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     """Let a function handle Ctrl-C, SIGTERM and SIGHUP; the handlers that were there.
 

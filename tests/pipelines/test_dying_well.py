@@ -139,6 +139,59 @@ def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on
     assert len(rows_of(out)) == 25
 
 
+@pytest.fixture
+def slow_end(slow_commits, tmp_path):
+    """The environment of `slow_commits`, in which a run's folder also takes a second to be removed.
+
+    Beam's threads notice in that second that their workers are dead.
+    """
+    hook = slow_commits["PYTHONPATH"].split(os.pathsep)[0]
+    path = tmp_path / "hook"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(
+        f"exec(open({os.path.join(hook, 'sitecustomize.py')!r}).read())\n"
+        "rmdir = os.rmdir\n"
+        "def slow_rmdir(*args, **kwargs):\n"
+        "    time.sleep(1)\n"
+        "    return rmdir(*args, **kwargs)\n"
+        "os.rmdir = slow_rmdir\n"
+    )
+    return slow_commits | {"PYTHONPATH": f"{path}{os.pathsep}{slow_commits['PYTHONPATH']}"}
+
+
+def interrupt(argv, out, env, whole_group):
+    """Start a run with two workers of Beam's, press Ctrl-C when parts appear, and return what it said."""
+    process = start([*argv, *TWO_PROCESSES], env=env, start_new_session=True)
+    try:
+        wait_for(lambda: len(list(out.glob("embeddings/*.parquet"))) >= 2)
+        os.killpg(process.pid, signal.SIGINT) if whole_group else process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    return said
+
+
+ENDED = "\nended by SIGINT; what is committed stays; the same command goes on from there\n"
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "to the launcher alone"])
+def test_ctrl_c_with_beams_workers_is_one_sentence_and_nothing_else(whole_group, few, slow_end, tmp_path):
+    assert interrupt(few, tmp_path / "slow", slow_end, whole_group) == ENDED
+    assert not (tmp_path / "slow" / "_temporary").exists()
+
+
+@pytest.mark.slow  # ten runs of ten seconds each, at the speed at which users meet it
+@pytest.mark.timeout(600)
+def test_ctrl_c_with_beams_workers_is_one_sentence_every_time(few, slow_commits, tmp_path):
+    for number in range(10):
+        out = tmp_path / f"slow{number}" / "slow"
+        argv = [*few, "--output", str(out)]
+        assert interrupt(argv, out, slow_commits, whole_group=number % 2 == 0) == ENDED, number
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_before_anything_was_started_is_one_line_too(number, tmp_path, tiny_checkpoint):
     make_tar(tmp_path / "a.tar", 2)
