@@ -1,9 +1,10 @@
 """Our command against clip-retrieval 2.45, same shards, same weights: `python -m benchmarks.peer --python P`.
 
-P is a Python in which clip-retrieval can be imported; without one the benchmark says how to install it. Both read the
-same webdataset tars and embed pictures and captions with ViT-B/32 of the same random weights, each with its own
-defaults. Counted are the pairs that lie in the output, and the embeddings are compared. With start-up is from the start
-of the process to its end; clip-retrieval's own warm-up, two passes of a batch, is part of it as it is for its users.
+P is a Python in which clip-retrieval and its own torchvision can be imported. Without one the benchmark says how to
+install them. Both programs read the same webdataset tars and embed pictures and captions with ViT-B/32 of the same
+random weights, each with its own defaults. The benchmark counts the pairs in each output and compares the embeddings.
+The figure with start-up runs from the start of the process to its end. It includes clip-retrieval's own warm-up, two
+passes of a batch, because its users wait for that too.
 """
 
 from __future__ import annotations
@@ -26,49 +27,48 @@ from benchmarks.commands import Run, embed, in_turn, seconds_of
 from benchmarks.inputs import photographs, random_checkpoint, write_tars
 from benchmarks.machine import median_ratio, print_facts
 
-MODEL, SHARDS = "ViT-B/32", 8  # it needs a shard for each of its workers, of which it has 4
-STAND_IN = Path(__file__).parent / "stand_in"
+MODEL, SHARDS = "ViT-B/32", 8  # clip-retrieval needs a shard for each of its four workers
 INSTALL = (
-    "clip-retrieval cannot be imported by {python} ({reason}): name with --python one of a venv with "
-    "`pip install clip-retrieval==2.45.0 'setuptools<81'`, or see docs/performance.md where torchvision cannot be had"
+    "--python is {python}, which cannot import clip-retrieval and torchvision ({reason}); give the Python of a venv "
+    "where `pip install clip-retrieval==2.45.0 'setuptools<81'` was run"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="in which clip-retrieval is installed (this one)")
-    parser.add_argument("--pairs", type=int, default=4_000, help="a run (%(default)s)")
-    parser.add_argument("--size", default="256x256", help="of the pictures (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=256, help="of clip-retrieval; its default (%(default)s)")
-    parser.add_argument("--workers", type=int, default=4, help="its num_prepro_workers; its default (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="of interleaved runs (%(default)s)")
+    parser.add_argument(
+        "--python", default=sys.executable, help="Python with clip-retrieval and torchvision (this one)"
+    )
+    parser.add_argument("--pairs", type=int, default=4_000, help="pairs in each run (%(default)s)")
+    parser.add_argument("--size", default="256x256", help="size of the pictures (%(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=256, help="clip-retrieval's batch size (%(default)s, its own)"
+    )
+    parser.add_argument("--workers", type=int, default=4, help="its num_prepro_workers (%(default)s, its own default)")
+    parser.add_argument("--rounds", type=int, default=1, help="number of interleaved runs (%(default)s)")
     options = parser.parse_args(argv)
     print_facts()
     environment = dict(os.environ, PYTHONPATH="")
-    if not _imports(options.python, "torchvision", environment):
-        environment["PYTHONPATH"] = str(STAND_IN)
     try:
         name = _name_of(options.python, environment)
     except RuntimeError as error:
         print(INSTALL.format(python=options.python, reason=error))
         return
-    if environment["PYTHONPATH"]:
-        print("torchvision cannot be imported there: its five transforms on Pillow images are replaced by equal ones")
     flags = [f"--batch_size={options.batch_size}", f"--num_prepro_workers={options.workers}"]
     peer = [options.python, "-m", "clip_retrieval.cli", "inference", "--input_format=webdataset", *flags]
     measure(name, peer, environment, max(1, options.pairs // SHARDS), options.size, options.rounds)
 
 
 def measure(name: str, peer: Sequence[str], environment: dict[str, str], of_each: int, size: str, rounds: int) -> None:
-    """Run both in turn and print the ratios.
+    """Run both programs in turn and print the ratios.
 
     Args:
-        name: of the peer, with its version.
-        peer: its command line, without input, weights and output.
-        environment: of its process.
-        of_each: pairs of each shard.
-        size: of the pictures.
-        rounds: of both.
+        name: name and version of the peer.
+        peer: the peer's command line, without input, weights and output.
+        environment: environment variables of the peer's process.
+        of_each: number of pairs in each shard.
+        size: size of the pictures, such as "256x256".
+        rounds: number of runs of each program.
     """
     pairs = SHARDS * of_each
     with tempfile.TemporaryDirectory() as folder:
@@ -92,26 +92,23 @@ def measure(name: str, peer: Sequence[str], environment: dict[str, str], of_each
     print(f"both outputs hold the same pairs; cosine of the embeddings, at worst: {worst}")
 
 
-def _imports(python: str, module: str, environment: dict[str, str]) -> bool:
-    done = subprocess.run([python, "-c", f"import {module}"], env=environment, capture_output=True)
-    return done.returncode == 0
-
-
 def _name_of(python: str, environment: dict[str, str]) -> str:
-    """`clip-retrieval 2.45.0`.
+    """Return the peer's name and version, such as `clip-retrieval 2.45.0`.
 
     Raises:
-        RuntimeError: if it cannot be imported, with the reason.
+        RuntimeError: if that Python cannot import clip-retrieval and torchvision; the message gives the reason.
     """
-    program = "import clip_retrieval.clip_inference, importlib.metadata as m; print(m.version('clip-retrieval'))"
+    program = (
+        "import torchvision, clip_retrieval.clip_inference, importlib.metadata as m; print(m.version('clip-retrieval'))"
+    )
     done = subprocess.run([python, "-c", program], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it printed no reason"])[-1])
     return f"clip-retrieval {done.stdout.strip()}"
 
 
 def _run_peer(argv: Sequence[str], output: Path, environment: dict[str, str]) -> Run:
-    """Run clip-retrieval into a new output; its own clock of the loop stands in its statistics."""
+    """Run clip-retrieval into a new output; it writes the seconds of its own loop into its statistics."""
     shutil.rmtree(output, ignore_errors=True)
     seconds = seconds_of(argv, environment, output.parent)
     stats = [json.loads(path.read_bytes()) for path in sorted((output / "stats").glob("[0-9]*.json"))]
@@ -121,7 +118,7 @@ def _run_peer(argv: Sequence[str], output: Path, environment: dict[str, str]) ->
 
 
 def _compare(ours: Path, theirs: Path, pairs: int) -> str:
-    """The worst cosine of a picture's and of a caption's embedding with the other program's, pair by pair.
+    """Compare both programs' embeddings pair by pair; return the worst cosine for pictures and for captions.
 
     Raises:
         RuntimeError: if one of the outputs does not hold all pairs.
@@ -138,7 +135,9 @@ def _compare(ours: Path, theirs: Path, pairs: int) -> str:
         for caption in pq.ParquetFile(path).read(["caption"]).column("caption").to_pylist()
     ]
     if sorted(captions) != sorted(by_caption) or len(rows) != len(captions) or len(rows) != pairs:
-        raise RuntimeError(f"of {pairs:,} pairs ours holds {len(rows):,} and clip-retrieval's {len(captions):,}")
+        raise RuntimeError(
+            f"of {pairs:,} pairs our output holds {len(rows):,} and clip-retrieval's holds {len(captions):,}"
+        )
     found = []
     for ours_of, theirs_of in (("image", "img"), ("caption", "text")):
         a = np.array([by_caption[caption][f"{ours_of}_embedding"] for caption in captions], np.float32)
