@@ -30,7 +30,8 @@ setup(
         "aws": ["s3fs>=2024.6"],  # s3://
         "demo": ["duckdb"],
         "test": [
-            *("pytest", "pytest-timeout", "hypothesis", "ruff", "build"),
+            *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
+            *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
             *("duckdb", "polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],

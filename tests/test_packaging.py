@@ -1,12 +1,15 @@
-"""The distribution: what a worker on a cluster installs."""
+"""The distribution that a worker on a cluster installs, and the tools that make installs."""
 
+import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 
@@ -19,11 +22,46 @@ def sdist(folder):
     return path
 
 
-def test_the_sdist_holds_the_demo_checkpoint_and_all_packages(tmp_path):
+def test_the_sdist_holds_the_demo_checkpoint_and_every_module(tmp_path):
     with tarfile.open(sdist(tmp_path)) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    for name in ("clip_transforms/demo/demo.safetensors", "schemas/embeddings.py", "pipelines/embed.py", "LICENSE"):
-        assert name in names
+    places = ("clip_transforms", "schemas", "pipelines")
+    modules = {str(path.relative_to(ROOT)) for place in places for path in (Path(ROOT) / place).rglob("*.py")}
+    assert len(modules) > 50
+    assert {"clip_transforms/demo/demo.safetensors", "README.md", "LICENSE", *modules} <= names
+
+
+def canonical(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def pins():
+    """Package → version of constraints.txt."""
+    lines = (Path(ROOT) / "constraints.txt").read_text().splitlines()
+    found = [line.split("==") for line in lines if not line.startswith("#")]
+    assert len({canonical(name) for name, _ in found}) == len(found)
+    return {canonical(name): version for name, version in found}
+
+
+def test_every_package_that_make_installs_has_a_pin(pins, tmp_path):
+    with tarfile.open(sdist(tmp_path)) as tar:
+        (info,) = [name for name in tar.getnames() if name.count("/") == 1 and name.endswith("/PKG-INFO")]
+        metadata = email.message_from_bytes(tar.extractfile(info).read())
+    wanted = [text for text in metadata.get_all("Requires-Dist") if "extra ==" not in text or 'extra == "test"' in text]
+    names = {canonical(re.match(r"[\w.-]+", text)[0]) for text in wanted}
+    assert {"apache-beam", "mypy", "pre-commit", "pytest-xdist"} <= names
+    assert names - pins.keys() == set()
+
+
+def test_the_hooks_run_the_tools_of_make_lint_and_download_nothing(pins):
+    config = yaml.safe_load((Path(ROOT) / ".pre-commit-config.yaml").read_text())
+    (repo,) = config["repos"]
+    assert repo["repo"] == "local" and all(hook["language"] == "system" for hook in repo["hooks"])
+    makefile = (Path(ROOT) / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
+    for hook in repo["hooks"]:
+        command = re.match(r"\.venv/bin/(\w+)( \w+)?", hook["entry"])
+        assert command[0] in makefile and command[1] in pins
 
 
 @pytest.mark.slow  # installs torch and Beam into a new environment, from the package index
