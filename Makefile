@@ -1,4 +1,4 @@
-# Every target makes .venv by itself where it is missing or out of date.
+# Every target makes .venv itself if it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,12 +33,13 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) demo
 
-# torch alone first: any other request for it pulls gigabytes of CUDA. open_clip alone last, for tests that read what it
-# writes: what it depends on would bring torchvision, which cannot be had beside this torch.
+# Install torch alone and first: as a dependency of another package it would pull gigabytes of CUDA. Install open_clip
+# last and without its dependencies, for tests that read its files: its dependency torchvision cannot be installed beside
+# this torch.
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing torch and the other packages into $(VENV); this takes some minutes, and 2 GB of disk"
+	@echo "installing torch and the other packages into $(VENV); this takes some minutes and 2 GB of disk"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch

@@ -1,4 +1,4 @@
-"""The distribution: ranges here, exact pins in constraints.txt."""
+"""The distribution. Version ranges are here, exact pins in constraints.txt."""
 
 from setuptools import find_packages, setup
 
@@ -23,7 +23,7 @@ setup(
         "safetensors>=0.4.3",
         "tqdm>=4.66",
         "braceexpand>=0.1.7",
-        "openai-clip>=1.0.1",  # for its vocabulary file alone; the package is never imported
+        "openai-clip>=1.0.1",  # only for its vocabulary file; the package is never imported
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow

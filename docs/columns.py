@@ -1,4 +1,4 @@
-"""Writes docs/columns.md from the schemas: `python docs/columns.py`. A test says when it is stale."""
+"""Write docs/columns.md from the schemas: `python docs/columns.py`. A test fails when the page is stale."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from schemas.rejects import REASONS, rejects_schema
 
 HEAD = """# Columns
 
-Generated from `schemas/` by `python docs/columns.py`. A `?` behind a type says that the column may be null.
-(`shard`, `row`) is unique in the embeddings and in the labels, (`shard`, `row`, `modality`) in the rejects.
+Generated from `schemas/` by `python docs/columns.py`. A `?` after a type means that the column may be null.
+(`shard`, `row`) is unique in the embeddings and in the labels. (`shard`, `row`, `modality`) is unique in the rejects.
 """
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     tables = {
         "embeddings/*.parquet": embeddings_schema(),
         "labels/<taxonomy>/*.parquet": labels_schema(),
@@ -33,7 +33,7 @@ def render() -> str:
 
 
 def type_name(field) -> str:
-    """An Arrow type, as a reader of the files sees it."""
+    """Return the name of a field's Arrow type, as a reader of the files sees it."""
     name = str(field.type).replace("dictionary<values=string, indices=int32, ordered=0>", "dictionary string")
     name = name.replace("float", "float32").replace("item: ", "")
     return name + ("?" if field.nullable else "")
