@@ -16,6 +16,8 @@ from conftest import ROOT, make_folder, make_parquet, make_tar
 from pipelines import demo
 
 README = (Path(ROOT) / "README.md").read_text()
+USAGE = (Path(ROOT) / "docs" / "usage.md").read_text()
+MEASURED = re.compile(r"pairs/s|labels that agree|│")  # lines whose numbers differ between machines
 
 
 def test_the_columns_page_is_fresh():
@@ -26,19 +28,35 @@ def test_the_columns_page_is_fresh():
     assert (Path(ROOT) / "docs" / "columns.md").read_text() == module.render(), stale
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands():
-    """Every command of the README, one a line, with continued lines joined."""
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+def examples(language, text=README + USAGE):
+    """Every block of code, with the output that is shown under it, if any."""
+    return re.findall(rf"```{language}\n(.*?)```(?:\n+```text\n(.*?)```)?", text, re.DOTALL)
+
+
+def commands(block):
+    """The commands of a block, one a line, with continued lines joined."""
+    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+def assert_shown(shown, printed):
+    """Every shown line was printed, in this order; `…` stands for anything, and measured numbers are not compared."""
+    lines = iter(printed.splitlines())
+    for wanted in filter(None, (line.strip() for line in shown.splitlines())):
+        if wanted == "…":
+            continue
+        pattern = ".*".join(map(re.escape, wanted.split("…")))
+        if MEASURED.search(wanted):
+            pattern = re.sub(r"(\d|,\d|\\\.\d)+", r"[\\d,.]+", pattern)
+        assert any(re.fullmatch(pattern, line.strip()) for line in lines), (wanted, printed)
 
 
 def test_the_make_targets_of_the_readme_exist():
     targets = re.findall(r"^(\w+):", (Path(ROOT) / "Makefile").read_text(), re.MULTILINE)
-    named = [c.split()[1] for c in commands() if c.startswith("make ")]
+    named = [c.split()[1] for block, _ in examples("bash") for c in commands(block) if c.startswith("make ")]
     assert named and set(named) <= set(targets)
 
 
@@ -61,26 +79,26 @@ def workplace(tmp_path_factory, tiny_checkpoint):
 
 
 @pytest.mark.timeout(300)
-def test_every_command_of_the_readme_runs_as_it_stands(workplace, capfd, monkeypatch):
+def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, capfd, monkeypatch):
     """The first of each command in a process of its own, as it is typed, the others in this one."""
     monkeypatch.chdir(workplace)
-    typed = set()
-    lines = [c for c in commands() if c.startswith("python -m pipelines.")]
-    assert len(lines) >= 7
-    for line in lines:
-        argv = shlex.split(line.removeprefix("python "), comments=True)
-        module = argv[1]
-        if module in typed:
-            code = importlib.import_module(module).main(argv[2:])
-        else:
-            code = subprocess.run([sys.executable, *argv], timeout=100).returncode
-        typed.add(module)
-        printed = capfd.readouterr()
-        assert code == 0, (line, printed.err)
-        shown = {"--dry_run": "nothing was written", "pipelines.models": "parameters", "pipelines.label": "1 part"}
-        expected = next((text for flag, text in shown.items() if flag in line), " = ")
-        assert expected in printed.out, (line, printed.out)
-    assert typed == {"pipelines.embed", "pipelines.label", "pipelines.models"}
+    typed, compared = set(), 0
+    for block, shown in examples("bash"):
+        lines = [c for c in commands(block) if c.startswith("python -m pipelines.")]
+        assert not shown or len(lines) == 1 or "make demo" in block, block
+        for line in lines:
+            argv = shlex.split(line.removeprefix("python "), comments=True)
+            module = argv[1]
+            if module in typed:
+                code = importlib.import_module(module).main(argv[2:])
+            else:
+                code = subprocess.run([sys.executable, *argv], timeout=100).returncode
+            typed.add(module)
+            printed = capfd.readouterr()
+            assert code == 0, (line, printed.err)
+            assert_shown(shown, printed.out)
+            compared += bool(shown)
+    assert typed == {"pipelines.embed", "pipelines.label", "pipelines.models"} and compared >= 6
 
 
 def test_the_analysts_query_of_the_readme_answers(workplace):
@@ -91,14 +109,29 @@ def test_the_analysts_query_of_the_readme_answers(workplace):
     assert len(duckdb.connect().execute(query).fetchall()) > 0
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.strip().splitlines()[0])
-def test_the_python_of_the_readme_runs(block, workplace):
+@pytest.mark.parametrize("block, shown", examples("python"), ids=lambda text: " ".join(text.split()[:4]))
+def test_the_python_of_the_readme_runs_and_prints_what_is_shown(block, shown, workplace):
     photo = next((workplace / "photos").glob("*.jpg"))
     shutil.copy(photo, workplace / "cat.jpg")
     replaced = block.replace('"ViT-B/32"', '"demo"').replace("gs://web/shards/{00000..00999}.tar", "photos")
     replaced = replaced.replace("gs://web/clip", "out-python").replace("animals.json", "animals.txt")
     done = subprocess.run([sys.executable, "-c", replaced], capture_output=True, text=True, cwd=workplace, timeout=100)
     assert done.returncode == 0, done.stderr
+    assert_shown(shown, done.stdout)
+
+
+def test_a_shown_line_that_was_not_printed_is_found():
+    assert_shown("…\n2 units, … MB\n80.3 pairs/s; short", "first\n2 units, 3 MB\nother\n1,444 pairs/s; short\n")
+    for shown in ("3 units, … MB", "80.3 pairs/s; long", "2 units, 3 MB\nfirst"):
+        with pytest.raises(AssertionError):
+            assert_shown(shown, "first\n2 units, 3 MB\n1,444 pairs/s; short\n")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/usage.md"])
+def test_every_link_leads_to_a_file(page):
+    path = Path(ROOT) / page
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in link]
+    assert [link for link in links if not (path.parent / link.partition("#")[0]).exists()] == []
 
 
 @pytest.mark.timeout(200)
@@ -115,7 +148,23 @@ def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_seco
         "--input ~/Pictures",
     ):
         assert piece.lower() in first.stdout.lower(), piece
+    (shown,) = [shown for block, shown in examples("bash") if "make demo" in block]
+    assert_shown(shown, first.stdout)
     shapes, colors = re.findall(r"(?:shapes|colors) ([\d,]+) of 1,996", first.stdout)
     assert min(int(n.replace(",", "")) for n in (shapes, colors)) > 0.98 * 1996
     monkeypatch.chdir(tmp_path)
     assert demo.main([]) == 0 and "nothing was left to do" in capsys.readouterr().out
+
+
+def test_every_file_that_the_contributors_guide_names_exists():
+    text = (Path(ROOT) / "CONTRIBUTING.md").read_text()
+    planned = set(re.findall(r"`([\w/]+/)` \(does not exist yet\)", text))
+    named = set(re.findall(r"`(?:\.venv/bin/python )?([\w.]+(?:/[\w.]*)+|\w+\.(?:py|md|txt))`", text)) - planned
+    assert len(named) > 20
+    assert sorted(name for name in named if not (Path(ROOT) / name).exists()) == []
+
+
+@pytest.mark.parametrize("target", ["test", "slow", "lint", "bench"])
+def test_the_make_targets_of_the_contributors_guide_exist(target):
+    assert f"`make {target}`" in (Path(ROOT) / "CONTRIBUTING.md").read_text()
+    assert re.search(rf"^{target}:", (Path(ROOT) / "Makefile").read_text(), re.MULTILINE)
