@@ -45,27 +45,7 @@ def embed_shards(
             was started then.
         Exception: what ended the run. What is committed stays, and the same call goes on from there.
     """
-    plan = plan_run(Settings(tuple(inputs), output, model, tuple(taxonomies), **settings))
-    processes = _processes_of(plan)
-    job, folder = begin_run(plan, processes, ())
-    with folder:
-        classes = embed_run_classes(job)
-        if processes > 1:
-            results = embed_in_processes(job, classes, PROGRESS)
-        else:
-            results = _embed_here(job, classes)
-        return write_run(job, RunSummary.of_all(results))
-
-
-def _processes_of(plan: RunPlan) -> int:
-    """Number of processes that embed on this machine; one means this process."""
-    return count_processes(plan.settings.processes, gpus_for(plan.settings.model.device), len(plan.pending))
-
-
-def _embed_here(job: Job, classes: Mapping[str, str]) -> Iterator[PartResult]:
-    embedder = load_embedder(job) if job.pending else None
-    for task in job.tasks():
-        yield from embed_task(task, job, embedder, classes)
+    return EmbedShards(inputs, output, model, taxonomies, **settings).run_here()
 
 
 class EmbedShards(beam.PTransform):
@@ -98,6 +78,20 @@ class EmbedShards(beam.PTransform):
         transform._settings, transform._plan, transform._command = plan.settings, plan, tuple(command)
         return transform
 
+    def run_here(self) -> dict[str, Any]:
+        """Do the same without Beam, in this process or in several of this machine; the content of `run.json`."""
+        plan = self._plan or plan_run(self._settings)
+        processes = _processes_of(plan)
+        job, self.run_folder = begin_run(plan, processes, self._command)
+        self.run = job.run
+        with self.run_folder:
+            classes = embed_run_classes(job)
+            if processes > 1:
+                results = embed_in_processes(job, classes, PROGRESS)
+            else:
+                results = _embed_tasks(job, classes)
+            return write_run(job, RunSummary.of_all(results))
+
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[PartResult]:
         """Write the plan, and wire the pipeline that starts from its URI."""
         options = pipeline.pipeline.options
@@ -123,6 +117,17 @@ class EmbedShards(beam.PTransform):
             | "WriteRun" >> beam.Map(lambda summary: write_run(job, summary) and None)
         )
         return results
+
+
+def _processes_of(plan: RunPlan) -> int:
+    """Number of processes that embed on this machine; one means this process."""
+    return count_processes(plan.settings.processes, gpus_for(plan.settings.model.device), len(plan.pending))
+
+
+def _embed_tasks(job: Job, classes: Mapping[str, str]) -> Iterator[PartResult]:
+    embedder = load_embedder(job) if job.pending else None
+    for task in job.tasks():
+        yield from embed_task(task, job, embedder, classes)
 
 
 class _EmbedClasses(beam.DoFn):

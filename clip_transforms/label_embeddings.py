@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
@@ -12,7 +12,6 @@ from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.classes import check_classes, embed_classes
 from clip_transforms.labels.part import label_part, labels_footer, stale_labels
-from clip_transforms.parts.counts import add
 from clip_transforms.parts.dataset import check_dataset
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.manifest import (
@@ -25,7 +24,7 @@ from clip_transforms.parts.manifest import (
 )
 from clip_transforms.run.folder import RunFolder
 from clip_transforms.run.job import read_taxonomies, write_taxonomies
-from clip_transforms.run.over_parts import OverParts, PartsWork, run_over_parts
+from clip_transforms.run.over_parts import OverParts, PartsWork
 
 
 def label_embeddings(dataset: str, taxonomies: Sequence[Taxonomy], **options: Any) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def label_embeddings(dataset: str, taxonomies: Sequence[Taxonomy], **options: An
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return run_over_parts(plan_labels(dataset, taxonomies, **options))
+    return LabelEmbeddings(dataset, taxonomies, **options).run_here()
 
 
 class LabelEmbeddings(OverParts):
@@ -91,17 +90,8 @@ class LabelPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LabelWork:
-    """How one part is labelled.
-
-    Attributes:
-        marks_success: whether the dataset was complete before its labels changed.
-        output: URI of the dataset.
-        folder: URI of the run's folder, which holds the taxonomies' texts.
-        checkpoint: the checkpoint of the dataset's embeddings.
-        digests: taxonomy → digest.
-        top_labels: length of a label's `top`.
-    """
+class _LabelWork(PartsWork):
+    """How one part is labelled; `marks_success` is whether the dataset was complete before."""
 
     marks_success: bool
     output: str
@@ -125,10 +115,6 @@ class _LabelWork:
     def summarise(self, result: tuple[str, int]) -> Counter:
         """Count the part and its rows."""
         return Counter(parts=1, rows=result[1])
-
-    def add(self, summaries: Iterable[Counter]) -> Counter:
-        """Add the counts up."""
-        return add(summaries)
 
     def finish(self, total: Counter) -> dict[str, Any]:
         """Say what was labelled."""

@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.portability import python_urns
 from apache_beam.runners import create_runner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineState
+from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clip_transforms.clip.downloads import fetch
@@ -102,8 +102,7 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
     detached, result = not is_direct(pipeline.options), None
     try:
         with end_at_signals(_DETACHED if detached else GO_ON, lambda: None if detached else _end(transform)):
-            _ = pipeline | transform
-            result = pipeline.run()
+            result = start(pipeline, transform)
             result.wait_until_finish()
         return True
     except Exception as error:  # whatever ended the run: its reason in one line, with the runner's own log above it
@@ -116,6 +115,12 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
     finally:
         if transform.run_folder is not None:
             transform.run_folder.close()
+
+
+def start(pipeline: beam.Pipeline, transform: Any) -> PipelineResult:
+    """Start a pipeline of one transform."""
+    _ = pipeline | transform
+    return pipeline.run()
 
 
 def _has_ended(result: Any) -> bool:

@@ -136,20 +136,46 @@ def taxonomy_file(tmp_path):
 
 
 @pytest.fixture
-def embed(tiny_checkpoint, monkeypatch):
-    """Run `pipelines.embed` in this process with the tiny checkpoint; returns the exit code.
+def without_beam(monkeypatch):
+    """Commands in this process do their work by the plain functions, which takes a third of the time."""
 
-    In fp32 unless the flags say otherwise, so that the numbers do not depend on the processor.
+    class Done:
+        state = "DONE"
+
+        def wait_until_finish(self):
+            return self.state
+
+    def start(pipeline, transform):
+        transform.run_here()
+        return Done()
+
+    monkeypatch.setattr("pipelines.launch.start", start)
+
+
+@pytest.fixture
+def embed(embed_with_beam, without_beam):
+    """Run `pipelines.embed` in this process with the tiny checkpoint; it must end with the exit code `code`, unless that is None.
+
+    In fp32 unless the flags say otherwise, so that the numbers do not depend on the processor. Beam only takes part
+    with `embed_with_beam`.
     """
+    return embed_with_beam
+
+
+@pytest.fixture
+def embed_with_beam(tiny_checkpoint, monkeypatch):
+    """`embed`, through Beam's in-process runner."""
     from pipelines import embed as command
 
     # On a machine with many cores or GPUs too it is this process that embeds, unless a test asks for several.
     monkeypatch.setattr("clip_transforms.run.processes._CORES_EACH", 1 << 20)
     monkeypatch.setattr(importlib.import_module("clip_transforms.embed_shards"), "gpus_for", lambda device: [])
 
-    def run(*inputs, output, flags=()):
+    def run(*inputs, output, flags=(), code=0):
         argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint]
-        return command.main([*argv, "--precision", "fp32", *map(str, flags)])
+        found = command.main([*argv, "--precision", "fp32", *map(str, flags)])
+        assert code in (None, found), f"exit code {found}"
+        return found
 
     return run
 

@@ -7,51 +7,55 @@ results; rows and vectors never do.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import apache_beam as beam
 
 from clip_transforms import storage
+from clip_transforms.parts.counts import add
 from clip_transforms.parts.manifest import write_json
 from clip_transforms.run.folder import RunFolder, new_run_id, remove_run_folder
 from clip_transforms.workers.lifetime import end_with
 from clip_transforms.workers.runner import is_direct
 
-Result = TypeVar("Result")
 
+class PartsWork:
+    """What a verb does with the parts. It is pickled and sent to every worker, so it must be small.
 
-class PartsWork(Protocol[Result]):
-    """What a verb does with the parts. It is pickled and sent to every worker, so it must be small."""
+    Attributes:
+        marks_success: whether `_SUCCESS` is written when everything is done.
+    """
 
-    @property
-    def marks_success(self) -> bool:
-        """Whether `_SUCCESS` is written when everything is done."""
+    marks_success: bool
 
     def prepare(self) -> Any:
         """Do once, before any part, what all of them need; a small value that `do_part` gets."""
 
-    def do_part(self, item: Any, prepared: Any) -> Result:
+    def do_part(self, item: Any, prepared: Any) -> Any:
         """Do one part; a small result.
 
         Args:
             item: one of the plan's items.
             prepared: the result of `prepare`.
         """
+        raise NotImplementedError
 
-    def summarise(self, result: Result) -> Any:
-        """Turn a result into a summary that `add` can add up."""
+    def summarise(self, result: Any) -> Any:
+        """Turn a result into a summary that `add` can add up; by default they are counters."""
+        return result
 
     def add(self, summaries: Iterable[Any]) -> Any:
         """Add up summaries, and sums of them; the order must not matter."""
+        return add(summaries)
 
     def finish(self, total: Any) -> Mapping[str, Any]:
         """Do once, after all parts, what is left; the content of the run's own file."""
+        return total
 
 
 class PartsPlan(Protocol):
@@ -70,7 +74,7 @@ class PartsPlan(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run(Generic[Result]):
+class _Run:
     """One run over the parts.
 
     Attributes:
@@ -87,7 +91,7 @@ class _Run(Generic[Result]):
     folder: str
     launcher: int
     started: float
-    work: PartsWork[Result]
+    work: PartsWork
 
     @property
     def items_uri(self) -> str:
@@ -120,20 +124,6 @@ def _begin(plan: PartsPlan, detached: bool) -> tuple[_Run, RunFolder]:
     return run, folder
 
 
-def run_over_parts(plan: PartsPlan) -> dict[str, Any]:
-    """Do the work of a plan in this process, without Beam.
-
-    Returns:
-        The content of the run's own file below `runs/`.
-    """
-    run, folder = _begin(plan, detached=False)
-    with folder:
-        prepared = run.work.prepare()
-        results = (run.work.do_part(item, prepared) for item in _read_items(run.items_uri))
-        with contextlib.closing(results):
-            return run.finish(run.work.add(run.work.summarise(result) for result in results))
-
-
 def _read_items(uri: str) -> Iterator[Any]:
     yield from json.loads(storage.read_bytes(uri))
 
@@ -151,6 +141,14 @@ class OverParts(beam.PTransform):
         super().__init__()
         self._make_plan = make_plan
         self.run_folder: RunFolder | None = None
+
+    def run_here(self) -> dict[str, Any]:
+        """Do the same in this process, without Beam; the content of the run's own file below `runs/`."""
+        run, self.run_folder = _begin(self._make_plan(), detached=False)
+        with self.run_folder:
+            prepared = run.work.prepare()
+            results = (run.work.do_part(item, prepared) for item in _read_items(run.items_uri))
+            return run.finish(run.work.add(run.work.summarise(result) for result in results))
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection:
         """Begin the run, and wire the pipeline that starts from the URI of its items."""

@@ -18,7 +18,7 @@ from pipelines import label
 def dataset(embed, tmp_path, taxonomy_file):
     for name in ("a", "b"):
         make_tar(tmp_path / f"{name}.tar", 4)
-    assert embed(tmp_path / "*.tar", output=tmp_path / "out", flags=["--taxonomy", taxonomy_file]) == 0
+    embed(tmp_path / "*.tar", output=tmp_path / "out", flags=["--taxonomy", taxonomy_file])
     return tmp_path / "out"
 
 
@@ -26,9 +26,9 @@ def dataset(embed, tmp_path, taxonomy_file):
 def again(embed, dataset, tmp_path):
     """The command once more, with other taxonomies; no image may be opened."""
 
-    def run(*taxonomies, flags=()):
+    def run(*taxonomies, flags=(), code=0):
         flags = [part for taxonomy in taxonomies for part in ("--taxonomy", taxonomy)] + list(flags)
-        return embed(tmp_path / "*.tar", output=dataset, flags=flags)
+        return embed(tmp_path / "*.tar", output=dataset, flags=flags, code=code)
 
     return run
 
@@ -222,7 +222,7 @@ def test_labels_of_two_sets_of_classes_are_not_read_as_one(dataset, tmp_path, ta
 def test_captions_alone_are_labelled_with_nulls(embed, tmp_path, taxonomy_file):
     """A batch without any picture: every label column is null, by `embed` and by `label`."""
     tar, out = write_tar(tmp_path / "words.tar", [("a.txt", b"words"), ("b.txt", b"more")]), tmp_path / "words"
-    assert embed(tar, output=out, flags=["--taxonomy", taxonomy_file]) == 0
+    embed(tar, output=out, flags=["--taxonomy", taxonomy_file])
     made = rows_of(out, "labels/animals")
     assert [row["key"] for row in made] == ["a", "b"]
     assert {row[name] for row in made for name in ("label", "probability", "similarity", "margin", "top")} == {None}

@@ -67,7 +67,7 @@ def test_two_processes_give_the_same_dataset(embed, inputs, reference, tmp_path,
     at_once(monkeypatch)
     before = Counter(PROGRESS)
     flags = ["--taxonomy", reference.parent / "colors.txt", *TWO]
-    assert embed(inputs, output=tmp_path / "out", flags=flags) == 0
+    embed(inputs, output=tmp_path / "out", flags=flags)
     assert_same(tmp_path / "out", reference)
     assert files_of(tmp_path / "out").keys() == files_of(reference).keys()
     run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -91,7 +91,7 @@ def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inp
         said, complain = [], []
         patch.setattr("pipelines.launch.complain", complain.append)
         patch.setattr(processes._LOGGER, "warning", lambda text, *args: said.append(text % args))
-        assert embed(inputs, output=out, flags=[*flags, *TWO]) == 1
+        embed(inputs, output=out, flags=[*flags, *TWO], code=1)
     ((process, shard),) = killed
     name = f"process 2 of 2 (pid {process.pid}) was killed by SIGKILL in the middle of {shard}"
     assert said == [f"{name} (if memory ran out: fewer --processes need less); the others go on with what is left"]
@@ -102,7 +102,7 @@ def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inp
     there = {row["shard"] for row in rows_of(out)}
     assert shard not in there and len(there) >= 9, "the other process did what was left"
     before = {name: data for name, data in files_of(out).items()}
-    assert embed(inputs, output=out, flags=flags) == 0
+    embed(inputs, output=out, flags=flags)
     units = json.loads((out / "run.json").read_text())["units"]
     assert units["committed"] == 12 - len(there) and units["skipped"] == len(there)
     assert before.items() <= files_of(out).items()
@@ -129,7 +129,7 @@ def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_on
     for flags in ([], TWO):
         model = tmp_path / "model.safetensors"
         model.write_bytes(whole)
-        assert embed(inputs, output=tmp_path / "out", flags=["--model", model, *flags]) == 1
+        embed(inputs, output=tmp_path / "out", flags=["--model", model, *flags], code=1)
     assert said[0] == said[1] and "model.safetensors" in said[0]
 
 

@@ -31,11 +31,11 @@ def test_a_shard_that_is_readable_the_next_day_is_whole_then(embed, tmp_path):
     mend = damaged(path)
     make_tar(tmp_path / "b.tar", 2, first=30)
     for _ in range(2):  # tried again each time, with the same result
-        assert embed(tmp_path / "*.tar", output=out) == 3
+        embed(tmp_path / "*.tar", output=out, code=3)
         assert 0 < len(keys_of(out, "a.tar")) < 6 and not (out / "_SUCCESS").exists()
     assert units_of(out) == (1, 1)
     mend()
-    assert embed(tmp_path / "*.tar", output=out) == 0
+    embed(tmp_path / "*.tar", output=out)
     assert len(keys_of(out, "a.tar")) == 6 and (out / "_SUCCESS").exists()
     assert_same_as_new(embed, out, tmp_path / "*.tar")
 
@@ -43,10 +43,10 @@ def test_a_shard_that_is_readable_the_next_day_is_whole_then(embed, tmp_path):
 def test_damaged_shards_can_be_accepted_and_are_tried_again_all_the_same(embed, tmp_path):
     out, path = tmp_path / "out", tmp_path / "a.tar"
     mend = damaged(path)
-    assert embed(path, output=out, flags=["--allow_damaged_shards"]) == 0
+    embed(path, output=out, flags=["--allow_damaged_shards"])
     assert (out / "_SUCCESS").exists() and run_of(out)["input"]["shards.rejected"] == 1
     mend()
-    assert embed(path, output=out, flags=["--allow_damaged_shards"]) == 0
+    embed(path, output=out, flags=["--allow_damaged_shards"])
     assert units_of(out) == (1, 0) and len(rows_of(out)) == 6
 
 
@@ -76,12 +76,12 @@ def test_rejects_of_reading_are_tried_again_when_asked(embed, tmp_path, forbidde
         ("000003.jpg", "caption", "unreadable"),
     ]
     forbidden.clear()
-    assert embed(*inputs, output=out, flags=lenient) == 0
+    embed(*inputs, output=out, flags=lenient)
     assert units_of(out) == (0, 2), "unasked"
-    assert embed(*inputs, output=out, flags=["--retry_rejects"]) == 0
+    embed(*inputs, output=out, flags=["--retry_rejects"])
     assert units_of(out) == (1, 1) and rows_of(out, "rejects") == []
     assert_same_as_new(embed, out, *inputs)
-    assert embed(*inputs, output=out, flags=["--retry_rejects"]) == 0
+    embed(*inputs, output=out, flags=["--retry_rejects"])
     assert units_of(out) == (0, 2), "nothing is left to try"
 
 
@@ -92,7 +92,7 @@ def test_rejects_of_decoding_are_tried_again_only_with_all(flag, again, embed, t
     make_tar(tmp_path / "b.tar", 2, first=20)
     embed(tmp_path / "*.tar", output=out, flags=lenient)
     before = files_of(out)
-    assert embed(tmp_path / "*.tar", output=out, flags=[*lenient, *flag]) == 0
+    embed(tmp_path / "*.tar", output=out, flags=[*lenient, *flag])
     assert units_of(out) == (again, 2 - again) and files_of(out) == before
 
 
@@ -130,7 +130,7 @@ def test_what_storage_does_not_give_today_keeps_its_parts(kind, embed, tmp_path,
         monkeypatch.setattr(cut_listing, "ROWS_PER_UNIT", 5)
         (tmp_path / "a.jsonl").write_text("".join(f'{{"caption": "number {i}"}}\n' for i in range(12)))
         inputs = [str(tmp_path / "a.jsonl")]
-    assert embed(*inputs, output=out) == 0
+    embed(*inputs, output=out)
     before, rows = files_of(out), rows_of(out)
 
     class Failing(io.FileIO):
@@ -142,11 +142,11 @@ def test_what_storage_does_not_give_today_keeps_its_parts(kind, embed, tmp_path,
     with monkeypatch.context() as patch:
         opened = storage.open_input
         patch.setattr(storage, "open_input", lambda uri: Failing(uri) if uri == inputs[0] else opened(uri))
-        assert embed(*inputs, output=out) == 3
+        embed(*inputs, output=out, code=3)
     assert [row["reason"] for row in rows_of(out, "rejects")] == ["unreadable"]
     if kind == "parquet":
         assert rows_of(out) == rows
     else:  # the unit that it breaks off in has what was read of it
         assert [row["row"] for row in rows_of(out)] == [0, 1, 2, 3, 4, 5, 10, 11]
-    assert embed(*inputs, output=out) == 0
+    embed(*inputs, output=out)
     assert files_of(out) == before and units_of(out)[0] == (0 if kind == "parquet" else 1)

@@ -82,7 +82,7 @@ def test_a_listing_without_uris_is_captions_only(tmp_path, embed):
     (tmp_path / "l.csv").write_text("TEXT,n\na cat,1\na dog,2\n")
     rows, _, _ = read(tmp_path / "l.csv", tmp_path, ReaderOptions(columns=(Column("n", "n", "int8"),)))
     assert [(row["image"], row["caption"], row["n"]) for row in rows] == [(None, "a cat", 1), (None, "a dog", 2)]
-    assert embed(tmp_path / "l.csv", output=tmp_path / "out") == 0
+    embed(tmp_path / "l.csv", output=tmp_path / "out")
     assert [row["caption"] for row in rows_of(tmp_path / "out")] == ["a cat", "a dog"]
 
 
@@ -94,7 +94,7 @@ def test_a_reject_of_an_image_names_its_uri_and_no_query(tmp_path, embed):
         "uri,caption\nbroken.jpg,a\nlarge.jpg?token=SECRET,b\nempty.jpg?token=SECRET,c\ngone.jpg,d\n"
     )
     flags = ["--max_image_bytes", 60_000, "--max_reject_fraction", 1]
-    assert embed(tmp_path / "l.csv", output=tmp_path / "out", flags=flags) == 0
+    embed(tmp_path / "l.csv", output=tmp_path / "out", flags=flags)
     found = {row["reason"]: row["message"] for row in rows_of(tmp_path / "out", "rejects")}
     assert set(found) == {"unknown format", "image too large", "empty", "not fetched"}
     assert found["unknown format"].startswith("broken.jpg: ") and found["not fetched"].startswith("gone.jpg: ")
@@ -104,7 +104,7 @@ def test_a_reject_of_an_image_names_its_uri_and_no_query(tmp_path, embed):
 
 def test_a_reject_of_a_picture_in_a_tar_has_its_shard_and_key_and_needs_no_uri(tmp_path, embed):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"<html>")])
-    assert embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--max_reject_fraction", 1]) == 0
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--max_reject_fraction", 1])
     (row,) = rows_of(tmp_path / "out", "rejects")
     assert row["key"] == "a" and "a.jpg" not in row["message"]
 

@@ -283,7 +283,7 @@ def test_the_independent_count_agrees_with_a_run_over_everything(embed, tmp_path
     (tmp_path / "l.jsonl").write_text('{"caption": "alone"}\n{"url": "photos/000001.jpg"}\n')
     inputs += [tmp_path / "l.csv", tmp_path / "l.jsonl"]
     out = tmp_path / "out"
-    assert embed(*inputs, output=out, flags=["--max_reject_fraction", "1"]) == 0
+    embed(*inputs, output=out, flags=["--max_reject_fraction", "1"])
     result = read_run(str(out))
     assert result["input"]["samples"] == 33 and count_sources.compare(result, list(map(str, inputs))) == []
     result["input"]["samples"] -= 1
@@ -294,5 +294,5 @@ def test_a_damaged_tar_is_counted_up_to_its_damage_by_both(embed, tmp_path):
     whole = Path(make_tar(tmp_path / "whole", 6)).read_bytes()
     place = whole.index(b"000004.jpg")
     (tmp_path / "a.tar").write_bytes(whole[:place])
-    assert embed(tmp_path / "a.tar", output=tmp_path / "out") == 3
+    embed(tmp_path / "a.tar", output=tmp_path / "out", code=3)
     assert count_sources.compare(read_run(str(tmp_path / "out")), [str(tmp_path / "a.tar")]) == []
