@@ -20,6 +20,7 @@ def describe(
     images: list[FileInfo],
     listings: list[tuple[FileInfo, pa.Schema | None]],
     parquet: ParquetFiles,
+    passed_over: int,
 ) -> str:
     """One line: what was taken of an input, and what was not.
 
@@ -30,6 +31,7 @@ def describe(
         images: that were taken.
         listings: that were taken.
         parquet: what was taken, and what was passed over.
+        passed_over: how many folders are read under another path.
     """
     left = Counter({kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no "))})
     took = [
@@ -53,6 +55,7 @@ def describe(
     left["Parquet"] = len(passed) - len(parquet.sidecars) - len(parquet.unread)
     left["listings (--input_format listing)"] = sum(file.uri not in taken for file in kinds["listing"])
     left["tars"] = len(kinds["tar"]) - len(tars)
+    left["linked folders that are read under another path"] = passed_over
     left["_stats.json"] = len(kinds["statistics"])
     if images:
         stems = {image.uri.rpartition(".")[0] for image in images}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from clip_transforms import storage
 from clip_transforms.shards.braces import expand_braces
-from clip_transforms.shards.kinds import by_kind
+from clip_transforms.shards.kinds import by_kind, is_hidden_name
 from clip_transforms.shards.unit import PlanError
 from clip_transforms.storage import FileInfo
 
@@ -27,6 +27,7 @@ class Source:
         root: the folder that their keys are relative to.
         files: sorted.
         is_folder: whether the input is this folder.
+        passed_over: paths of folders below `root` whose files are read under another path, since links lead there too.
     """
 
     pattern: str
@@ -34,6 +35,7 @@ class Source:
     root: str
     files: list[FileInfo]
     is_folder: bool = False
+    passed_over: Sequence[str] = ()
 
 
 def find_sources(inputs: Iterable[str]) -> list[Source]:
@@ -45,10 +47,12 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     patterns = expand(inputs)
     globs = [pattern for pattern in patterns if storage.is_glob(pattern)]
     literal = _look_up(set(patterns) - set(globs))
+    found = {p: literal[p] if p in literal else storage.list_matching(p) for p in patterns}
+    below = storage.list_folders([folder for _, folders in found.values() for folder in folders], is_hidden_name)
     sources: list[Source] = []
     named: dict[str, list[tuple[str, FileInfo]]] = defaultdict(list)
     for pattern in patterns:
-        files, folders = literal[pattern] if pattern in literal else storage.list_matching(pattern)
+        files, folders = found[pattern]
         if not files and not folders:
             raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
         if files and pattern in literal:
@@ -56,7 +60,8 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         elif files:
             sources.append(Source(pattern, pattern, root_of(pattern), files))
         for folder in folders:
-            sources.append(Source(pattern, folder, storage.normalise(folder), storage.list_below(folder), True))
+            files, passed_over = below[folder].files, below[folder].passed_over
+            sources.append(Source(pattern, folder, storage.normalise(folder), files, True, passed_over))
     for folder, pairs in named.items():
         sources.extend(_named(folder, pairs[0][0], list({file.uri: file for _, file in pairs}.values())))
     return sources

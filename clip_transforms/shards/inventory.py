@@ -141,10 +141,11 @@ def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: s
         for hint in _take_listing(inventory, file, schema, options)
     ]
     taken.update(file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken))))
-    line = describe(name, kinds, tars, images, listings, parquet)
+    line = describe(name, kinds, tars, images, listings, parquet, len(source.passed_over))
     inventory.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
     inventory.detection += hints + missing_tars(visible, tars)
     explained = sum(stem(file.uri) in beside for file in parquet.sidecars)
+    explained += root in source.passed_over
     return len(shards) + len(images) + len(listings) + len(parquet.broken) + explained
 
 

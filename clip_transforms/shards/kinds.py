@@ -63,7 +63,12 @@ def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
 def is_hidden(uri: str, root: str) -> bool:
     """Whether a file is a dot file or macOS's, or lies in such a folder."""
     relative = uri.removeprefix(root).lstrip("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in relative.split("/"))
+    return any(map(is_hidden_name, relative.split("/")))
+
+
+def is_hidden_name(name: str) -> bool:
+    """Return whether a file or folder of this name is a dot file or macOS's."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 @dataclasses.dataclass

@@ -3,10 +3,12 @@
 from clip_transforms.storage.errors import FileChangedError, is_of_the_machine, is_transient
 from clip_transforms.storage.finding import (
     FileInfo,
+    FilesBelow,
     exists,
     is_folder,
     is_glob,
     list_below,
+    list_folders,
     list_matching,
     names_in,
     sizes_in,
@@ -27,6 +29,7 @@ from clip_transforms.storage.writing import commit_file, make_folder, remove, wr
 __all__ = [
     "FileChangedError",
     "FileInfo",
+    "FilesBelow",
     "ResumingFile",
     "StorageError",
     "check_writable",
@@ -40,6 +43,7 @@ __all__ = [
     "is_transient",
     "join",
     "list_below",
+    "list_folders",
     "list_matching",
     "local_copy",
     "make_folder",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -33,6 +34,19 @@ class FileInfo:
     uri: str
     size: int
     stamp: str
+
+
+@dataclasses.dataclass
+class FilesBelow:
+    """The files below a folder.
+
+    Attributes:
+        files: sorted by URI.
+        passed_over: paths of folders whose files are listed under another path, sorted.
+    """
+
+    files: list[FileInfo] = dataclasses.field(default_factory=list)
+    passed_over: list[str] = dataclasses.field(default_factory=list)
 
 
 def exists(uri: str) -> bool:
@@ -68,14 +82,38 @@ def _type_of(uri: str) -> str | None:
 
 
 def list_below(uri: str) -> list[FileInfo]:
-    """Every file below a folder, at any depth, sorted by URI; none if there is no such folder.
+    """Return every file below a folder, at any depth, sorted by URI; none if there is no such folder.
 
-    Locally, links are followed: a link to a file is a file, one to a folder is a folder, once.
+    Locally, links are followed as `list_folders` describes.
     """
-    fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        return sorted(_walk(path, _place(path)), key=lambda info: info.uri)
+    return list_folders([uri])[uri].files
 
+
+def list_folders(uris: Iterable[str], skip: Callable[[str], bool] = lambda name: False) -> dict[str, FilesBelow]:
+    """Find every file below some folders, at any depth.
+
+    On this machine, links are followed. A link to a file is a file of its own, also if the other file lies in the same
+    folder: its name is another key and may have another extension and another caption, and many datasets are laid out
+    by such links. A folder is listed under one path only, however many links lead to it: under its real path if that is
+    below one of these folders, else under the one of these folders that is a link to it, else under the link that comes
+    first in the alphabet. Folders within each other keep their common paths, so that callers can tell their files.
+
+    Args:
+        uris: URIs of the folders.
+        skip: called with the name of each folder on this machine that is met below them; folders for which it returns
+            True are left out.
+    """
+    found, here = {}, []
+    for uri in dict.fromkeys(uris):
+        fs, path = filesystem(uri)
+        if isinstance(fs, LocalFileSystem):
+            here.append((uri, path))
+        else:
+            found[uri] = FilesBelow(_find(fs, path, uri))
+    return found | _walk(here, skip)
+
+
+def _find(fs: AbstractFileSystem, path: str, uri: str) -> list[FileInfo]:
     def find() -> dict[str, Any]:
         fs.invalidate_cache(path)
         return dict(_below(fs, path)) if _leaves_out(fs) else fs.find(path, detail=True)
@@ -83,32 +121,54 @@ def list_below(uri: str) -> list[FileInfo]:
     return _infos(fs, retried(find, uri)) if exists(uri) else []
 
 
-def _place(path: str) -> set[tuple[int, int]]:
-    """Device and inode of a folder; none where it is not there."""
-    try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    return {(status.st_dev, status.st_ino)}
+def _walk(roots: Iterable[tuple[str, str]], skip: Callable[[str], bool]) -> dict[str, FilesBelow]:
+    """List folders of this machine: real ones first, then those that are links, then the links within them."""
+    found = {uri: FilesBelow() for uri, _ in roots}
+    paths: dict[tuple[int, int], str] = {}  # device and inode of a folder → the path that it is listed under
+    linked = [(uri, path) for uri, path in roots if os.path.realpath(path) != path]
+    stages = [[root for root in roots if root not in linked], linked]
+    links: list[tuple[str, str]] = []  # (URI of the root, path of the link)
+    while stages or links:
+        if not stages:
+            stages, links = [sorted(links, key=operator.itemgetter(1))], []
+        for uri, path in stages.pop(0):
+            links.extend((uri, link) for link in _walk_real(path, paths, skip, found[uri]))
+    for files in found.values():
+        files.files.sort(key=operator.attrgetter("uri"))
+        files.passed_over.sort()
+    return found
 
 
-def _walk(path: str, above: set[tuple[int, int]]) -> Iterator[FileInfo]:
-    try:
-        entries = list(os.scandir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
+def _walk_real(
+    root: str, paths: dict[tuple[int, int], str], skip: Callable[[str], bool], found: FilesBelow
+) -> list[str]:
+    """List a folder and the real folders below it; return the links to folders that it met."""
+    links, waiting = [], [root]
+    while waiting:
+        path = waiting.pop()
         try:
-            status = entry.stat()
-        except OSError as error:  # a link to nothing; listed, so that it is found missing and said so, not passed over
-            if is_of_the_machine(error):
-                raise
-            yield FileInfo(entry.path, 0, "broken link")
+            status = os.stat(path)
+            entries = list(os.scandir(path))
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if stat.S_ISREG(status.st_mode):
-            yield _local_info(entry.path, status)
-        elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in above:
-            yield from _walk(entry.path, above | {(status.st_dev, status.st_ino)})
+        if paths.setdefault((status.st_dev, status.st_ino), path) != path:
+            found.passed_over.append(path)
+            continue
+        folders = []
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError as error:  # a link to nothing; listed, so that it is missed when it is read
+                if is_of_the_machine(error):
+                    raise
+                found.files.append(FileInfo(entry.path, 0, "broken link"))
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found.files.append(_local_info(entry.path, status))
+            elif stat.S_ISDIR(status.st_mode) and not skip(entry.name):
+                (links if entry.is_symlink() else folders).append(entry.path)
+        waiting.extend(sorted(folders, reverse=True))
+    return links
 
 
 def _local_info(path: str, status: os.stat_result) -> FileInfo:

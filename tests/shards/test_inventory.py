@@ -286,3 +286,47 @@ def test_with_input_format_parquet_a_file_beside_a_tar_of_its_stem_is_a_shard(tm
     make_parquet(tmp_path / "a.parquet", 2)
     assert [unit.format for unit in plan(tmp_path).units] == ["webdataset"]
     assert [unit.format for unit in plan(tmp_path, input_format="parquet").units] == ["parquet"]
+
+
+def test_a_folder_that_links_lead_to_again_is_read_once_and_the_line_says_so(tmp_path):
+    make_folder(tmp_path / "in" / "photos", 3)
+    (tmp_path / "in" / "again").symlink_to("photos")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    found = plan(tmp_path / "in")
+    assert [(unit.stop, unit.shard) for unit in found.units] == [(3, f"{tmp_path}/in#")]
+    assert found.detection == [
+        f"{tmp_path}/in: a folder of 3 pictures; not read: 2 linked folders that are read under another path"
+    ]
+
+
+@pytest.mark.parametrize("inputs", [("again", "photos"), ("photos", "again"), ("*",)], ids=str)
+def test_a_link_that_is_given_beside_its_folder_is_read_once(inputs, tmp_path):
+    make_folder(tmp_path / "photos", 3)
+    (tmp_path / "again").symlink_to("photos")
+    found = plan(*(tmp_path / name for name in inputs))
+    assert [unit.shard for unit in found.units] == [f"{tmp_path}/photos#"]
+    line = f"{tmp_path}/again: nothing to read; not read: 1 linked folders that are read under another path"
+    assert line in found.detection
+    assert [unit.shard for unit in plan(tmp_path / "again").units] == [f"{tmp_path}/again#"]
+
+
+def test_pictures_in_a_hidden_folder_are_read_through_a_link_to_it(tmp_path):
+    make_folder(tmp_path / "in" / ".store", 3)
+    (tmp_path / "in" / "photos").symlink_to(".store")
+    assert [unit.stop for unit in plan(tmp_path / "in").units] == [3]
+
+
+def test_a_folder_of_links_to_itself_alone_is_empty(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    with pytest.raises(PlanError, match="in is an empty folder"):
+        plan(tmp_path / "in")
+
+
+def test_links_to_files_are_pictures_of_their_own(tmp_path):
+    """Their names are other keys, and captions lie beside them: many datasets are laid out by links."""
+    make_folder(tmp_path / "all", 2)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "cat.jpg").symlink_to(tmp_path / "all" / "000000.jpg")
+    (tmp_path / "train" / "cat.txt").write_text("a cat")
+    assert [unit.stop for unit in plan(tmp_path).units] == [3]
