@@ -1,1 +1,1 @@
-"""Run by hand; they print ratios of one run on one machine, and assert no time."""
+"""Benchmarks to run by hand. They print ratios measured in one run on one machine, and never assert a time."""

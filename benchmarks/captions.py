@@ -1,10 +1,10 @@
-"""Captions by length, out of windows, against padded to 77: `python -m benchmarks.captions`.
+"""Compare captions grouped by length with captions padded to 77 tokens: `python -m benchmarks.captions`.
 
-The lengths are those of web captions: lognormal, median 12 tokens (start and end included), sigma 0.6, clipped to 3 and
-77; no two captions are equal. Ours goes through `Embedder.forward`, as in a run: sorted by length within a window,
-batched by a budget of tokens, order restored. Padded are batches of 32 times 77 tokens, through the same model and
-through the published module in fp32; of these fewer are embedded a round, since they all cost the same. Tokenizing is
-left out on all sides.
+The lengths are those of web captions: lognormal, with a median of 12 tokens (including start and end) and a sigma of
+0.6, clipped to 3 and 77. No two captions are equal. Our side runs `Embedder.forward`, as in a run: it sorts captions by
+length within a window, batches them by a budget of tokens, and restores the order. The padded side runs batches of
+32 × 77 tokens through the same model, and through the published module in fp32. It embeds fewer captions per round,
+since each costs the same. No side includes tokenizing.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ BATCH = 32
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B/32", help="a published name, or demo, for its sizes (%(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of ours")
     parser.add_argument(
-        "--captions", type=int, default=2048, help="by length, a round; a window is 2,048 (%(default)s)"
+        "--model", default="ViT-B/32", help="published name, or demo, that gives the sizes (%(default)s)"
     )
-    parser.add_argument("--padded", type=int, default=64, help="padded to 77, a round (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of interleaved passes (%(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="precision of our model (%(default)s)")
+    parser.add_argument(
+        "--captions", type=int, default=2048, help="captions per round, grouped; a window holds 2,048 (%(default)s)"
+    )
+    parser.add_argument("--padded", type=int, default=64, help="captions per round, padded (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of interleaved rounds (%(default)s)")
     options = parser.parse_args(argv)
     print_facts()
     measure(options.model, options.precision, options.captions, options.padded, options.rounds)
@@ -75,7 +77,7 @@ def measure(name: str, precision: str, count: int, padded: int, rounds: int) -> 
         for what in ("padded", "published")
     )
     windows, padded_rate, published_rate = (statistics.median(rates[what]) for what in rates)
-    print(f"{count:,} captions a round, tokens: median {np.median(lengths):.0f}, mean {lengths.mean():.1f}")
+    print(f"{count:,} captions per round, tokens: median {np.median(lengths):.0f}, mean {lengths.mean():.1f}")
     print(
         f"{name}: by length, {ours.precision}, {windows:.4g} captions/s; padded to 77, same model {padded_rate:.4g}/s, "
         f"ratio {to_padded:.2f}; published fp32 {published_rate:.4g}/s, ratio {to_published:.2f}",
@@ -84,10 +86,10 @@ def measure(name: str, precision: str, count: int, padded: int, rounds: int) -> 
 
 
 def _by_length(embedder: Embedder, batches: Sequence[DecodedBatch], count: int) -> None:
-    """As in a run: the mark of a unit's end closes the last window.
+    """Embed captions as in a run; the mark of a unit's end closes the last window.
 
     Raises:
-        RuntimeError: if not all captions came out; a rate of fewer would be none.
+        RuntimeError: if a caption was not embedded, since the rate would then be wrong.
     """
     *found, _ = embedder.forward([*batches, "end"], Counter())
     if (embedded := sum(len(batch.captions.embeddings) for batch in found)) != count:
@@ -95,7 +97,7 @@ def _by_length(embedder: Embedder, batches: Sequence[DecodedBatch], count: int) 
 
 
 def _decoded(captions: Sequence[str], model: ClipModel) -> DecodedBatch:
-    """A batch of captions without pictures, as it comes from the decoders."""
+    """Make a batch of captions without pictures, as the decoders would."""
     n, schema, side = len(captions), samples_schema(), model.image_side
     arrays = [pa.array(captions) if field.name == "caption" else pa.nulls(n, field.type) for field in schema]
     return DecodedBatch(
@@ -112,7 +114,7 @@ def _decoded(captions: Sequence[str], model: ClipModel) -> DecodedBatch:
 
 
 def _padded(captions: Sequence[str], model: ClipModel) -> np.ndarray:
-    """int32 [n, 77]."""
+    """Tokenize captions to int32 [n, 77]."""
     ids = default_tokenizer().tokenize(captions, model.architecture.context_length).ids
     return np.pad(ids, ((0, 0), (0, model.architecture.context_length - ids.shape[1])))
 

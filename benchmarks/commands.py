@@ -1,4 +1,4 @@
-"""Whole commands, run and timed: what they took from start to end, and what their `run.json` says."""
+"""Run whole commands, time them from start to end, and read their `run.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import torch
 from benchmarks.machine import DTYPES, matrix_rate
 
 ROOT = Path(__file__).parents[1]
-# ViT-B/32: a picture, and a caption of the mean length; and what of the matrix rate a run is likely to reach.
+# The FLOP of ViT-B/32 for a picture and a caption of mean length, and the share of the matrix rate that a run usually
+# reaches.
 _FLOP_PER_PAIR, _REACHED = 10e9, 0.6
 
 
@@ -26,8 +27,8 @@ class Run:
     """A run of `pipelines.embed`.
 
     Attributes:
-        seconds: from the start of the process to its end.
-        speed: of run.json.
+        seconds: the seconds from the start of the process to its end.
+        speed: the field `speed` of run.json.
     """
 
     seconds: float
@@ -35,24 +36,24 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Pairs a second without start-up."""
+        """Pairs per second, without start-up."""
         return self.speed["samples_per_second"]
 
     @property
     def whole_rate(self) -> float:
-        """Pairs a second with start-up."""
+        """Pairs per second, including start-up."""
         return self.speed["samples"] / self.seconds
 
 
 def seconds_of(argv: Sequence[object], environment: Mapping[str, str] | None = None, folder: Path = ROOT) -> float:
-    """Seconds of a command, from the start of the process to its end.
+    """Run a command and return its seconds, from the start of the process to its end.
 
     Args:
-        argv: the command.
-        environment: its own; by default this process's.
-        folder: that it runs in; by default this checkout.
+        argv: the command line.
+        environment: the environment of the command; by default this process's.
+        folder: the folder to run it in; by default this checkout.
     Raises:
-        RuntimeError: if it fails, with what it said.
+        RuntimeError: if the command fails; the message holds its output.
     """
     start = time.perf_counter()
     done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, cwd=folder, env=environment)
@@ -63,7 +64,7 @@ def seconds_of(argv: Sequence[object], environment: Mapping[str, str] | None = N
 
 
 def embed_argv(source: object, output: Path, model: Sequence[str]) -> list[str]:
-    """The command line of `pipelines.embed`."""
+    """Return a command line for `pipelines.embed`."""
     return [sys.executable, "-m", "pipelines.embed", "--input", str(source), "--output", str(output), *model]
 
 
@@ -75,7 +76,10 @@ def embed(source: object, output: Path, model: Sequence[str]) -> Run:
 
 
 def in_turn(rounds: int, **functions: Callable[[], Any]) -> dict[str, list[Any]]:
-    """What every function gives in every round, one after the other: what slows the machine slows them all."""
+    """Call every function in turn, round after round, and return all results by name.
+
+    Taking turns means that a slow moment of the machine slows all functions.
+    """
     found: dict[str, list[Any]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -84,8 +88,8 @@ def in_turn(rounds: int, **functions: Callable[[], Any]) -> dict[str, list[Any]]
 
 
 def pairs_in(seconds: float) -> int:
-    """About how many pairs ViT-B/32 embeds in so many seconds on this machine, by its matrix rate; a multiple of 32."""
+    """Estimate, from the matrix rate, how many pairs ViT-B/32 embeds on this machine in a time; a multiple of 32."""
     fastest = max(matrix_rate(dtype) for dtype in DTYPES.values())
     if torch.cuda.is_available():
-        raise RuntimeError("this machine has a GPU; say with --pairs how many it shall embed")
+        raise RuntimeError("this machine has a GPU, whose rate is not estimated; give the number of pairs with --pairs")
     return max(64, round(_REACHED * fastest / _FLOP_PER_PAIR * seconds / 32) * 32)

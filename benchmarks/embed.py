@@ -1,8 +1,8 @@
-"""End to end against the ceiling and the bound, by picture size: `python -m benchmarks.embed`.
+"""Compare whole runs with their ceiling and bound, by picture size: `python -m benchmarks.embed`.
 
-The whole command on tars of JPEGs with captions, with ViT-B/32 of random weights. The ceiling is what one process
-reaches on decoded batches; the bound is the share of it that decoding on the same cores leaves; the run measures both,
-and they are read from its `run.json`. With start-up: samples / seconds of the whole command.
+The command runs on tars of JPEGs with captions, using ViT-B/32 with random weights. The ceiling is the rate of one
+process on decoded batches. The bound is the share of the ceiling that remains when decoding uses the same cores. The
+run measures both and writes them to `run.json`. The rate with start-up is samples / seconds of the whole command.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from benchmarks.commands import Run, embed, in_turn, pairs_in
 from benchmarks.inputs import model_flags, photographs, write_tars
 from benchmarks.machine import print_facts
 
-DISTINCT = 32  # pictures; they come again in turn
+DISTINCT = 32  # distinct pictures, which repeat in turn
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B/32", help="a published name, or demo (%(default)s)")
-    parser.add_argument("--sizes", nargs="+", default=["256x256", "640x480", "1920x1080"], help="of the pictures")
-    parser.add_argument("--pairs", type=int, help="a run; by default as many as ViT-B/32 embeds in --seconds")
-    parser.add_argument("--seconds", type=float, default=40, help="that a run takes, about (%(default)s)")
-    parser.add_argument("--shards", type=int, default=4, help="that the pairs lie in (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of interleaved runs (%(default)s)")
+    parser.add_argument("--model", default="ViT-B/32", help="published name, or demo (%(default)s)")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["256x256", "640x480", "1920x1080"], help="sizes of the pictures (%(default)s)"
+    )
+    parser.add_argument("--pairs", type=int, help="pairs per run; by default as many as ViT-B/32 embeds in --seconds")
+    parser.add_argument("--seconds", type=float, default=40, help="approximate seconds per run (%(default)s)")
+    parser.add_argument("--shards", type=int, default=4, help="number of tars (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of interleaved rounds (%(default)s)")
     options = parser.parse_args(argv)
     print_facts()
     of_each = max(1, (options.pairs or pairs_in(options.seconds)) // options.shards)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(runs: Sequence[Run]) -> str:
-    """Medians over the runs of one picture size."""
+    """Describe the medians over all runs with one picture size."""
 
     def median(of: Callable[[Run], float]) -> float:
         return statistics.median(map(of, runs))

@@ -1,8 +1,9 @@
-"""What a faster precision changes: `python -m benchmarks.fidelity --photos FOLDER`.
+"""Measure how faster precisions change embeddings: `python -m benchmarks.fidelity --photos FOLDER`.
 
-1,000 drawn scenes, and 1,000 random crops of the photographs in FOLDER, through the demo model in fp32 and in the other
-precisions: worst and median cosine with the fp32 embedding, and how many top-1 labels over the demo's 48 classes
-change. Then by how much a batch's size, the order in it and the padding move one embedding.
+The demo model embeds 1,000 drawn scenes, and 1,000 random crops of the photographs in FOLDER, in fp32 and in the other
+precisions. The benchmark prints the worst and median cosine with the fp32 embeddings, and how many top-1 labels over
+the demo's 48 classes change. It then prints how far an embedding moves with the batch size, the order within the batch
+and the padding.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model", default="demo", help="a checkpoint (%(default)s)")
-    parser.add_argument("--photos", type=Path, help="folder of .jpg photographs")
+    parser.add_argument("--model", default="demo", help="checkpoint (%(default)s)")
+    parser.add_argument("--photos", type=Path, help="folder with .jpg photographs")
     options = parser.parse_args()
     models = {p: load(options.model, "cpu", precision=p) for p in PRECISIONS}
     amx = torch.cpu.get_capabilities().get("amx_bf16")
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def _crops(folder: Path, rng: np.random.Generator):
-    """Random crops, at least half as wide and as high as their photograph, as JPEG."""
+    """Yield random crops as JPEG, each at least half as wide and half as high as its photograph."""
     photos = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
     for i in range(COUNT):
         photo = photos[i % len(photos)]
@@ -64,7 +65,7 @@ def _crops(folder: Path, rng: np.random.Generator):
 
 
 def _photos(folder: Path):
-    """The photographs as they are, and smaller, so that their scale is met at many places between 1/1 and 1/8."""
+    """Yield the photographs in their own and smaller sizes, so that their scale takes many values from 1/1 to 1/8."""
     for path in sorted(folder.glob("*.jpg")):
         photo = Image.open(path).convert("RGB")
         for percent in range(100, 20, -2):
@@ -75,7 +76,7 @@ def _photos(folder: Path):
 
 
 def _report_fast_decode(photos: list[bytes], model) -> None:
-    """What `--fast_decode` changes, at the demo's side and at 224."""
+    """Print how `--fast_decode` changes the pixels, at the demo's side and at 224."""
     for side in (model.image_side, 224):
         usual = dataclasses.replace(model.preprocessing, side=side)
         fast = dataclasses.replace(usual, fast_decode=True)
@@ -115,7 +116,7 @@ def _report(what: str, models: dict, embed, classes: torch.Tensor | None) -> Non
 
 
 def _spread(model, pixels: np.ndarray, captions: list[str]) -> str:
-    """The largest distance between embeddings of the same samples in other batches."""
+    """Return the largest distance between embeddings of the same samples in different batches."""
     pixels, captions = pixels[:96], captions[:96]
     images = [_images(model, pixels, 32), _images(model, pixels, 7), _images(model, pixels[::-1].copy(), 32).flip(0)]
     texts = [_captions(model, captions, size) for size in (96, 7, 1)]

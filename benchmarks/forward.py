@@ -1,8 +1,9 @@
-"""Our forward pass against the published module on the same weights: `python -m benchmarks.forward --model ViT-B/32`.
+"""Compare our forward pass with the published module: `python -m benchmarks.forward --model ViT-B/32`.
 
-For each model images/s and captions/s of both, their ratio, and the fraction of the machine's matrix rate, measured in
-the same rounds: by the FLOP of the published pass, and by those that ours really does. The published module is fp32 and
-pads captions to 77 tokens; ours gets the same here, see `benchmarks.captions` for real lengths.
+Both use the same weights. For each model, the benchmark prints the images/s and captions/s of both, their ratio, and
+our fraction of the machine's matrix rate, measured in the same rounds. It counts FLOP in two ways: those of the
+published pass, and those that our pass really needs. The published module runs in fp32 and pads captions to 77 tokens.
+Ours gets the same captions here; `benchmarks.captions` uses realistic lengths.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import PRECISIONS
 
-_FLOP_PER_PASS = 280e9  # a batch of the small models; the large ones get smaller batches
+_FLOP_PER_PASS = 280e9  # a batch of 32 for the small models, and smaller batches for the large ones
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="*", default=list(PUBLISHED), help="published names; all nine by default")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of ours")
-    parser.add_argument("--rounds", type=int, default=5, help="of interleaved passes, of which medians are printed")
+    parser.add_argument("--model", nargs="*", default=list(PUBLISHED), help="published names; by default all nine")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="precision of our model (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of interleaved rounds (%(default)s)")
     options = parser.parse_args()
     print_facts()
     for name in options.model:
@@ -91,7 +92,7 @@ def measure(name: str, precision: str, rounds: int) -> None:
 
 
 def flop(run, batch: torch.Tensor) -> int:
-    """FLOP of one pass."""
+    """Return the FLOP of one pass."""
     with FlopCounterMode(display=False) as counter:
         run(batch)
     return counter.get_total_flops()

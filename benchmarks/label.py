@@ -1,7 +1,7 @@
-"""A million rows times a thousand classes, labelled from stored embeddings: `python -m benchmarks.label`.
+"""Label a million stored rows with a thousand classes: `python -m benchmarks.label`.
 
-Prints the labelling as a ratio to NumPy's bare product and to the bare read of the same parts, and the peak memory of a
-process that labels a tenth of the rows and all of them.
+The benchmark prints the time of labelling as a ratio to NumPy's bare product, and to the bare read of the same parts.
+It also prints the peak memory of a process that labels a tenth of the rows, and of one that labels them all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def label_all(folder: str, parts: int) -> None:
-    """Label the first `parts` parts with random classes, as `LabelEmbeddings` does for each part."""
+    """Label the first `parts` parts with random classes, in the way that `LabelEmbeddings` labels a part."""
     from clip_transforms.parts.writer import LabelsWriter
 
     weights = _unit(np.random.default_rng(1), K)
@@ -119,7 +119,7 @@ def _write_part(folder: str, part: int) -> None:
 
 
 def writer_rejects() -> pa.RecordBatch:
-    """No rejects."""
+    """Return an empty batch of rejects."""
     from schemas.rejects import rejects_schema
 
     return pa.RecordBatch.from_pylist([], schema=rejects_schema())

@@ -1,7 +1,8 @@
-"""From file to ready model, ViT-B/32 at full size: `python -m benchmarks.load`.
+"""Load ViT-B/32 at full size, from the file to the ready model: `python -m benchmarks.load`.
 
-Time as a ratio to reading the file warm with its hash, plus one copy of the weights to fp32; peak anonymous memory over
-that of `import torch` as a ratio to the weights in fp32. Each figure is the median of several fresh processes.
+The time is a ratio to a minimum: reading and hashing the file from the page cache, plus one copy of the weights to
+fp32. The peak of anonymous memory, beyond that of `import torch`, is a ratio to the size of the weights in fp32. Each
+figure is a median over several fresh processes.
 """
 
 from __future__ import annotations

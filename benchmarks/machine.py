@@ -1,4 +1,4 @@
-"""What this machine is and how fast it multiplies: every benchmark says it first, since machines differ by the day."""
+"""Facts about this machine and the speed of its matrix products. Every benchmark prints them first, since they vary."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SIDE, _SECONDS = 2048, 0.5
 
 
 def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s of bare products of square matrices on all cores, over half a second; FLOP = 2 × multiply–adds."""
+    """Measure the FLOP/s of bare matrix products on all cores for half a second; FLOP = 2 × multiply–adds."""
     a, b = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
-    # As many rows as a moment suffices for: some machines have no units for bf16, and would take a minute for all. The
+    # Choose the number of rows by time: a machine without units for bf16 would take a minute for the whole matrix. The
     # first product wakes the threads.
     rows = 16
     while rows < _SIDE and timed(functools.partial(torch.matmul, a[:rows], b)) < _SECONDS / 4:
@@ -31,7 +31,7 @@ def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
 
 
 def print_facts() -> None:
-    """Cores, capability, versions, and the rates of the bare product."""
+    """Print cores, vector units, versions, and the rates of the bare product."""
     capable = torch.cpu.get_capabilities()
     units = [name for name in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if capable.get(name)]
     rates = ", ".join(f"{name} {matrix_rate(dtype) / 1e9:,.1f} GFLOP/s" for name, dtype in DTYPES.items())
@@ -43,14 +43,17 @@ def print_facts() -> None:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Call a function and return its seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def interleaved(rounds: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of every function in every round, one after the other: what slows the machine slows them all."""
+    """Call every function in turn, round after round, and return the seconds by name.
+
+    Taking turns means that a slow moment of the machine slows all functions. A first round is not timed.
+    """
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -61,5 +64,5 @@ def interleaved(rounds: int, **functions: Callable[[], object]) -> dict[str, lis
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:
-    """The median over the rounds of one function's seconds by another's."""
+    """Return the median over the rounds of one function's seconds divided by another's."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))

@@ -1,4 +1,4 @@
-"""A hundred thousand units: planned, and found complete again: `python -m benchmarks.many_units [UNITS]`."""
+"""Plan a hundred thousand units, then run over them when all are done: `python -m benchmarks.many_units [UNITS]`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schemas.embeddings import embeddings_schema
 UNITS = 100_000
 EMPTY_TAR = bytes(1024)
 
-# In a process of its own: seconds and megabytes of the command, and kilobytes of the graph that a runner gets.
+# Runs in a process of its own and prints the command's seconds and megabytes, and the kilobytes of the runner's graph.
 MEASURED = """
 import json, re, sys, time
 start = time.perf_counter()
@@ -45,11 +45,11 @@ print(json.dumps({"code": code, **seconds, "megabytes": peak, "graph": graph}))
 
 
 def measure(root: Path, units: int) -> dict[str, dict[str, Any]]:
-    """Plan `units` empty tars, commit a part for each, and run the command over what is complete.
+    """Plan `units` empty tars, commit a part for each, and run the command again on the complete dataset.
 
     Returns:
-        `planned` and `again`, each with `code`, `seconds` and `cpu_seconds` (imports included), `megabytes` at the
-        peak, and `graph` in kilobytes.
+        `planned` and `again`, each with `code`, `seconds` and `cpu_seconds` (including imports), the peak `megabytes`,
+        and `graph` in kilobytes.
     """
     tars = root / "tars"
     tars.mkdir()
@@ -62,7 +62,7 @@ def measure(root: Path, units: int) -> dict[str, dict[str, Any]]:
 
 
 def commit_all(root: Path, argv: list[str]) -> None:
-    """A part for each of the tars, by the real writer, but without an fsync for each."""
+    """Commit a part for each tar with the real writer, but without an fsync for each."""
     one = root / "one"
     one.mkdir()
     first = next((root / "tars").iterdir())
@@ -82,7 +82,7 @@ def commit_all(root: Path, argv: list[str]) -> None:
 
 
 def _commit(task: tuple[PartSettings, Unit]) -> None:
-    os.fsync = lambda handle: None  # of this process, which does nothing else
+    os.fsync = lambda handle: None  # in this process only, which has no other purpose
     settings, unit = task
     with UnitWriter(settings, unit.part, {"shard": unit.shard, "stamp": unit.stamp}) as writer:
         writer.commit(0, {})
@@ -99,11 +99,11 @@ def main() -> None:
         start = time.perf_counter()
         found = measure(Path(folder), units)
         planned, again = found["planned"], found["again"]
-        print(f"{os.cpu_count()} cores; {units:,} empty tars, demo model, no taxonomy; imports included")
+        print(f"{os.cpu_count()} cores; {units:,} empty tars, demo model, no taxonomy; times include imports")
         for what, run in (("planned", planned), ("found complete again", again)):
             cost = f"{run['cpu_seconds']:.1f} s of a core, {run['megabytes']:,.0f} MB at the peak"
             print(f"{what} in {run['seconds']:.1f} s: {cost}")
-        print(f"graph: {again['graph'][0]:,.0f} kB; all of it took {time.perf_counter() - start:.0f} s")
+        print(f"graph: {again['graph'][0]:,.0f} kB; the whole benchmark took {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Peak memory of the embed command at ten times the input against one time: `python -m benchmarks.memory`.
+"""Compare the embed command's peak memory for an input and for ten times that input: `python -m benchmarks.memory`.
 
-With `--huge` also for a Parquet file of one row group of a gigabyte, over the peak of a run on a handful of samples,
-which is the model and the program.
+With `--huge`, measure instead the peak for a Parquet file with a single row group of a gigabyte, beyond the peak of a
+run on a few samples, which is the size of the model and the program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.machine import print_facts
 
 TIMES, BATCH = 10, 32
 
-# VmHWM, since ru_maxrss of a child begins with what its parent held.
+# This reads VmHWM, since a child's ru_maxrss starts at the size of its parent.
 PEAK = """
 import re, sys
 from pipelines import embed
@@ -30,16 +30,16 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) /
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="a published name, with random weights, or %(default)s")
-    # So many that what waits for the model is at its bound in the smaller run too.
-    parser.add_argument("--samples", type=int, default=4_000, help="of the smaller input (%(default)s)")
+    parser.add_argument("--model", default="demo", help="published name, with random weights, or %(default)s")
+    # Enough that the queue before the model is full in the smaller run too.
+    parser.add_argument("--samples", type=int, default=4_000, help="samples in the smaller input (%(default)s)")
     parser.add_argument(
         "--huge",
         type=int,
         nargs="?",
         const=1_000,
         metavar="MB",
-        help="instead: one row group of so many megabytes (%(const)s)",
+        help="measure one row group of MB megabytes instead (%(const)s if MB is omitted)",
     )
     options = parser.parse_args(argv)
     print_facts()
@@ -78,7 +78,7 @@ def _huge(root: Path, megabytes: int, model: Sequence[str]) -> None:
 
 
 def peak_of(source: Path, output: Path, model: Sequence[str]) -> float:
-    """Peak resident megabytes of one run of the command."""
+    """Run the command and return its peak resident megabytes."""
     argv = [sys.executable, "-c", PEAK, "--input", str(source), "--output", str(output), *model]
     done = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=ROOT)
     return float(done.stdout.splitlines()[-1])

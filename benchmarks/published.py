@@ -1,4 +1,4 @@
-"""The published code and models of its class, for tests and benchmarks to compare with."""
+"""OpenAI's published code, and models built with it, for comparison in tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clip_transforms.clip.architectures import Architecture
 
 
 def published_module(name: str) -> types.ModuleType:
-    """`model` or `simple_tokenizer` of openai-clip, loaded by path: the package itself needs torchvision."""
+    """Load `model` or `simple_tokenizer` of openai-clip by file path, since the package itself needs torchvision."""
     path = next(f.locate() for f in importlib.metadata.files("openai-clip") or [] if f.name == f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"published_{name}", path)
     module = importlib.util.module_from_spec(spec)
@@ -20,7 +20,7 @@ def published_module(name: str) -> types.ModuleType:
 
 
 def published(a: Architecture) -> Any:
-    """A model of the published class, with its own random weights."""
+    """Build a model of the published class with random weights."""
     model = published_module("model").CLIP(
         embed_dim=a.embed_dim,
         image_resolution=a.image_side,

@@ -1,8 +1,9 @@
-"""Many small shards against one large one: `python -m benchmarks.small_shards`.
+"""Compare many small shards with one large shard: `python -m benchmarks.small_shards`.
 
-The same pairs in tars of 100 and in a single tar, through the whole command with ViT-B/32 of random weights: the ratio
-of the rates that the runs state, and of the seconds from start to end. Then a thousand tiny tars and a single one of
-the same pairs with the demo model, whose forward pass is next to nothing: what a unit costs beside its samples.
+The whole command runs on the same pairs in tars of 100 and in a single tar, using ViT-B/32 with random weights. The
+benchmark prints the ratio of the runs' own rates, and of their seconds from start to end. Then the demo model, whose
+forward pass takes almost no time, runs on a thousand tiny tars and on a single tar with the same pairs: the difference
+is the cost of a unit beside its samples.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ OF_EACH, OF_TINY = 100, 2
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B/32", help="a published name, or demo (%(default)s)")
-    parser.add_argument("--shards", type=int, help="of 100 pairs; by default as many as ViT-B/32 embeds in --seconds")
-    parser.add_argument("--seconds", type=float, default=60, help="that a run takes, about (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of interleaved runs (%(default)s)")
-    parser.add_argument("--tiny_shards", type=int, default=1_000, help="of 2 pairs, demo model (%(default)s)")
-    parser.add_argument("--tiny_rounds", type=int, default=1, help="of their interleaved runs (%(default)s)")
+    parser.add_argument("--model", default="ViT-B/32", help="published name, or demo (%(default)s)")
+    parser.add_argument(
+        "--shards", type=int, help="tars of 100 pairs; by default as many as ViT-B/32 embeds in --seconds"
+    )
+    parser.add_argument("--seconds", type=float, default=60, help="approximate seconds per run (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of interleaved rounds (%(default)s)")
+    parser.add_argument(
+        "--tiny_shards", type=int, default=1_000, help="tars of 2 pairs, for the demo model (%(default)s)"
+    )
+    parser.add_argument(
+        "--tiny_rounds", type=int, default=1, help="number of interleaved rounds with those (%(default)s)"
+    )
     options = parser.parse_args(argv)
     print_facts()
     shards = options.shards or max(2, pairs_in(options.seconds) // OF_EACH)
@@ -56,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compare(
     root: Path, shards: int, of_each: int, images: Sequence[bytes], model: Sequence[str], rounds: int
 ) -> dict[str, list[Run]]:
-    """Runs over `many` shards and over `one` of the same pairs."""
+    """Run the command on `many` shards, and on `one` shard with the same pairs."""
     many = write_tars(root / "many", shards, of_each, images)
     one = write_tars(root / "one", 1, shards * of_each, images)
     return in_turn(

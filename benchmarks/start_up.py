@@ -1,8 +1,8 @@
-"""What a run takes before and besides its work: `python -m benchmarks.start_up`.
+"""Measure the time that a run takes before its work starts: `python -m benchmarks.start_up`.
 
-From the start of the process to the first embedded batch of pictures of ViT-B/32, random weights, its file in the page
-cache, against a process that only imports what such a run imports; `--dry_run`; and a run over a thousand finished
-units, with the demo model and a taxonomy.
+The benchmark times four things: from the start of the process to the first embedded batch of pictures, using ViT-B/32
+with random weights from a file in the page cache; a process that does only the imports of such a run; `--dry_run`; and
+a run over a thousand finished units, with the demo model and a taxonomy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMPORTS = (
     "import pipelines.embed, clip_transforms.clip.checkpoints, clip_transforms.engine.decode, "
     "clip_transforms.engine.rows, clip_transforms.engine.forward"
 )
-# Watches from a thread of its own what the run counts for its progress bar; imports nothing that the run does not.
+# Watches the run's progress counters from a thread of its own, and imports nothing that the run does not import.
 FIRST = """
 import sys, threading, time
 first = []
@@ -46,9 +46,11 @@ sys.exit(code)
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B/32", help="a published name, or demo (%(default)s)")
-    parser.add_argument("--units", type=int, default=1_000, help="finished ones, of 2 samples (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of interleaved runs (%(default)s)")
+    parser.add_argument("--model", default="ViT-B/32", help="published name, or demo (%(default)s)")
+    parser.add_argument(
+        "--units", type=int, default=1_000, help="number of finished units, of 2 samples each (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="number of interleaved rounds (%(default)s)")
     options = parser.parse_args(argv)
     print_facts()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +78,7 @@ def _start(root: Path, model: str, rounds: int) -> None:
 
 
 def _first_batch(argv: Sequence[str]) -> float:
-    start = time.monotonic()  # one clock for all processes of a machine
+    start = time.monotonic()  # all processes of a machine share this clock
     done = subprocess.run([sys.executable, "-c", FIRST, *argv], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"the run ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -104,7 +106,7 @@ def _resume(root: Path, units: int, rounds: int) -> None:
 
 
 def _with_cpu(argv: Sequence[str], cpu: list[float]) -> float:
-    """Seconds of a command; its seconds of a core, which tell where others use the machine, go to `cpu`."""
+    """Return the seconds of a command, and append its CPU seconds, which other load hardly changes, to `cpu`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = seconds_of(argv)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

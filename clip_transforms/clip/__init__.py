@@ -1,4 +1,4 @@
-"""CLIP itself, usable alone: no Beam, no Arrow. Imported lazily, so that the launcher needs no torch."""
+"""CLIP itself, usable alone: no Beam, no Arrow. Its names are imported lazily, so the launcher needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    """Import a public name from its module at its first use (PEP 562)."""
+    """Import a public name from its module when it is first used (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The sizes that define a CLIP, and those of the published models as one table. Pure Python.
+"""The sizes that define a CLIP, and a table of the published models' sizes. Pure Python.
 
 Sizes: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", tables 18 to 20.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 HEAD_WIDTH = 64  # every attention head of every published tower is 64 wide
-RESNET_EXPANSION = 32  # what a ResNet's attention pool sees is so many times as wide as its first stage
+RESNET_EXPANSION = 32  # the input of a ResNet's attention pool is 32 times as wide as its first stage
 URL_ROOT = "https://openaipublic.azureedge.net/clip/models"
 
 
@@ -18,16 +18,16 @@ class Architecture:
 
     Attributes:
         embed_dim: d, the length of an embedding.
-        image_side: r, the side of the square of pixels that the vision tower takes.
+        image_side: r, the side in pixels of the square images that the vision tower takes.
         vision_layers: the depth of a Vision Transformer, or the four block counts of a ResNet.
-        vision_width: width of the Vision Transformer, or of the ResNet's first stage.
-        patch_size: side of a patch in pixels; None for a ResNet.
-        text_width: width of the text transformer.
-        text_layers: its depth.
-        context_length: the most tokens that a caption may have, start and end included.
-        vocab_size: entries of the byte-pair vocabulary.
-        vision_head_width, text_head_width: of an attention head; no tensor tells it.
-        vision_mlp_width, text_mlp_width: inside a block; None for four times the tower's width.
+        vision_width: the width of the Vision Transformer, or of the ResNet's first stage.
+        patch_size: the side of a patch in pixels; None for a ResNet.
+        text_width: the width of the text transformer.
+        text_layers: the depth of the text transformer.
+        context_length: the largest number of tokens in a caption, including start and end.
+        vocab_size: the number of entries in the byte-pair vocabulary.
+        vision_head_width, text_head_width: the width of an attention head; no tensor shows it.
+        vision_mlp_width, text_mlp_width: the inner width of a block's MLP; None for four times the tower's width.
     """
 
     embed_dim: int
@@ -46,21 +46,21 @@ class Architecture:
 
     @property
     def is_resnet(self) -> bool:
-        """Whether the vision tower is a modified ResNet."""
+        """Return whether the vision tower is a modified ResNet."""
         return self.patch_size is None
 
     @property
     def vision_heads(self) -> int:
-        """Heads of the vision transformer, or of the ResNet's attention pool."""
+        """The number of heads in the vision transformer, or in the ResNet's attention pool."""
         return self.vision_width * (RESNET_EXPANSION if self.is_resnet else 1) // self.vision_head_width
 
     @property
     def text_heads(self) -> int:
-        """Heads of the text transformer."""
+        """The number of heads in the text transformer."""
         return self.text_width // self.text_head_width
 
     def describe(self) -> str:
-        """One line, in which every size stands."""
+        """Return one line that names every size."""
         vision = (
             f"ResNet {self.vision_layers}, width {self.vision_width}"
             if self.is_resnet
@@ -80,7 +80,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A checkpoint that OpenAI published: its sizes, file name and SHA-256. All of them use QuickGELU."""
+    """A checkpoint that OpenAI published: its sizes, file name and SHA-256. They all use QuickGELU."""
 
     architecture: Architecture
     file: str
@@ -88,7 +88,7 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Where the file is published."""
+        """The URL at which the file is published."""
         return f"{URL_ROOT}/{self.sha256}/{self.file}"
 
 

@@ -1,4 +1,4 @@
-"""Read a checkpoint into a ClipModel: verify it, and put its tensors where they belong, in the run's precision."""
+"""Read a checkpoint into a ClipModel: verify it, then load its tensors in the run's precision."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def load(
     Args:
         model: a published name (`ViT-B/32`, downloaded once), a checkpoint file or folder (path or fsspec URI), or
             `demo`.
-        device: `cpu`, `cuda`, or `auto`.
-        activation: `quick_gelu` or `gelu`, where the checkpoint does not say it.
-        precision: of the towers: `fp32`, `bf16`, `fp16`, or `auto`, see `resolve_precision`.
-        vision: False loads the text tower alone.
+        device: `cpu`, `cuda` or `auto`.
+        activation: `quick_gelu` or `gelu`; needed only if the checkpoint does not name its activation.
+        precision: the precision of the towers: `fp32`, `bf16`, `fp16`, or `auto` (see `resolve_precision`).
+        vision: whether to load the vision tower; False loads the text tower alone.
     Returns:
         The model in inference mode.
     Raises:
-        CheckpointError: if the checkpoint is missing, of another kind, or does not say its activation.
-        RuntimeError: if `device` is `cuda` and there is none.
+        CheckpointError: if the checkpoint is missing, is of another kind, or does not name its activation.
+        RuntimeError: if `device` is `cuda` and there is no CUDA device.
     """
     spec = ClipSpec(model, activation, precision, device)
     return load_checkpoint(spec.resolve(), spec.device, spec.precision, vision=vision)
@@ -47,10 +47,10 @@ def load(
 def load_checkpoint(
     checkpoint: Checkpoint, device: str = "auto", precision: str = "auto", *, vision: bool = True
 ) -> ClipModel:
-    """Load a checkpoint that was resolved, perhaps on another machine; its SHA-256 is verified again."""
+    """Load a checkpoint that was resolved earlier, perhaps on another machine; verify its SHA-256 again."""
     place = resolve_device(device)
     precision = resolve_precision(precision, place)
-    with torch.device("meta"), _WithoutInitialisation():  # no memory for weights that are about to be replaced
+    with torch.device("meta"), _WithoutInitialisation():  # takes no memory for weights that are replaced below
         model = ClipModel(checkpoint.architecture, checkpoint.activation, checkpoint.preprocessing)
     if not vision:
         model.visual = None
@@ -66,7 +66,7 @@ def load_checkpoint(
             for name in state:
                 dtype = _dtype(name, precision)
                 found = folded[name](read).to(dtype) if name in folded else read(name, dtype)
-                state[name] = found.view(state[name].shape)  # the logit scale may be a list of one
+                state[name] = found.view(state[name].shape)  # some files store the logit scale with shape [1]
     except (ArchiveError, KeyError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.where}: {error}") from error
     model.load_state_dict(state, assign=True)
@@ -75,7 +75,7 @@ def load_checkpoint(
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Modules are built without filling their weights: on the meta device the first filling costs a second."""
+    """A mode in which modules do not initialise their weights: on the meta device, the first fill takes a second."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -85,16 +85,16 @@ class _WithoutInitialisation(TorchFunctionMode):
 
 
 def _dtype(name: str, precision: str) -> torch.dtype:
-    """The logit scale belongs to no tower and is fp32, whatever these use."""
+    """Return a tensor's dtype: the logit scale belongs to no tower and is always fp32."""
     return torch.float32 if name == "logit_scale" else DTYPES[precision]
 
 
 @contextlib.contextmanager
 def _open(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[mmap.mmap, StoredTensor]]]:
-    """The tensors of a checkpoint's files, mapped into memory: no byte is copied before its place is known.
+    """Map a checkpoint's files into memory and yield their tensors; nothing is copied yet.
 
     Raises:
-        CheckpointError: if the bytes are not those that were resolved.
+        CheckpointError: if the bytes differ from those that were resolved.
     """
     with contextlib.ExitStack() as stack:
         paths = [str(fetch(checkpoint.published))] if checkpoint.published else []
@@ -104,12 +104,12 @@ def _open(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[mmap.mmap, StoredT
         if found != checkpoint.sha256:
             raise CheckpointError(
                 f"{checkpoint.where} has SHA-256 {found}, but the run was planned with {checkpoint.sha256}: the file "
-                "changed, or this worker sees another one"
+                "has changed, or this worker sees a different file"
             )
         tensors = {}
         for file in files:
             file.seek(0)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what it may not write to
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns about read-only memory
             tensors |= {name: (mapped, tensor) for name, tensor in read_weights_file(file).tensors.items()}
         yield tensors
 
@@ -117,7 +117,7 @@ def _open(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[mmap.mmap, StoredT
 def _tensor(
     source: Source, tensors: Mapping[str, tuple[mmap.mmap, StoredTensor]], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """One tensor of the model, made from those of the file: the one copy that there is."""
+    """Make one tensor of the model from the file's tensors. This is the only copy of the weights."""
     parts = [_view(*tensors[name]) for name in source.names]
     if len(parts) == 1:
         part = parts[0].T if source.transposed else parts[0]
@@ -133,15 +133,15 @@ def _view(mapped: mmap.mmap, tensor: StoredTensor) -> torch.Tensor:
 
 
 def published_name(name: str) -> str:
-    """Our name of a tensor → OpenAI's: there the text tower lies at the top."""
+    """Return OpenAI's name for a tensor: there, the text tower's tensors have no prefix."""
     return name.removeprefix("text.")
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` → CUDA where there is some, else the CPU.
+    """Return the device to use: `auto` means CUDA if it is available, else the CPU.
 
     Raises:
-        RuntimeError: if `device` is `cuda` and there is none; it never becomes a CPU run without a word.
+        RuntimeError: if `device` is `cuda` and there is no CUDA device; a run never falls back to the CPU silently.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
@@ -154,9 +154,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` → what the hardware multiplies fastest: bf16 with AMX and from Ampere on, fp16 on older GPUs, else fp32.
+    """Return the precision to use: `auto` means the one that the hardware multiplies fastest.
 
-    AVX512-BF16 alone does not count: it was measured at half the speed of fp32.
+    That is bf16 with AMX or on GPUs from Ampere on, fp16 on older GPUs, else fp32. AVX512-BF16 alone does not count: it
+    was measured at half the speed of fp32.
     """
     if precision != "auto":
         return precision
@@ -166,5 +167,5 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _has_amx() -> bool:
-    """Return whether this machine's processor has AMX units for bf16."""
+    """Return whether this machine's CPU has AMX units for bf16."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))

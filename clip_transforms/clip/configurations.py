@@ -1,4 +1,7 @@
-"""The configuration that other libraries write beside their weights → what the tensors do not say. Pure Python."""
+"""Read the configuration that other libraries write beside their weights. It holds facts that the tensors do not show.
+
+Pure Python.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ _INDEX = ".index.json"
 _HUGGING_FACE_WEIGHTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX))
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}  # Hugging Face's name → ours
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-# Settings of open_clip that its tensors tell, or that act in training alone, or only beside others that are refused.
+# open_clip settings that may have any value: the tensors show them, or they matter only in training, or only together
+# with settings that are refused.
 _TOLD = {
     *(
         "layers",
@@ -37,7 +41,7 @@ _TOLD = {
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
     *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "image_mean", "image_std"),
 }
-# The others must not be set, or to what a CLIP of the published kind has.
+# Other settings must be unset, or have a value that a CLIP of the published kind has.
 _PLAIN = {
     "pool_type": ("tok", "argmax"),
     "pos_embed_type": ("learnable",),
@@ -48,15 +52,15 @@ _PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What a folder says of the weights in it.
+    """What a folder's configuration says about the weights in it.
 
     Attributes:
-        origin: the name of the file that says it.
-        weights: names of the files of weights, in the folder.
+        origin: the name of the configuration file.
+        weights: the names of the weight files in the folder.
         activation: `quick_gelu` or `gelu`.
-        vision_head_width, text_head_width: None where the published 64 is meant.
-        preprocessing: of its images and captions.
-        sizes: attribute of Architecture → what the configuration says it is; None where it says nothing.
+        vision_head_width, text_head_width: the width of an attention head; None for the published 64.
+        preprocessing: the preprocessing of images and captions.
+        sizes: attribute of Architecture → its value in the configuration, or None if the configuration omits it.
     """
 
     origin: str
@@ -69,12 +73,12 @@ class Configuration:
 
 
 def read_configuration(folder: str) -> Configuration:
-    """Read the configuration of a folder, of open_clip or of Hugging Face.
+    """Read a folder's configuration, written by open_clip or Hugging Face.
 
     Args:
-        folder: its URI.
+        folder: the folder's URI.
     Raises:
-        ValueError: if there is none, it is malformed, or means a model that is no CLIP of the published kind.
+        ValueError: if there is no configuration, it is malformed, or its model is not a CLIP of the published kind.
     """
     names = set(storage.names_in(folder))
     open_clip = [name for name in _OPEN_CLIP_WEIGHTS if name in names]
@@ -90,15 +94,13 @@ def read_configuration(folder: str) -> Configuration:
             if weights[0].endswith(_INDEX):
                 index, weights = weights[0], sorted(set(_read(folder, weights[0])["weight_map"].values()))
                 if missing := [name for name in weights if name not in names]:
-                    raise ValueError(
-                        f"{index} in it names {missing[0]!r}, which does not lie beside it; download it too"
-                    )
+                    raise ValueError(f"{index} in it names {missing[0]!r}, which is not beside it; download it too")
             return _hugging_face(_read(folder, HUGGING_FACE), processor and _read(folder, processor), weights)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"its configuration is malformed ({error!r})") from error
     raise ValueError(
-        f"it is a folder without a model that this program knows: neither {OPEN_CLIP} nor {HUGGING_FACE} lies in it "
-        "beside weights; give such a folder, or a .pt or .safetensors file"
+        f"this folder holds no model that this program knows: it has neither {OPEN_CLIP} nor {HUGGING_FACE} beside "
+        "weights; give such a folder, or a .pt or .safetensors file"
     )
 
 
@@ -108,7 +110,7 @@ def _read(folder: str, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} in it is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name} in it is no JSON object")
+        raise ValueError(f"{name} in it is not a JSON object")
     return content
 
 
@@ -116,15 +118,15 @@ def _open_clip(content: Mapping[str, Any], weights: list[str]) -> Configuration:
     model, pixels = content["model_cfg"], content.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
     if "multimodal_cfg" in model:
-        raise ValueError("its multimodal_cfg says that it is a CoCa, which this program does not compute")
+        raise ValueError("its multimodal_cfg says that it is a CoCa, which this program does not support")
     if model.get("init_logit_bias") is not None:
-        raise ValueError("its init_logit_bias says that it is a SigLIP, which this program does not compute")
+        raise ValueError("its init_logit_bias says that it is a SigLIP, which this program does not support")
     for place, config in (("vision_cfg", vision), ("text_cfg", text)):
         for name, value in config.items():
             if name not in _TOLD and value and value not in _PLAIN.get(name, ()):
                 raise ValueError(
-                    f"its {place} has {name} {value!r}, so it is no CLIP of the published kind, and this program does "
-                    "not compute it"
+                    f"its {place} has {name} {value!r}, so it is not a CLIP of the published kind, and this program "
+                    "does not support it"
                 )
     head_width, layers = vision.get("head_width", 64), vision.get("layers", 12)
     if not _is_size(head_width):
@@ -164,15 +166,15 @@ def _hugging_face(content: Mapping[str, Any], processor: Mapping[str, Any] | Non
     if kind != "clip":
         raise ValueError(f"its {HUGGING_FACE} says that it is a {kind!r} model, but it must be 'clip'")
     text, vision = (_tower(content, tower) for tower in ("text", "vision"))
-    # What is left out has the library's own defaults, which are those of ViT-B/32.
+    # Omitted settings have the library's own defaults, which are those of ViT-B/32.
     activations = {str(config.get("hidden_act", "quick_gelu")) for config in (text, vision)}
     if len(activations) > 1 or not activations <= set(_ACTIVATIONS):
         raise ValueError(f"its hidden_act is {' and '.join(sorted(activations))}, but it must be quick_gelu or gelu")
     for config in (text, vision):
         if config.get("layer_norm_eps", 1e-5) != 1e-5:
             raise ValueError(f"its layer_norm_eps is {config['layer_norm_eps']}, but CLIP's is 1e-05")
-    if text.get("eos_token_id", 49407) not in (2, 49407):  # 2 is an old mistake, which the library takes for 49407
-        raise ValueError(f"its eos_token_id is {text['eos_token_id']!r}, but that of CLIP's tokenizer is 49407")
+    if text.get("eos_token_id", 49407) not in (2, 49407):  # 2 is an old mistake, which the library reads as 49407
+        raise ValueError(f"its eos_token_id is {text['eos_token_id']!r}, but CLIP's tokenizer ends a text with 49407")
     side = vision.get("image_size", 224)
     return Configuration(
         HUGGING_FACE,
@@ -199,15 +201,17 @@ def _hugging_face(content: Mapping[str, Any], processor: Mapping[str, Any] | Non
 
 
 def _tower(content: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
-    """The configuration of a tower; where an old file has it twice, the library goes by the one called `_dict`."""
+    """Return a tower's configuration; if an old file has two, the library uses the one whose name ends in `_dict`."""
     old = content.get(f"{tower}_config_dict")
     return (content.get(f"{tower}_config") or {}) if old is None else old
 
 
 def _head_width(place: str, width: Any, heads: Any) -> int:
-    """Of an attention head, exactly: heads that do not share the width would be others than the library's."""
+    """Return the width of an attention head; the heads must divide the tower's width evenly, as in the library."""
     if not _is_size(width) or not _is_size(heads) or width % heads:
-        raise ValueError(f"its {place} has {heads!r} attention heads for a width of {width!r}, which they cannot share")
+        raise ValueError(
+            f"its {place} has {heads!r} attention heads, which do not divide its width of {width!r} evenly"
+        )
     return width // heads
 
 
@@ -218,14 +222,14 @@ def _is_size(value: Any) -> bool:
 def _hugging_face_pixels(processor: Mapping[str, Any], side: int) -> Preprocessing:
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not processor.get(step, True):
-            raise ValueError(f"its preprocessor leaves out a step ({step} is false), which this program always makes")
+            raise ValueError(f"its preprocessor skips a step ({step} is false) that this program always performs")
     if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise ValueError(f"its preprocessor's rescale_factor is {processor['rescale_factor']}, but it must be 1/255")
     size, crop = processor.get("size", side), _square(processor.get("crop_size", side), "crop_size")
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size
     resized = shortest or _square(size, "size")
     if resized != crop:
-        raise ValueError(f"its preprocessor resizes to {resized} and crops to {crop}, but both must be the same")
+        raise ValueError(f"its preprocessor resizes to {resized} and crops to {crop}, but the two must be equal")
     if crop != side:
         raise ValueError(f"its preprocessor makes pictures of side {crop}, but its vision_config says {side}")
     resample = processor.get("resample", 3)
@@ -241,7 +245,7 @@ def _hugging_face_pixels(processor: Mapping[str, Any], side: int) -> Preprocessi
 
 
 def _square(size: Any, name: str) -> int:
-    """A side in pixels, of a number, a list of two, or a mapping with height and width."""
+    """Return the side in pixels, given a number, a list of two numbers, or a mapping with height and width."""
     if isinstance(size, Mapping):
         sides = [size.get("height"), size.get("width")]
     else:

@@ -1,4 +1,4 @@
-"""The cache of OpenAI's published checkpoints: downloaded once, resumed where it broke off, verified."""
+"""The cache of OpenAI's published checkpoints: each is downloaded once, resumed after interruptions, and verified."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from clip_transforms.clip.architectures import PUBLISHED, Published
 from clip_transforms.clip.model_spec import CheckpointError
 
 _TIMEOUT_SECONDS = 30.0  # without a byte
-_ATTEMPTS = 6  # in a row without a byte of progress
-_WAIT_SECONDS = 0.5  # before the second attempt; doubled after each further one
-_ABANDONED_SECONDS = 600.0  # a part that nobody wrote to for so long may be taken over; all attempts take 243 s
+_ATTEMPTS = 6  # in a row, without a byte of progress
+_WAIT_SECONDS = 0.5  # before the second attempt; doubled after each further attempt
+_ABANDONED_SECONDS = 600.0  # a part untouched for this long may be taken over; all attempts together take 243 s
 _BLOCK = 1 << 20
-_MAX_BYTES = 8 << 30  # a server that never ends; the largest checkpoint has 1.3 GB
+_MAX_BYTES = 8 << 30  # stops a server that never ends; the largest checkpoint has 1.3 GB
 _LOGGER = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """`$CLIP_CACHE`, else `clip` in the user's cache folder, where OpenAI's own code keeps them too.
+    """Return `$CLIP_CACHE`, else `clip` in the user's cache folder, which OpenAI's own code uses too.
 
     Raises:
-        CheckpointError: if there is no such folder to be had.
+        CheckpointError: if there is no home folder and no setting.
     """
     try:
         if folder := os.environ.get("CLIP_CACHE"):
@@ -43,27 +43,27 @@ def cache_folder() -> Path:
 
 
 def cached(name: str) -> Path | None:
-    """The file of a published model in the cache, or None; it is not verified here."""
+    """Return a published model's file in the cache, or None; the file is not verified here."""
     path = cache_folder() / PUBLISHED[name].file
     return path if path.is_file() else None
 
 
 def fetch(name: str) -> Path:
-    """The file of a published model, from the cache or downloaded into it, verified.
+    """Return a published model's verified file, downloading it into the cache if needed.
 
-    Several processes may do this at once: each writes a file of its own name, and the last rename wins.
+    Several processes may do this at once: each writes to a file name of its own, and the last rename wins.
 
     Args:
         name: a key of PUBLISHED.
     Raises:
-        CheckpointError: if it can be had neither there nor there; the sentence says what to do by hand.
+        CheckpointError: if the file is not in the cache and cannot be downloaded; the message says what to do by hand.
     """
     known, target = PUBLISHED[name], cache_folder() / PUBLISHED[name].file
     if target.is_file():
         found = storage.sha256(str(target))
         if found == known.sha256:
             return target
-        _LOGGER.warning("%s has SHA-256 %s, not %s; it is deleted and downloaded again", target, found, known.sha256)
+        _LOGGER.warning("%s has SHA-256 %s, not %s; deleting it and downloading it again", target, found, known.sha256)
         target.unlink(missing_ok=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,14 +79,14 @@ def fetch(name: str) -> Path:
             raise _cannot_be_kept(name, target, error) from error
         raise CheckpointError(
             f"--model {name} cannot be downloaded from {known.url} ({_reason(error)}); get that file by other means "
-            f"and put it to {target}, or set CLIP_CACHE to a folder that has it"
+            f"and save it as {target}, or set CLIP_CACHE to a folder that has it"
         ) from None
     found = storage.sha256(str(part))
     if found != known.sha256:
         part.unlink()
         raise CheckpointError(
-            f"--model {name}: what {known.url} sent has SHA-256 {found}, not {known.sha256}, and was deleted; try "
-            f"again, or get the file by other means and put it to {target}"
+            f"--model {name}: the file from {known.url} has SHA-256 {found}, not {known.sha256}, and was deleted; try "
+            f"again, or get the file by other means and save it as {target}"
         )
     os.replace(part, target)
     return target
@@ -95,8 +95,8 @@ def fetch(name: str) -> Path:
 def _cannot_be_kept(name: str, target: Path, error: OSError) -> CheckpointError:
     known = PUBLISHED[name]
     return CheckpointError(
-        f"--model {name} cannot be kept in {target.parent} ({_reason(error)}); set CLIP_CACHE to a folder that can "
-        f"be written to, or to one that has {known.file}, from {known.url}"
+        f"--model {name} cannot be saved in {target.parent} ({_reason(error)}); set CLIP_CACHE to a writable folder, "
+        f"or to a folder that has {known.file}, from {known.url}"
     )
 
 
@@ -108,7 +108,10 @@ def _reason(error: OSError) -> str:
 
 
 def _claim(target: Path) -> Path:
-    """A name of our own to write to; what a dead download left is taken over, by a rename that only one can win."""
+    """Return a file name that only this process writes to.
+
+    If a dead download left a part, take that part over, by a rename that only one process can win.
+    """
     own = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     for left in target.parent.glob(f"{target.name}.*.part"):
         with contextlib.suppress(FileNotFoundError):
@@ -126,10 +129,10 @@ def _remove_empty(target: Path) -> None:
 
 
 def _download(known: Published, part: Path) -> None:
-    """Append to `part` until it is whole; a broken connection goes on at the byte where it broke.
+    """Append to `part` until it is whole; after a broken connection, resume at the same byte.
 
     Raises:
-        OSError: if several attempts in a row brought nothing.
+        OSError: if several attempts in a row bring no byte, or another attempt cannot help.
     """
     barren = 0
     with part.open("ab") as file, tqdm(unit="B", unit_scale=True, desc=known.file, disable=None) as bar:
@@ -143,11 +146,11 @@ def _download(known: Published, part: Path) -> None:
                 return
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in (408, 429):
-                    raise  # asked again, it would say the same
+                    raise  # the server would give the same answer again
                 failure: Exception = error
             except urllib.error.URLError as error:
                 if not file.tell() or storage.is_of_the_machine(error):
-                    raise  # no network, or no such host: waiting does not bring it
+                    raise  # no network, or no such host: waiting does not help
                 failure = error
             except (OSError, http.client.HTTPException) as error:
                 if storage.is_of_the_machine(error):
@@ -160,7 +163,7 @@ def _download(known: Published, part: Path) -> None:
 
 
 def _blocks(url: str, file) -> Iterator[tuple[bytes, int | None]]:
-    """What is still missing of a file, block by block, and the size of the whole where the server says it."""
+    """Yield the rest of a file, block by block, each with the size of the whole file if the server states it."""
     start = file.tell()
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -169,20 +172,20 @@ def _blocks(url: str, file) -> Iterator[tuple[bytes, int | None]]:
         if error.code != 416 or not start:
             raise
         if error.headers.get("Content-Range") == f"bytes */{start}":
-            return  # it was whole already
-        _empty(file)  # longer than the whole: not a part of it
-        raise ConnectionError("the part that was there is no part of the file") from error
+            return  # the file was whole already
+        _empty(file)  # longer than the whole file, so it is not a part of it
+        raise ConnectionError("the existing part is not a part of this file") from error
     with response:
         length = response.headers.get("Content-Length")
         if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            _empty(file)  # a server that knows no ranges begins anew
+            _empty(file)  # this server does not support ranges and starts over
             start = 0
         total = start + int(length) if length else None
         while block := response.read(_BLOCK):
             yield block, total
             if file.tell() > _MAX_BYTES:
                 _empty(file)
-                raise CheckpointError(f"{url} sends more than {_MAX_BYTES:,} bytes, which no checkpoint has")
+                raise CheckpointError(f"{url} sends more than {_MAX_BYTES:,} bytes, more than any checkpoint has")
         if total is not None and file.tell() < total:
             raise ConnectionError(f"the connection broke at byte {file.tell():,} of {total:,}")
 

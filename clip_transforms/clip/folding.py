@@ -1,4 +1,4 @@
-"""What a layer does to its sums becomes part of its weights: the model that is run, made from the published one."""
+"""Fold scalings and batch norms into the weights beside them: the same model with fewer operations."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import nn
 from clip_transforms.clip.modified_resnet import Bottleneck, ModifiedResNet
 from clip_transforms.clip.transformer import QuickGELU, ResidualAttentionBlock
 
-Read = Callable[[str], torch.Tensor]  # name of a tensor → a copy of it, in float32
+Read = Callable[[str], torch.Tensor]  # a tensor's name → a float32 copy of the tensor
 
 
 def fold(model: nn.Module) -> dict[str, Callable[[Read], torch.Tensor]]:
-    """Replace the modules of a model that can be had for nothing; the model gives the same features, sooner.
+    """Replace modules whose work can be folded into weights; the model computes the same features faster.
 
-    QuickGELU, x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, becomes SiLU between scaled weights, and batch norms become
+    QuickGELU, x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, becomes SiLU between scaled weights. Batch norms become
     weights and biases of the convolutions before them.
 
     Args:
-        model: in the published form; it is changed. Its weights may lie on the meta device.
+        model: a model in the published form, changed in place. Its weights may be on the meta device.
     Returns:
-        For each tensor of the changed model that is not the published one of its name: how it is made from these.
+        Tensor name → a function that makes the tensor from the published ones, for each tensor of the changed model
+        that differs from the published tensor of the same name.
     """
     made: dict[str, Callable[[Read], torch.Tensor]] = {}
     for name, module in list(model.named_modules()):
@@ -44,14 +45,14 @@ def _scaled(name: str, factor: float) -> dict[str, Callable[[Read], torch.Tensor
 
 
 def _without_norm(parent: nn.Module, conv: str, norm: str, place: str) -> dict[str, Callable[[Read], torch.Tensor]]:
-    """Give a convolution a bias, and take the batch norm behind it away."""
+    """Give a convolution a bias, and remove the batch norm behind it."""
     old, eps = parent.get_submodule(conv), parent.get_submodule(norm).eps
     size = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
     setattr(parent, conv, nn.Conv2d(old.in_channels, old.out_channels, **size, device=old.weight.device))
     setattr(parent, norm, nn.Identity())
 
     def factor(read: Read) -> torch.Tensor:
-        # In the order of the batch norm itself, so that it is the same number.
+        # In the same order as in the batch norm itself, so that the rounding is the same.
         return 1 / (read(f"{place}.{norm}.running_var") + eps).sqrt() * read(f"{place}.{norm}.weight")
 
     def weight(read: Read) -> torch.Tensor:

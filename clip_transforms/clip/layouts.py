@@ -1,4 +1,4 @@
-"""In which names a file keeps a CLIP, and what is no CLIP of this kind. Recognised from the tensors. Pure Python."""
+"""Recognise, by the names of its tensors, which layout a file uses, or that its model is no CLIP. Pure Python."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 
 OPENAI, CUSTOM_TEXT, HUGGING_FACE = "OpenAI", "open_clip, text tower apart", "Hugging Face CLIPModel"
 
-# Beside the weights: scalars of OpenAI's archives, masks that old releases saved, counters that training leaves.
+# Tensors that are no weights: scalars in OpenAI's archives, masks that old releases saved, counters from training.
 _NO_WEIGHTS = re.compile(
     r"(input_resolution|context_length|vocab_size)$|(.*\.)?(attn_mask|num_batches_tracked|position_ids)$"
 )
-# A tensor's name that tells a model of another kind.
+# Tensor names that belong to models of other kinds.
 _OTHERS = (
     (r"(visual\.)?trunk\.|visual\.trunk\.", "its image tower is a timm trunk"),
     (r"text_decoder\.|visual\.attn_pool\.", "it is a CoCa"),
-    (r"logit_bias$|vision_model\.head\.|text_model\.head\.", "it is a SigLIP, whose loss and pooling are others"),
+    (r"logit_bias$|vision_model\.head\.|text_model\.head\.", "it is a SigLIP, whose loss and pooling differ"),
     (r"text\.transformer\.(embeddings|encoder|shared|layer)\b", "its text tower is another library's transformer"),
     (r".*\.ls_[12]\.gamma$", "its blocks have layer scales"),
     (r"(text_model\.|bert\.|roberta\.).*word_embeddings\.", "its text tower is a BERT, with another tokenizer"),
@@ -25,26 +25,26 @@ _OTHERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one tensor of ours comes from: tensors of the file, joined along their first axis, perhaps transposed."""
+    """The origin of one of our tensors: tensors of the file, joined along their first axis, perhaps transposed."""
 
     names: tuple[str, ...]
     transposed: bool = False
 
 
 def recognise(names: Iterable[str]) -> tuple[str, dict[str, Source]]:
-    """Tell the layout of a file from the names of its tensors.
+    """Recognise a file's layout by the names of its tensors.
 
     Args:
-        names: of all its tensors; what wraps them (`state_dict`, `module.`) is looked through.
+        names: the names of all the tensors; prefixes that training adds (`state_dict`, `module.`) are ignored.
     Returns:
-        The layout's name, and for every tensor by OpenAI's name where it comes from.
+        The layout's name, and a mapping from OpenAI's tensor names to their sources in the file.
     Raises:
-        ValueError: if it is known to be a model of another kind, naming the kind.
+        ValueError: if the tensors belong to a known model of another kind; the message names the kind.
     """
     found = _unwrapped(list(names))
     for pattern, what in _OTHERS:
         if name := next((name for name in found if re.match(pattern, name)), None):
-            raise ValueError(f"{what} ({name}), which this program does not compute; give a CLIP of the published kind")
+            raise ValueError(f"{what} ({name}), which this program does not support; give a CLIP of the published kind")
     if any(name.startswith("vision_model.") for name in found):
         return HUGGING_FACE, _from_hugging_face(found)
     if "text.token_embedding.weight" in found:
@@ -53,7 +53,7 @@ def recognise(names: Iterable[str]) -> tuple[str, dict[str, Source]]:
 
 
 def shape_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a tensor that `source` makes."""
+    """Return the shape of the tensor that `source` makes."""
     first, *rest = (shapes[name] for name in source.names)
     if rest:
         first = (first[0] + sum(shape[0] for shape in rest), *first[1:])
@@ -61,7 +61,7 @@ def shape_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int
 
 
 def _unwrapped(names: list[str]) -> dict[str, str]:
-    """Name without what training wraps round it → name in the file; weights only."""
+    """Map names without training's prefixes to names in the file; weights only."""
     found = {name: name for name in names}
     while prefix := _wrapper(found):
         found = {name.removeprefix(prefix): full for name, full in found.items() if name.startswith(prefix)}
@@ -69,7 +69,7 @@ def _unwrapped(names: list[str]) -> dict[str, str]:
 
 
 def _wrapper(names: Iterable[str]) -> str | None:
-    """What stands before the names of weights: a part of a training's checkpoint, or what wraps a module."""
+    """Return a prefix to remove from the names: a section of a training checkpoint, or a module's wrapper."""
     names = list(names)
     for part in ("state_dict.", "model_state_dict.", "model."):
         if any(name.startswith(part) for name in names):
@@ -77,7 +77,7 @@ def _wrapper(names: Iterable[str]) -> str | None:
     return next((p for p in ("module.", "_orig_mod.") if names and all(name.startswith(p) for name in names)), None)
 
 
-# Hugging Face's name → OpenAI's, of what is the same tensor.
+# Hugging Face's name → OpenAI's name of the same tensor.
 _SAME = {
     "logit_scale": "logit_scale",
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
@@ -86,7 +86,7 @@ _SAME = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm": "visual.ln_pre",  # written so there
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # misspelt in the library
     "vision_model.post_layernorm": "visual.ln_post",
 }
 _TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
@@ -118,5 +118,5 @@ def _from_hugging_face(found: Mapping[str, str]) -> dict[str, Source]:
             elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
                 sources[f"{block}.{_IN_BLOCK.get(part, part)}.{kind}"] = Source((full,))
         else:
-            sources[name] = Source((full,))  # superfluous, and named so by the check of shapes
+            sources[name] = Source((full,))  # superfluous; the check of shapes will say so
     return sources

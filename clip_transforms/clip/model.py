@@ -19,13 +19,14 @@ from clip_transforms.clip.vision_transformer import VisionTransformer
 
 
 class ClipModel(nn.Module):
-    """CLIP. `encode_*` gives features, with gradients; `embed_*` gives embeddings: unit length, float32, on the CPU.
+    """CLIP. `encode_*` returns features, with gradients; `embed_*` returns unit-length float32 embeddings on the CPU.
 
     Attributes:
         visual: the vision tower.
         text: the text tower.
         logit_scale: the published log parameter, a float32 scalar: logits are `logit_scale.exp()` times the cosine.
-        precision: of the towers' weights and sums, `fp32`, `bf16` or `fp16`; embeddings are float32 in any case.
+        precision: the precision of the towers' weights and sums, `fp32`, `bf16` or `fp16`; embeddings are always
+            float32.
     """
 
     def __init__(self, architecture: Architecture, activation: str, preprocessing: Preprocessing | None = None):
@@ -34,7 +35,7 @@ class ClipModel(nn.Module):
         Args:
             architecture: the sizes.
             activation: `quick_gelu` or `gelu`.
-            preprocessing: of its images; the published one where none is given.
+            preprocessing: the preprocessing of images and captions; by default the published one.
         """
         super().__init__()
         self.architecture = architecture
@@ -51,17 +52,17 @@ class ClipModel(nn.Module):
 
     @property
     def image_side(self) -> int:
-        """r: the side in pixels of what `embed_images` takes."""
+        """r, the side in pixels of the images that `embed_images` takes."""
         return self.architecture.image_side
 
     @property
     def embed_dim(self) -> int:
-        """d: the length of an embedding."""
+        """d, the length of an embedding."""
         return self.architecture.embed_dim
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return self.logit_scale.device
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,7 @@ class ClipModel(nn.Module):
         return self.text(tokens)
 
     def decode_image(self, data: bytes) -> np.ndarray:
-        """Encoded bytes of one image → pixels uint8 [3, r, r] as this checkpoint wants them; see `decode_image`."""
+        """Decode one image to pixels, uint8 [3, r, r], as this checkpoint needs them; see `preprocess.decode_image`."""
         return decode(data, self.preprocessing).pixels
 
     @torch.inference_mode()
@@ -81,12 +82,12 @@ class ClipModel(nn.Module):
         """Embed images.
 
         Args:
-            pixels: uint8 [n, 3, r, r], RGB, 0 to 255, or a list of n such images, or one [3, r, r]; normalised here,
-                on the device.
+            pixels: uint8 [n, 3, r, r], RGB, 0 to 255, or a list of n such images, or one image [3, r, r]. Pixels are
+                normalised here, on the device.
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
         Raises:
-            ValueError: if the shape or dtype is another, r is not this model's image side, or there is no vision tower.
+            ValueError: if the shape or dtype is wrong, r is not this model's image side, or there is no vision tower.
         """
         if self.visual is None:
             raise ValueError("this model was loaded without its vision tower; load it with vision=True")
@@ -100,19 +101,19 @@ class ClipModel(nn.Module):
         return (3, self.image_side, self.image_side)
 
     def _pixels(self, pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """A batch of images, or one, as uint8 [n, 3, r, r]."""
+        """Check a batch of images, or one image, and return it as uint8 [n, 3, r, r]."""
         if not isinstance(pixels, (torch.Tensor, np.ndarray)):
             raise ValueError(
                 f"pixels are {type(pixels).__name__}, but this model takes uint8 arrays: model.decode_image(data) "
-                "makes one of an image file's bytes"
+                "makes one from an image file's bytes"
             )
-        # Copied where torch takes no such array: pictures that were mirrored by [..., ::-1].
+        # Torch does not accept arrays with negative strides, such as pictures mirrored by [..., ::-1]; copy those.
         pixels = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels)
         batch = pixels[None] if pixels.ndim == 3 else pixels
         if batch.dtype != torch.uint8 or batch.ndim != 4 or tuple(batch.shape[1:]) != self._shape:
             raise ValueError(
                 f"pixels are {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}, but this model takes "
-                f"uint8 [n, {', '.join(map(str, self._shape))}]: model.decode_image(data) gives one image"
+                f"uint8 [n, {', '.join(map(str, self._shape))}]: model.decode_image(data) makes one image"
             )
         return batch
 
@@ -120,15 +121,15 @@ class ClipModel(nn.Module):
         """Embed captions.
 
         Args:
-            captions: one text or several; what does not fit the context length is cut.
+            captions: one text or several; a caption longer than the context length is cut.
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
         Raises:
-            TypeError: if they are no texts.
+            TypeError: if a caption is not a str.
         """
         texts = list(captions) if isinstance(captions, Iterable) and not isinstance(captions, str) else [captions]
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"captions are {captions!r:.60}, but this model takes a str, or several")
+            raise TypeError(f"captions are {captions!r:.60}, but this model takes one str or several")
         return self.embed_tokens(default_tokenizer().tokenize(texts, self.architecture.context_length).ids)
 
     @torch.inference_mode()
@@ -136,11 +137,11 @@ class ClipModel(nn.Module):
         """Embed captions that are tokenized already.
 
         Args:
-            tokens: int32 [n, t] with start and end tokens, padded with zeros; t at most the context length.
+            tokens: int32 [n, t] with start and end tokens, padded with zeros; t is at most the context length.
         Returns:
             float32 [n, d] on the CPU; every row has length 1.
         Raises:
-            ValueError: if the shape or dtype is another.
+            ValueError: if the shape or dtype is wrong.
         """
         tokens, most = torch.as_tensor(tokens), self.architecture.context_length
         if tokens.ndim != 2 or tokens.shape[1] > most or tokens.dtype not in (torch.int32, torch.int64):

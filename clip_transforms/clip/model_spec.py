@@ -1,4 +1,4 @@
-"""ClipSpec: which checkpoint, precision and device. Pure Python, so that the launcher needs no torch."""
+"""ClipSpec: the choice of checkpoint, precision and device. Pure Python, so that the launcher needs no torch."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ DEMO = "demo"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or trusted, in one sentence."""
+    """A checkpoint cannot be found, read or trusted; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was recognised, with what decides its numbers.
+    """A recognised checkpoint, with everything that decides its numbers.
 
     Attributes:
-        files: URIs of its weights; for a published model where it is published, and workers take it from their cache.
-        sha256: hex; of the file, or of the hashes of several. Verified again where the weights are read.
+        files: the URIs of the weights. For a published model, the URL of publication; workers read their cache.
+        sha256: the hash of the file in hex, or a hash of several files' hashes. It is verified again when the weights
+            are read.
         activation: `quick_gelu` or `gelu`.
-        architecture: its sizes.
-        preprocessing: of its images and captions.
-        layout: in whose names it keeps its tensors.
-        recognised_by: what said so, for a person.
-        published: its published name, if it was asked for by name.
+        architecture: the sizes.
+        preprocessing: the preprocessing of images and captions.
+        layout: the library whose tensor names the file uses.
+        recognised_by: the evidence for the activation, for a person to read.
+        published: the published name, if the model was asked for by name.
     """
 
     files: tuple[str, ...]
@@ -54,21 +55,21 @@ class Checkpoint:
 
     @property
     def where(self) -> str:
-        """What to call it in a message."""
+        """The checkpoint's name in a message."""
         return self.published or self.files[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-    """Which CLIP, in which precision, on which device.
+    """The choice of a CLIP, its precision and its device.
 
     Attributes:
-        model: a published name (`ViT-B/32`), a checkpoint (file, or folder with its configuration; path or fsspec
+        model: a published name (`ViT-B/32`), a checkpoint (a file, or a folder with a configuration; path or fsspec
             URI), or `demo`.
-        activation: `quick_gelu` or `gelu`, where the checkpoint does not say it.
-        precision: of the towers: `fp32`, `bf16`, `fp16`, or `auto`, resolved on each worker: bf16 where the hardware
-            multiplies it faster, fp16 on older GPUs, else fp32.
-        device: `cpu`, `cuda`, or `auto`, resolved on each worker.
+        activation: `quick_gelu` or `gelu`; needed only if the checkpoint does not name its activation.
+        precision: the precision of the towers: `fp32`, `bf16`, `fp16` or `auto`. Each worker resolves `auto`: bf16 if
+            the hardware multiplies it faster, fp16 on older GPUs, else fp32.
+        device: `cpu`, `cuda`, or `auto`, which each worker resolves.
     """
 
     model: str
@@ -77,7 +78,7 @@ class ClipSpec:
     device: str = "auto"
 
     def __post_init__(self):
-        """Refuse a wrong setting where it is written, not on a worker."""
+        """Refuse a wrong setting here, not on a worker."""
         object.__setattr__(self, "model", os.fspath(self.model))
         for field, value, allowed in (
             ("activation", self.activation, (None, *ACTIVATIONS)),
@@ -90,27 +91,30 @@ class ClipSpec:
 
     @property
     def published_name(self) -> str | None:
-        """The published name that `model` means, forgiving case and `-` for `/`; None if it means another thing."""
+        """The published name that `model` means, if any. Case does not matter, and `-` may stand for `/`."""
         return {_fold(name): name for name in PUBLISHED}.get(_fold(self.model))
 
     @property
     def location(self) -> str:
-        """`model` as it means the same from another folder: a name stays, a path becomes absolute."""
+        """`model` in a form that means the same in any working folder: names stay, paths become absolute."""
         return self.model if self.model == DEMO or self.published_name else storage.normalise(self.model)
 
     def resolve(self) -> Checkpoint:
-        """Find the checkpoint and what decides its numbers, without torch; of a published name nothing is read.
+        """Find the checkpoint and everything that decides its numbers, without torch.
+
+        For a published name, no file is read.
 
         Raises:
-            CheckpointError: if it is missing, of another kind, or does not say its activation and none was given.
+            CheckpointError: if the checkpoint is missing or of another kind, or if neither it nor this spec names the
+                activation.
         """
         return self._checked(self.recognise())
 
     def recognise(self) -> Checkpoint:
-        """The checkpoint as it is; its activation is empty if it does not say it.
+        """Return the checkpoint as its files describe it; the activation is empty if they do not name it.
 
         Raises:
-            CheckpointError: if it is missing or of another kind.
+            CheckpointError: if the checkpoint is missing or of another kind.
         """
         if name := self.published_name:
             return _published(name)
@@ -133,7 +137,7 @@ class ClipSpec:
         try:
             exists = storage.exists(self.model)
         except NotImplementedError as error:  # hf:// without a repository
-            raise CheckpointError(f"--model {self.model} names no file and no folder: {error}") from error
+            raise CheckpointError(f"--model {self.model} names neither a file nor a folder: {error}") from error
         if not exists:
             names = {_fold(name): name for name in (*PUBLISHED, DEMO)}
             near = difflib.get_close_matches(_fold(self.model).replace("_", "-"), names, n=1)
@@ -144,17 +148,17 @@ class ClipSpec:
         return storage.normalise(self.model)
 
     def _checked(self, found: Checkpoint) -> Checkpoint:
-        """The checkpoint with its activation, which is never guessed."""
+        """Return the checkpoint with its activation, which is never guessed."""
         if found.activation and self.activation and self.activation != found.activation:
             raise CheckpointError(
-                f"--activation is {self.activation}, but {found.where} was trained with {found.activation}; leave the "
-                "flag away"
+                f"--activation is {self.activation}, but {found.where} was trained with {found.activation}; omit the "
+                "flag"
             )
         if not (found.activation or self.activation):
             raise CheckpointError(
                 f"--model {self.model} does not say which activation it was trained with, and the wrong one gives "
-                "wrong vectors without any error: give --activation quick_gelu (OpenAI's own and models tuned from "
-                "them) or --activation gelu (most of LAION's and DataComp's)"
+                "wrong vectors without any error: give --activation quick_gelu (OpenAI's models and models fine-tuned "
+                "from them) or --activation gelu (most of LAION's and DataComp's models)"
             )
         return dataclasses.replace(found, activation=found.activation or self.activation)
 
@@ -178,7 +182,7 @@ def _published(name: str) -> Checkpoint:
 
 
 def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoint:
-    """Recognise a checkpoint by what its files say; the activation is empty where they do not say it."""
+    """Recognise a checkpoint by its files; the activation is empty if they do not name it."""
     tensors: dict[str, StoredTensor] = {}
     hashes, kinds, metadata = [], [], {}
     for uri in files:
@@ -210,17 +214,17 @@ def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoi
 
 
 def _check_numbers(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse weights that are whole numbers: those of a quantised model mean nothing without their scales."""
+    """Refuse integer weights: a quantised model's weights mean nothing without their scales."""
     for name in (name for source in sources.values() for name in source.names):
         if "float" not in tensors[name].dtype:
             raise ValueError(
-                f"{name} holds {tensors[name].dtype}, but weights must be floating point; give the checkpoint from "
-                "before it was quantised"
+                f"{name} holds {tensors[name].dtype}, but weights must be floating point; give the checkpoint as it "
+                "was before quantisation"
             )
 
 
 def _check_sizes(configuration: Configuration, architecture: Architecture) -> None:
-    """Refuse a configuration that belongs to other weights."""
+    """Refuse a configuration whose sizes differ from those of the weights."""
     found = dataclasses.asdict(architecture)
     for tower in ("vision", "text"):
         found[f"{tower}_mlp_width"] = found[f"{tower}_mlp_width"] or 4 * found[f"{tower}_width"]
@@ -236,7 +240,7 @@ def _check_sizes(configuration: Configuration, architecture: Architecture) -> No
 def _shapes(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     found = {name: shape_of(source, shapes) for name, source in sources.items()}
-    if found.get("logit_scale") == (1,):  # as open_clip's nonscalar_logit_scale and some training code keep it
+    if found.get("logit_scale") == (1,):  # open_clip's nonscalar_logit_scale and some training code store this shape
         found["logit_scale"] = ()
     return found
 
@@ -244,17 +248,17 @@ def _shapes(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) 
 def _activation(
     known: str | None, configuration: Configuration | None, metadata: Mapping[str, str], kind: str
 ) -> tuple[str, str]:
-    """The activation by the file's own word, empty if it has none; and what said it."""
+    """Return the activation that the files name, empty if they name none, and the evidence for it."""
     if known:
         return "quick_gelu", f"the SHA-256 of OpenAI's {known}"
     if configuration:
         return configuration.activation, f"{configuration.origin} beside it"
     said = metadata.get("activation", "")
     if said and said not in ACTIVATIONS:
-        raise ValueError(f"it names the activation {said!r}, but known are {' and '.join(ACTIVATIONS)}")
-    return said, f"the names and shapes of its tensors ({kind}{', whose header says the activation' if said else ''})"
+        raise ValueError(f"it names the activation {said!r}, but it must be {' or '.join(ACTIVATIONS)}")
+    return said, f"the names and shapes of its tensors ({kind}{', whose header names the activation' if said else ''})"
 
 
 def combined_sha256(hashes: Sequence[str]) -> str:
-    """The hash of one file, or of the hashes of several."""
+    """Return the only hash, or a hash of several hashes."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()

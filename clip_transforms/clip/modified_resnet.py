@@ -1,5 +1,7 @@
-"""The ResNet tower: pixels → features. CLIP's ResNet differs from the usual one in three places: a stem of three
-convolutions, average pooling before every strided convolution (Zhang 2019), and attention instead of the last pooling.
+"""The ResNet tower: pixels → features.
+
+CLIP's ResNet differs from the usual one in three ways: it has a stem of three convolutions, it pools by averaging
+before every strided convolution (Zhang 2019), and it ends in attention instead of pooling.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ EXPANSION = 4  # a bottleneck's output is four times as wide as its inside
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    """A batch norm without the counter of batches, which decides nothing and which no checkpoint needs to have."""
+    """Make a batch norm without its counter of batches, which has no effect and may be absent from a checkpoint."""
     norm = nn.BatchNorm2d(channels)
     norm.num_batches_tracked = None
     return norm
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 convolutions beside a shortcut; a stride is an average pool after the 3×3."""
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut; an average pool after the 3×3 stands in for a stride."""
 
     def __init__(self, inputs: int, planes: int, stride: int):
-        """From `inputs` channels to 4 · `planes`."""
+        """Build a block from `inputs` channels to 4 · `planes` channels."""
         super().__init__()
         outputs = planes * EXPANSION
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
@@ -40,7 +42,7 @@ class Bottleneck(nn.Module):
         self.bn3 = _batch_norm(outputs)
         self.downsample = nn.Identity()
         if stride > 1 or inputs != outputs:
-            # The published names: "-1" is the pool, which has no parameters.
+            # These are the published names; "-1" is the pool, which has no parameters.
             self.downsample = nn.Sequential(
                 OrderedDict(
                     [
@@ -61,10 +63,10 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """Attention whose only query is the mean over all places."""
+    """Attention with the mean over all places as its only query."""
 
     def __init__(self, grid: int, width: int, heads: int, embed_dim: int):
-        """A map of `grid` × `grid` places of `width` → `embed_dim`."""
+        """Build a pool from `grid` × `grid` places with `width` channels to `embed_dim` channels."""
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.empty(grid * grid + 1, width))
@@ -82,10 +84,10 @@ class AttentionPool2d(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """Stem, four stages of bottlenecks, attention pool."""
+    """A stem, four stages of bottlenecks, and an attention pool."""
 
     def __init__(self, architecture: Architecture):
-        """Sizes from `architecture`; parameters in the published names."""
+        """Build the tower with the sizes of `architecture` and the published parameter names."""
         super().__init__()
         width = architecture.vision_width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -108,7 +110,15 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool2d(grid, inputs, architecture.vision_heads, architecture.embed_dim)
 
     def forward(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-        """Pixels uint8 [n, 3, r, r], and mean and standard deviation of their channels in [0, 1] → features [n, d]."""
+        """Compute features.
+
+        Args:
+            pixels: uint8 [n, 3, r, r].
+            mean: the mean of each channel, for values in [0, 1].
+            std: the standard deviation of each channel, for values in [0, 1].
+        Returns:
+            Features [n, d].
+        """
         x = self._normalised(pixels, mean, std)
         x = F.relu_(self.bn1(self.conv1(x)))
         x = F.relu_(self.bn2(self.conv2(x)))
@@ -118,7 +128,7 @@ class ModifiedResNet(nn.Module):
         return self.attnpool(x)
 
     def _normalised(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-        """As a tensor of its own: the first convolution pads with zeros, which here mean the mean colour."""
+        """Normalise pixels. Weights cannot absorb this step: the first convolution pads with zeros, the mean colour."""
         mean, std = (255 * torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
         x = pixels.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
         return x.to(self.conv1.weight.dtype)

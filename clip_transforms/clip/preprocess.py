@@ -1,4 +1,4 @@
-"""Encoded image bytes → uint8 pixels, as the published preprocessing does it, in Pillow. No torch."""
+"""Decode image bytes to uint8 pixels with Pillow, exactly as the published preprocessing does. No torch."""
 
 from __future__ import annotations
 
@@ -44,23 +44,25 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _CODEC_OUT_OF_MEMORY = ("decoder error -9", "out of memory when reading image file")  # Pillow says either
 
 
-Image.preinit()  # registers its last decoder of the common formats, which would else be imported with the first picture
+Image.preinit()  # imports the rest of the common decoders, which Pillow would import at the first picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a picture and a caption before the towers; a checkpoint decides it. The defaults are published.
+    """The steps before the towers, for images and captions. The checkpoint decides them; the defaults are published.
 
     Attributes:
-        side: r, of the square of pixels.
-        mean, std: of a channel in [0, 1], RGB; subtracted and divided by on the model's device.
+        side: r, the side of the square image in pixels.
+        mean, std: the mean and standard deviation of each channel, RGB, for values in [0, 1]. Normalisation happens on
+            the model's device.
         resize: `shortest` (shorter side to r, then a centre crop), `squash` (both sides to r), or `longest` (longer
             side to r, then padding with `fill`).
         interpolation: a key of INTERPOLATIONS.
-        fill: value of padded pixels, 0 to 255.
-        context_length: the most tokens that a caption may have, start and end included.
-        fast_decode: whether a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that is not below the
-            resized one, which is sooner done and gives slightly other pixels; no checkpoint asks for it, a person does.
+        fill: the value of padding pixels, 0 to 255.
+        context_length: the largest number of tokens in a caption, including start and end.
+        fast_decode: whether to decode a JPEG at a reduced size: the smallest of 1, 1/2, 1/4 and 1/8 that is at least
+            the resized size. This is faster and gives slightly different pixels. The user asks for it, not a
+            checkpoint.
     """
 
     side: int
@@ -73,7 +75,7 @@ class Preprocessing:
     fast_decode: bool = False
 
     def __post_init__(self):
-        """Refuse what no picture could be prepared by."""
+        """Refuse settings that no image could be prepared with."""
         for name, value, allowed in (
             ("resize mode", self.resize, RESIZES),
             ("interpolation", self.interpolation, tuple(INTERPOLATIONS)),
@@ -87,13 +89,14 @@ class Preprocessing:
                 or (name == "std" and min(values) <= 0)
             ):
                 raise ValueError(
-                    f"its {name} of pixels is {list(values)}, but it must be three numbers, for R, G and B"
+                    f"its {name} of pixels is {list(values)}, but it must be three finite numbers, for R, G and B"
+                    + (", above 0" if name == "std" else "")
                 )
         if type(self.fill) is not int or not 0 <= self.fill <= 255:
             raise ValueError(f"its fill colour is {self.fill!r}, but it must be a whole number from 0 to 255")
 
     def describe(self) -> str:
-        """One line, in which everything stands that decides pixels and tokens."""
+        """Return one line that names every setting that decides pixels and tokens."""
         step = {
             "shortest": f"shorter side to {self.side}, centre crop",
             "squash": f"both sides to {self.side}",
@@ -109,7 +112,7 @@ class Preprocessing:
 
 
 class ImageError(ValueError):
-    """An image that cannot be used.
+    """An image cannot be used.
 
     Attributes:
         reason: one of REASONS.
@@ -122,7 +125,7 @@ class ImageError(ValueError):
 
 
 class DecodedImage(NamedTuple):
-    """Pixels uint8 [3, r, r], RGB, not normalised, and the size of the stored image in pixels."""
+    """Pixels, uint8 [3, r, r], RGB, not normalised, and the size of the stored image in pixels."""
 
     pixels: np.ndarray
     width: int
@@ -130,33 +133,34 @@ class DecodedImage(NamedTuple):
 
 
 def decode_image(data: bytes, side: int) -> np.ndarray:
-    """Decode one image to what the vision tower takes.
+    """Decode one image to the pixels that the vision tower takes.
 
     Args:
-        data: an encoded image (JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF; the bytes decide, not a name).
+        data: an encoded image: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF. The bytes decide, not a file name.
         side: r, the model's `image_side`.
     Returns:
-        uint8 [3, r, r], RGB, 0 to 255, not normalised: shorter side to r (bicubic), centre crop, RGB. Of an
-        animation the first frame. EXIF orientation is ignored, as published.
+        uint8 [3, r, r], RGB, 0 to 255, not normalised: the shorter side is resized to r (bicubic), the centre is
+        cropped, and the result is converted to RGB. An animation gives its first frame. EXIF orientation is ignored,
+        as published.
     Raises:
-        ImageError: if the bytes are not such an image, are damaged, or too large.
+        ImageError: if the bytes are in no such format, are damaged, or hold too many pixels.
     """
     return decode(data, Preprocessing(side)).pixels
 
 
 def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAGE_PIXELS) -> DecodedImage:
-    """Decode one image as a checkpoint wants it, and keep its stored size; see `decode_image`.
+    """Decode one image with a checkpoint's preprocessing, and return its stored size too; see `decode_image`.
 
     Raises:
-        TypeError: if `data` is something else, such as a file's name.
-        ImageError: also if the stored image, or the resized one before its crop, has more than `max_pixels` pixels.
+        TypeError: if `data` is not bytes but, say, a file name.
+        ImageError: also if the stored image, or the resized image before its crop, has more than `max_pixels` pixels.
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"an image is {data!r:.60}, but its encoded bytes are wanted: Path(name).read_bytes()")
+        raise TypeError(f"an image is {data!r:.60}, but it must be encoded bytes: Path(name).read_bytes()")
     if len(data) == 0:
         raise ImageError("empty", "the image has no bytes")
     # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, TypeError,
-    # struct.error, zlib.error …), so exactly these calls are guarded, and by nothing narrower.
+    # struct.error, zlib.error …). So these calls alone are guarded, but against every Exception.
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         tile = _tile_size(image)
@@ -178,9 +182,9 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
     }
     for what, (w, h) in sizes.items():
         if w * h > max_pixels:
-            raise ImageError("too many pixels", f"{w} × {h} pixels {what}, but at most {max_pixels:,} are taken")
+            raise ImageError("too many pixels", f"{w} × {h} pixels {what}, but at most {max_pixels:,} are allowed")
     if max(width, height) > _MAX_SIDE:
-        message = f"a side of {max(width, height)} pixels, but at most {_MAX_SIDE:,} are taken"
+        message = f"a side of {max(width, height)} pixels, but at most {_MAX_SIDE:,} are allowed"
         raise ImageError("too many pixels", message)
     try:
         return DecodedImage(_to_pixels(image, resized, preprocessing), width, height)
@@ -214,7 +218,7 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
 
 
 def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Width and height in pixels after resizing: `shortest` rounds down as torchvision, `longest` as open_clip."""
+    """Return width and height in pixels after resizing, rounded as torchvision (`shortest`) or open_clip rounds."""
     side = preprocessing.side
     if preprocessing.resize == "squash":
         return side, side
@@ -227,10 +231,10 @@ def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
 
 
 def _to_pixels(image: Image.Image, resized: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
-    # Resize before converting to RGB, as the published preprocessing does: Pillow resizes palette images with
-    # nearest neighbour whatever filter is asked for, so the other order gives those images different embeddings.
+    # Resize before converting to RGB, as the published preprocessing does. Pillow resizes palette images with nearest
+    # neighbour, whatever filter is asked for, so the other order gives those images different embeddings.
     if preprocessing.fast_decode:
-        image.draft(None, resized)  # does nothing where the file is no JPEG
+        image.draft(None, resized)  # only affects JPEGs
     if image.size != resized:
         image = image.resize(resized, INTERPOLATIONS[preprocessing.interpolation])
     side = preprocessing.side

@@ -14,12 +14,12 @@ from clip_transforms import storage
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_SLOTS = ("{}", "{c}")  # OpenAI's and CLIP_benchmark's
-_CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # of a CLIP_benchmark folder
+_SLOTS = ("{}", "{c}")  # as OpenAI and as CLIP_benchmark write them
+_CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # files in a CLIP_benchmark folder
 
 
 class TaxonomyError(ValueError):
-    """A taxonomy that cannot be used, in one sentence."""
+    """A taxonomy cannot be used; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class TaxonomyClass:
     """A class of a taxonomy.
 
     Attributes:
-        name: what a label says.
-        aliases: further words that are filled into every template.
-        prompts: whole texts, used as they are instead of filling `name` into the templates.
+        name: the text of a label.
+        aliases: more words to fill into every template.
+        prompts: whole texts, which replace the templates filled with `name`.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Taxonomy:
     """A named list of classes with prompt templates.
 
     Attributes:
-        name: `[A-Za-z0-9_-]+`; a folder of `out/labels/` is called like it.
-        classes: in the order of the file; names are unique.
-        templates: texts with a slot, `{}` or `{c}`, for the class.
+        name: a name of the form `[A-Za-z0-9_-]+`, which also names a folder in `out/labels/`.
+        classes: the classes, in the order of the file, with unique names.
+        templates: texts with a slot for the class, `{}` or `{c}`.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Taxonomy:
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
 
     def __post_init__(self):
-        """Refuse what no label could be made from."""
+        """Refuse a taxonomy that cannot give labels."""
         if not _NAME.fullmatch(self.name):
-            raise TaxonomyError(f"--taxonomy {self.name!r}: the file's name must be made of A-Z a-z 0-9 _ -")
+            raise TaxonomyError(f"--taxonomy {self.name!r}: the file's name may only contain A-Z a-z 0-9 _ -")
         if not self.classes:
             raise TaxonomyError(f"--taxonomy {self.name} has no classes; write at least one")
         for name, count in Counter(c.name for c in self.classes).items():
@@ -62,7 +62,7 @@ class Taxonomy:
                 raise TaxonomyError(f"--taxonomy {self.name} has the class {name!r} {count} times; keep one")
             if _broken(name):
                 raise TaxonomyError(
-                    f"--taxonomy {self.name}: the class {name!r} holds half a surrogate pair; mend the JSON"
+                    f"--taxonomy {self.name}: the class {name!r} holds half a surrogate pair; fix the JSON"
                 )
             if not name.strip():
                 raise TaxonomyError(f"--taxonomy {self.name} has a class without a name; give it one")
@@ -72,7 +72,7 @@ class Taxonomy:
                     f"--taxonomy {self.name}: the template {template!r} has no slot; write {{}} where the class goes"
                 )
         if not self.templates and any(not c.prompts for c in self.classes):
-            raise TaxonomyError(f"--taxonomy {self.name} has an empty list of templates; leave it away or fill it")
+            raise TaxonomyError(f"--taxonomy {self.name} has an empty list of templates; omit it or fill it")
 
     @property
     def class_names(self) -> list[str]:
@@ -81,25 +81,25 @@ class Taxonomy:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 over classes, aliases, prompts and templates: equal content, equal digest."""
+        """A hex SHA-256 over classes, aliases, prompts and templates; equal content gives equal digests."""
         content = [self.templates, [dataclasses.astuple(c) for c in self.classes]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def prompts(self, of: TaxonomyClass) -> list[str]:
-        """The texts whose embeddings make up a class, without duplicates."""
+        """Return the texts whose embeddings make up a class, without duplicates."""
         words = [*(() if of.prompts else (of.name,)), *of.aliases]
         texts = [*of.prompts, *(_fill(template, word) for word in words for template in self.templates)]
         return list(dict.fromkeys(texts))
 
     @classmethod
     def load(cls, uri: str) -> Taxonomy:
-        """Read a taxonomy: JSON with `classes` and `templates`, or a text file with a class a line.
+        """Read a taxonomy from JSON with `classes` and `templates`, or from a text file with one class per line.
 
-        Its name is the file's stem. A folder of CLIP_benchmark, with `classnames.txt` and perhaps
-        `zeroshot_classification_templates.txt` in it, is a taxonomy under its own name.
+        The taxonomy is named after the file, without its extension. A CLIP_benchmark folder is a taxonomy too, named
+        after the folder: it has `classnames.txt` and perhaps `zeroshot_classification_templates.txt`.
 
         Raises:
-            TaxonomyError: if the file is missing, empty, or malformed; the sentence says where.
+            TaxonomyError: if the file is missing, empty or malformed; the message says where.
         """
         if storage.exists(storage.join(uri, _CLASS_NAMES)):
             classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, _CLASS_NAMES))))
@@ -115,13 +115,13 @@ class Taxonomy:
             content = json.loads(text)
         except RecursionError:
             raise TaxonomyError(
-                f"--taxonomy {uri} is nested too deeply to be a taxonomy; write a list of classes"
+                f"--taxonomy {uri} is nested too deeply for a taxonomy; write a list of classes"
             ) from None
         except json.JSONDecodeError as error:
             raise TaxonomyError(
                 f"--taxonomy {uri} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
             ) from None
-        except ValueError as error:  # a number of thousands of digits
+        except ValueError as error:  # a number with thousands of digits
             raise TaxonomyError(f"--taxonomy {uri} is not JSON: {error}") from None
         return cls.from_json(name, content)
 
@@ -133,7 +133,7 @@ class Taxonomy:
                 f'--taxonomy {name} must be JSON of the form {{"classes": ["cat", …], "templates": […]}}'
             )
         if unknown := sorted(set(content) - {"classes", "templates"}):
-            raise TaxonomyError(f"--taxonomy {name} has the field {unknown[0]!r}; known are classes and templates")
+            raise TaxonomyError(f"--taxonomy {name} has the field {unknown[0]!r}, but only classes and templates exist")
         templates = _texts(name, "templates", content.get("templates", [DEFAULT_TEMPLATE]))
         return cls(name, tuple(_class(name, entry) for entry in content["classes"]), templates)
 
@@ -143,14 +143,14 @@ class Taxonomy:
 
 
 def check_names(taxonomies: Iterable[Taxonomy]) -> None:
-    """Refuse two taxonomies of one name.
+    """Refuse two taxonomies with the same name.
 
     Raises:
-        TaxonomyError: naming it.
+        TaxonomyError: if two have the same name; the message gives the name.
     """
     for name, count in Counter(t.name for t in taxonomies).items():
         if count > 1:
-            raise TaxonomyError(f"--taxonomy {name} is given {count} times; the files' stems must differ")
+            raise TaxonomyError(f"--taxonomy {name} is given {count} times; the names of the files must differ")
 
 
 def _read(uri: str) -> str:
@@ -163,7 +163,7 @@ def _read(uri: str) -> str:
     except UnicodeDecodeError as error:
         raise TaxonomyError(f"--taxonomy {uri} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     if not text.strip():
-        raise TaxonomyError(f"--taxonomy {uri} is empty; write a class a line, or JSON")
+        raise TaxonomyError(f"--taxonomy {uri} is empty; write one class per line, or JSON")
     return text
 
 
@@ -185,7 +185,7 @@ def _class(taxonomy: str, entry: object) -> TaxonomyClass:
     if isinstance(entry, str):
         return TaxonomyClass(entry)
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise TaxonomyError(f'--taxonomy {taxonomy}: the class {entry!r} must be a text or {{"name": …}}')
+        raise TaxonomyError(f'--taxonomy {taxonomy}: the class {entry!r} must be a string or {{"name": …}}')
     if unknown := sorted(set(entry) - {"name", "aliases", "prompts"}):
         raise TaxonomyError(f"--taxonomy {taxonomy}: class {entry['name']!r} has the unknown field {unknown[0]!r}")
     return TaxonomyClass(
@@ -197,5 +197,5 @@ def _class(taxonomy: str, entry: object) -> TaxonomyClass:
 
 def _texts(taxonomy: str, what: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TaxonomyError(f"--taxonomy {taxonomy}: {what} must be a list of texts")
+        raise TaxonomyError(f"--taxonomy {taxonomy}: {what} must be a list of strings")
     return tuple(value)

@@ -1,4 +1,4 @@
-"""How the sizes of a CLIP and the shapes of its tensors follow from each other, in OpenAI's names. Pure Python."""
+"""The sizes of a CLIP from the shapes of its tensors, and the reverse, with OpenAI's tensor names. Pure Python."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from clip_transforms.clip.architectures import HEAD_WIDTH, Architecture
 def architecture_of(
     shapes: Mapping[str, tuple[int, ...]], vision_head_width: int | None = None, text_head_width: int | None = None
 ) -> Architecture:
-    """Read the sizes of a CLIP off the shapes of its tensors, in OpenAI's names, and check every shape against them.
+    """Derive the sizes of a CLIP from the shapes of its tensors, then check every shape against them.
 
     Args:
-        shapes: tensor name → shape.
-        vision_head_width: as a configuration says; None where there is none, for the published 64.
-        text_head_width: likewise.
+        shapes: OpenAI's tensor name → shape.
+        vision_head_width: the width of a vision attention head, if a configuration states it; None means the published
+            64.
+        text_head_width: the same for the text tower.
     Returns:
         The architecture; nothing in it is taken from PUBLISHED.
     Raises:
-        ValueError: if a tensor is missing, superfluous or of another shape, with that shape and the expected one.
+        ValueError: if a tensor is missing, superfluous or has the wrong shape; the message shows both shapes.
     """
     if empty := next((name for name, found in shapes.items() if 0 in found), None):
-        raise ValueError(f"{empty} has shape {list(shapes[empty])}, which holds no number")
+        raise ValueError(f"{empty} has shape {list(shapes[empty])}, so it holds no numbers")
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         found = shapes.get(name)
         if found is None or len(found) != rank:
             what = "is missing" if found is None else f"has shape {list(found)} instead of {rank} dimensions"
-            raise ValueError(f"this is no CLIP that this program knows: {name} {what}, among {len(shapes)} tensors")
+            raise ValueError(f"this is not a CLIP that this program knows: {name} {what}, among {len(shapes)} tensors")
         return tuple(found)
 
     def depth(prefix: str) -> int:
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         layers = 1 + max((int(m[1]) for m in map(pattern.match, shapes) if m), default=-1)
         if layers > len(shapes):
-            raise ValueError(f"its {prefix} count to {layers:,}, but it has {len(shapes):,} tensors")
+            raise ValueError(f"its {prefix} names imply {layers:,} layers, but it has only {len(shapes):,} tensors")
         return layers
 
     def mlp_width(prefix: str, width: int) -> int | None:
@@ -78,20 +79,20 @@ def architecture_of(
         )
     if architecture.vocab_size != Architecture.vocab_size:
         raise ValueError(
-            f"its vocabulary has {architecture.vocab_size:,} tokens, but that of CLIP's tokenizer has "
-            f"{Architecture.vocab_size:,}, so it needs another tokenizer"
+            f"its vocabulary has {architecture.vocab_size:,} tokens, but CLIP's tokenizer has "
+            f"{Architecture.vocab_size:,}, so it needs a different tokenizer"
         )
     if not architecture.image_side or architecture.context_length < 2:
         raise ValueError(
             f"its positional embeddings are for pictures of side {architecture.image_side} and captions of "
-            f"{architecture.context_length} tokens, which is too little for any"
+            f"{architecture.context_length} tokens, which is too small for any"
         )
     _check_heads(architecture)
     _check_shapes(shapes, architecture)
     return architecture
 
 
-# What open_clip's larger Vision Transformers are wide, whose heads are not 64 wide: their tensors alone do not say it.
+# Widths of open_clip's larger Vision Transformers. Their heads are not 64 wide, and the tensors alone do not show it.
 _OTHER_HEADS = (1280, 1408, 1664)
 
 
@@ -99,40 +100,42 @@ def _check_heads(architecture: Architecture) -> None:
     if architecture.vision_width in _OTHER_HEADS and architecture.vision_head_width == HEAD_WIDTH:
         raise ValueError(
             f"its vision tower is {architecture.vision_width} wide, and models of that width have heads that are not "
-            "64 wide, which no tensor tells; give the folder in which its configuration lies beside it"
+            "64 wide, which no tensor shows; give the folder that holds the weights and their configuration"
         )
     for tower, width, heads in (
         ("vision", architecture.vision_width, architecture.vision_heads),
         ("text", architecture.text_width, architecture.text_heads),
     ):
         if heads < 1 or width % heads:
-            raise ValueError(f"its {tower} tower is {width} wide, which {heads} attention heads cannot share")
+            raise ValueError(
+                f"its {tower} tower is {width} wide, which its {heads} attention heads do not divide evenly"
+            )
 
 
 def _check_shapes(found: Mapping[str, tuple[int, ...]], architecture: Architecture) -> None:
     expected = tensor_shapes(architecture)
     for name, shape in expected.items():
         if name not in found:
-            raise ValueError(f"{name} is missing, and a CLIP of these sizes ({architecture.describe()}) has it")
+            raise ValueError(f"{name} is missing, but every CLIP of these sizes ({architecture.describe()}) has it")
         if tuple(found[name]) != shape:
             raise ValueError(
-                f"{name} has shape {list(found[name])}, but by its other tensors ({architecture.describe()}) it must "
+                f"{name} has shape {list(found[name])}, but with the other tensors ({architecture.describe()}) it must "
                 f"be {list(shape)}"
             )
     if superfluous := sorted(set(found) - set(expected)):
         raise ValueError(
-            f"it has {len(superfluous)} tensors that no CLIP of these sizes has, {superfluous[0]} among them, so it "
-            "computes something else"
+            f"it has {len(superfluous)} tensors that no CLIP of these sizes has, among them {superfluous[0]}, so it is "
+            "a different model"
         )
 
 
 def parameters(architecture: Architecture) -> int:
-    """How many numbers its weights are; the statistics of batch norms are not counted."""
+    """Return the number of weights; the statistics of batch norms do not count."""
     return sum(math.prod(shape) for name, shape in tensor_shapes(architecture).items() if ".running_" not in name)
 
 
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a CLIP by OpenAI's name, with its shape."""
+    """Return the shape of every tensor of a CLIP, by OpenAI's names."""
     a = architecture
     shapes: dict[str, tuple[int, ...]] = {
         "logit_scale": (),

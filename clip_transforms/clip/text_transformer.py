@@ -10,10 +10,10 @@ from clip_transforms.clip.transformer import Transformer
 
 
 class TextTransformer(nn.Module):
-    """A causal transformer; what stands at the end token is projected to d."""
+    """A causal transformer whose output at the end token is projected to d."""
 
     def __init__(self, architecture: Architecture, activation: str):
-        """Sizes from `architecture`; parameters in the published names, which stand at the top of a checkpoint."""
+        """Build the tower with the sizes of `architecture` and the published parameter names, which have no prefix."""
         super().__init__()
         width = architecture.text_width
         self.token_embedding = nn.Embedding(architecture.vocab_size, width)
@@ -25,10 +25,15 @@ class TextTransformer(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens int32 [n, t], t at most the context length → features [n, d].
+        """Compute features.
 
         Attention is causal, so nothing behind the end token changes the result: pad to the batch, not to 77.
+
+        Args:
+            tokens: int32 [n, t]; t is at most the context length.
+        Returns:
+            Features [n, d].
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        ends = tokens.argmax(dim=1)  # the end token has the largest id; of several, the first
+        ends = tokens.argmax(dim=1)  # the end token has the largest id; argmax finds the first
         return self.ln_final(self.transformer(x, ends, causal=True)) @ self.text_projection

@@ -1,8 +1,8 @@
 """Byte-pair encoding over CLIP's published vocabulary: caption → tokens.
 
-The vocabulary file belongs to the distribution `openai-clip`; it is located through importlib.metadata, and the
-package itself is never imported, since that needs torchvision. Rules: Sennrich et al. 2016 (byte-pair encoding),
-Radford et al. 2019 (on bytes), and the published `simple_tokenizer.py` for clean-up, pattern and vocabulary order.
+The vocabulary file comes with the distribution `openai-clip` and is found through importlib.metadata. The package
+itself is never imported, since that needs torchvision. The rules are from Sennrich et al. 2016 (byte-pair encoding),
+Radford et al. 2019 (on bytes), and the published `simple_tokenizer.py` (clean-up, pattern and vocabulary order).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 VOCABULARY_SIZE = 49408
 CONTEXT_LENGTH = 77
-START, END = 49406, 49407  # END is the largest id, so its place in a row is argmax
+START, END = 49406, 49407  # END is the largest id, so argmax finds its place in a row
 _SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 _WORD_END = "</w>"
 _PATTERN = regex.compile(
@@ -34,19 +34,20 @@ _PATTERN = regex.compile(
 )
 
 
-# Python reads no number of more than 4,300 digits, and the published code fails at such a character reference. What
-# html.unescape makes of any number that is no character is the replacement character.
+# Python does not parse a number of more than 4,300 digits, and the published code fails at such a character reference.
+# html.unescape replaces every number that is no character with the replacement character; we do the same.
 _LONG_REFERENCE = re.compile(r"&#([0-9]{640,});?")
-_REPLACEMENT, _MOST_DIGITS = "\ufffd", 7  # of 0x10FFFF
+_REPLACEMENT, _MOST_DIGITS = "\ufffd", 7  # 0x10FFFF, the last character, has 7 digits
 
 
 class Tokens(NamedTuple):
     """A batch of tokenized captions.
 
     Attributes:
-        ids: int32 [n, t], start token first, end token last, then zeros; t is the longest of the batch, at most 77.
-        lengths: int16 [n], tokens of each caption, start and end included, 2 to 77.
-        truncated: bool [n], true where the caption was cut.
+        ids: int32 [n, t], start token first, end token last, then zeros; t is the length of the longest caption, at
+            most 77.
+        lengths: int16 [n], the number of tokens in each caption, including start and end, 2 to 77.
+        truncated: bool [n], true for captions that were cut.
     """
 
     ids: np.ndarray
@@ -55,7 +56,7 @@ class Tokens(NamedTuple):
 
 
 def clean(caption: str) -> str:
-    """Repair mojibake, unescape HTML twice, fold white space, lower the case: as published, in that order."""
+    """Repair mojibake, unescape HTML twice, fold white space and convert to lower case, in the published order."""
     text = _unescape(_unescape(ftfy.fix_text(caption))).strip()
     return regex.sub(r"\s+", " ", text).strip().lower()
 
@@ -76,7 +77,7 @@ class Tokenizer:
         """Read the merges.
 
         Args:
-            vocabulary: the published merges, gzipped; by default the file of the installed `openai-clip`.
+            vocabulary: the published merges, gzipped; by default the file from the installed `openai-clip`.
         Raises:
             FileNotFoundError: if `openai-clip` is not installed with its data file.
             ValueError: if the file is not the published one.
@@ -86,13 +87,13 @@ class Tokenizer:
             raise ValueError(f"the vocabulary has SHA-256 {found}, not {VOCABULARY_SHA256}; reinstall openai-clip")
         self._byte_symbols = _byte_symbols()
         alphabet = list(self._byte_symbols.values())
-        # The file's first line is a comment; of its merges CLIP uses as many as fill the vocabulary.
+        # The file's first line is a comment. CLIP uses only as many merges as fill the vocabulary.
         lines = gzip.decompress(data).decode("utf-8").split("\n")
         merges = [tuple(line.split()) for line in lines[1 : 1 + VOCABULARY_SIZE - len(_SPECIAL) - 2 * len(alphabet)]]
         symbols = alphabet + [s + _WORD_END for s in alphabet] + ["".join(m) for m in merges] + list(_SPECIAL)
         self._ids = {symbol: i for i, symbol in enumerate(symbols)}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}
-        # Bounded: the web has more distinct words than a worker has memory.
+        # The cache is bounded, since the web has more distinct words than a worker can hold in memory.
         self._encode_word = functools.lru_cache(maxsize=1 << 16)(self._encode_word_uncached)
 
     def encode(self, caption: str, context_length: int = CONTEXT_LENGTH) -> tuple[list[int], bool]:
@@ -100,21 +101,21 @@ class Tokenizer:
 
         Args:
             caption: any text.
-            context_length: the most tokens to keep, start and end included.
+            context_length: the largest number of tokens to keep, including start and end.
         Returns:
-            The token ids, and whether some were cut. A cut caption still ends in the end token.
+            The token ids, and whether the caption was cut. A cut caption still ends in the end token.
         """
         ids = [START]
         for match in _PATTERN.finditer(clean(caption)):
             ids.extend(self._encode_word(match[0]))
-            if len(ids) >= context_length:  # the rest cannot fit, with the end token still to come
+            if len(ids) >= context_length:  # no room is left, since the end token is still to come
                 break
         if len(ids) >= context_length:
             return [*ids[: context_length - 1], END], True
         return [*ids, END], False
 
     def tokenize(self, captions: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Tokens:
-        """Encode a batch, padded with zeros to its longest caption and no further."""
+        """Encode a batch of captions, padded with zeros to the longest of them."""
         encoded = [self.encode(caption, context_length) for caption in captions]
         ids = np.zeros((len(encoded), max((len(row) for row, _ in encoded), default=2)), np.int32)
         for place, (row, _) in zip(ids, encoded, strict=True):
@@ -131,7 +132,7 @@ class Tokenizer:
 
 
 def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Apply the merges in the order of their rank, each to all its places from left to right, in O(n log n)."""
+    """Apply the merges in order of rank, each at all its places from left to right, in O(n log n)."""
     after = [*range(1, len(symbols)), None]
     before = [None, *range(len(symbols) - 1)]
     alive = [True] * len(symbols)
@@ -146,7 +147,7 @@ def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     for place in range(len(symbols) - 1):
         push(place, place + 1)
     while heap:
-        # All places of one merge first, as published, before the pairs that they give rise to.
+        # As published, apply a merge at all its places before looking at the new pairs that it creates.
         rank = heap[0][0]
         places = []
         while heap and heap[0][0] == rank:
@@ -154,7 +155,7 @@ def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
         for _, left, first, second in places:
             right = after[left]
             if not alive[left] or right is None or (symbols[left], symbols[right]) != (first, second):
-                continue  # a merge before this one took one of the two away
+                continue  # an earlier merge used one of the two symbols
             symbols[left] = first + second
             alive[right] = False
             after[left] = after[right]
@@ -166,7 +167,10 @@ def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def _byte_symbols() -> dict[int, str]:
-    """Byte → printable character, in vocabulary order: printable bytes stand for themselves, the rest from U+0100."""
+    """Map bytes to printable characters, in vocabulary order.
+
+    A printable byte maps to itself; the others map to the characters from U+0100 on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -181,11 +185,11 @@ def _vocabulary_path() -> Path:
         if file.name == VOCABULARY_FILE:
             return Path(file.locate())
     raise FileNotFoundError(
-        f"{VOCABULARY_FILE} was not found: it comes with the package openai-clip, so `pip install openai-clip`"
+        f"{VOCABULARY_FILE} was not found; it comes with the package openai-clip: run `pip install openai-clip`"
     )
 
 
 @functools.lru_cache(maxsize=1)
 def default_tokenizer() -> Tokenizer:
-    """The tokenizer over the installed vocabulary, read once per process."""
+    """Return the tokenizer with the installed vocabulary, which is read once per process."""
     return Tokenizer()

@@ -1,8 +1,7 @@
 """Read the archives that torch.save and torch.jit.save write, without torch and without running code from them.
 
-Both are zip files with a pickle, `data.pkl`, that names tensors, and one file per storage with their bytes. The pickle
-is read by an unpickler that knows a dozen harmless names and nothing else. Format: torch's `serialization.py` and
-`jit/_pickle.py`.
+Both are zip files. A pickle, `data.pkl`, names the tensors, and one file per storage holds their bytes. The unpickler
+here knows a dozen harmless names and nothing else. Torch's `serialization.py` and `jit/_pickle.py` define the format.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import IO, Any
 
-# Storage type → bytes of an element, and the name of its dtype.
+# Storage type → the bytes per element, and the name of the dtype.
 _STORAGES = {
     "DoubleStorage": (8, "float64"),
     "FloatStorage": (4, "float32"),
@@ -31,10 +30,10 @@ _STORAGES = {
     "ByteStorage": (1, "uint8"),
     "BoolStorage": (1, "bool"),
 }
-# What zipfile and pickle raise at files that are cut off or altered; the RuntimeError is zipfile's, of encryption.
+# Errors that zipfile and pickle raise for truncated or altered files; zipfile raises RuntimeError for encrypted ones.
 _DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, EOFError, OSError, RuntimeError)
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
-# What a training's checkpoint may hold beside its weights, as torch.load(weights_only=True) takes it: dropped.
+# Things beside the weights in a training checkpoint that torch.load(weights_only=True) accepts too. They are dropped.
 _DROPPED = {
     *(("torch", name) for name in ("Size", "device", "float64", "float32", "float16", "bfloat16")),
     *(("torch", name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
@@ -42,22 +41,22 @@ _DROPPED = {
     ("collections", "Counter"),
     ("_codecs", "encode"),
 }
-_MAX_ENTRIES = 1_000_000  # of dicts within dicts, each counted wherever it is met
-_MAX_PICKLE_BYTES = 64 << 20  # the largest CLIP needs less than one
+_MAX_ENTRIES = 1_000_000  # entries of nested dicts; a dict that occurs twice counts twice
+_MAX_PICKLE_BYTES = 64 << 20  # the largest CLIP needs less than 1 MiB
 
 
 class ArchiveError(ValueError):
-    """An archive that cannot be read, or not without running code from it, in one sentence."""
+    """An archive cannot be read, or not without running code from it; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file, not read yet.
+    """A tensor in a file, not read yet.
 
     Attributes:
-        dtype: by torch's name.
-        start: of its first element, in bytes from the start of the file.
-        shape, stride: in elements.
+        dtype: torch's name of the dtype.
+        start: the offset of the first element, in bytes from the start of the file.
+        shape, stride: the shape and stride, in elements.
     """
 
     dtype: str
@@ -67,22 +66,22 @@ class StoredTensor:
 
     @property
     def span(self) -> int:
-        """Elements from its first to its last, those between that are not its own included."""
+        """The number of elements from the tensor's first to its last, including foreign elements between them."""
         return (
             1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True)) if all(self.shape) else 0
         )
 
 
 class Archive:
-    """An open archive: `tensors` by dotted name, with the places of their bytes in the file."""
+    """An open archive, with its `tensors` by dotted name and the places of their bytes in the file."""
 
     def __init__(self, file: IO[bytes]):
         """Read the pickle.
 
         Args:
-            file: seekable.
+            file: a seekable file.
         Raises:
-            ArchiveError: if it is no such archive, asks for code, or its tensors lie outside their storages.
+            ArchiveError: if the file is no such archive, asks for code, or has a tensor outside its storage.
         """
         try:
             self._file, self._zip = file, zipfile.ZipFile(file)
@@ -95,7 +94,7 @@ class Archive:
             self.is_script = f"{self._root}constants.pkl" in names  # torch.jit.save writes it, torch.save does not
             info = self._zip.getinfo(pickles[0])
             if info.file_size > _MAX_PICKLE_BYTES:
-                raise ArchiveError(f"its data.pkl has {info.file_size:,} bytes, which no CLIP needs")
+                raise ArchiveError(f"its data.pkl has {info.file_size:,} bytes, which is more than any CLIP needs")
             data = self._zip.read(info)
             content = _Unpickler(self, io.BytesIO(data)).load()
         except ArchiveError:
@@ -107,36 +106,34 @@ class Archive:
         self.tensors = dict(_tensors(content, itertools.count(1)))
 
     def _start_of(self, info: zipfile.ZipInfo) -> int:
-        """Where the bytes of a member begin: behind a header of its own, whose length only itself tells."""
+        """Return where a member's bytes begin: behind its own header, which alone states its length."""
         if info.filename not in self._starts:
             self._file.seek(info.header_offset)
             header = self._file.read(30)
             if len(header) < 30 or header[:4] != b"PK\x03\x04":
-                raise ArchiveError(f"it is damaged: {info.filename} has no header where it should lie")
+                raise ArchiveError(f"it is damaged: {info.filename} has no header where it should be")
             start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
             if self._file.seek(0, 2) < start + info.file_size:
-                raise ArchiveError(f"it is damaged: {info.filename} ends behind the end of the file")
+                raise ArchiveError(f"it is damaged: {info.filename} extends beyond the end of the file")
             self._starts[info.filename] = start
         return self._starts[info.filename]
 
     def _checked(self, storage: tuple, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-        """A tensor that lies inside its storage, whatever the pickle claims."""
+        """Return a tensor after checking that it is inside its storage, whatever the pickle claims."""
         kind, type_, key, _, count = storage
         if kind != "storage" or not isinstance(type_, _StorageType) or not str(key).isalnum():
-            raise ArchiveError("a tensor of it has no storage")
+            raise ArchiveError("one of its tensors has no storage")
         shape, stride = tuple(shape), tuple(stride)
         numbers = (offset, count, *shape, *stride)
         if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(shape) != len(stride):
-            raise ArchiveError("a tensor of it has sizes that are no numbers")
+            raise ArchiveError("one of its tensors has sizes that are not whole numbers")
         member = f"{self._root}data/{key}"
         info = self._zip.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED:
             raise ArchiveError(f"{member} is compressed, which torch never does")
         tensor = StoredTensor(type_.dtype, self._start_of(info) + offset * type_.size, shape, stride)
         if offset + tensor.span > count or count * type_.size > info.file_size:
-            raise ArchiveError(
-                f"a tensor of shape {list(shape)} does not fit into its storage of {info.file_size} bytes"
-            )
+            raise ArchiveError(f"a tensor of shape {list(shape)} does not fit in its storage of {info.file_size} bytes")
         return tensor
 
 
@@ -147,7 +144,7 @@ class _StorageType:
 
 
 class _Bag:
-    """What a class of an archive becomes: attributes, and no behaviour."""
+    """A stand-in for every class in an archive: it keeps attributes and has no behaviour."""
 
     def __new__(cls, *_: Any) -> _Bag:
         bag = super().__new__(cls)
@@ -184,19 +181,19 @@ class _Unpickler(pickle.Unpickler):
             return lambda value, _: value
         if (module, name) in _DROPPED or module == "__torch__" or module.startswith("__torch__."):
             return _Bag
-        raise ArchiveError(f"its pickle asks for {module}.{name}, which is not needed for weights, so nothing was run")
+        raise ArchiveError(f"its pickle asks for {module}.{name}, which weights do not need, so nothing was run")
 
     def persistent_load(self, pid: Any) -> Any:
         return tuple(pid)
 
 
 def _tensors(content: Any, entries: Iterator[int], prefix: str = "", depth: int = 0) -> Iterator[tuple]:
-    """Dotted name → tensor, through dicts and the modules of an archive."""
+    """Yield (dotted name, tensor) from nested dicts and modules."""
     if isinstance(content, StoredTensor):
         yield prefix, content
         return
     if next(entries) > _MAX_ENTRIES:
-        raise ArchiveError(f"its dicts have more than {_MAX_ENTRIES:,} entries, which no CLIP needs")
+        raise ArchiveError(f"its dicts have more than {_MAX_ENTRIES:,} entries, which is more than any CLIP needs")
     children = content.attributes if isinstance(content, _Bag) else content
     if isinstance(children, dict) and depth < 32:
         for name, child in children.items():

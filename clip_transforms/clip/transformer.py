@@ -1,4 +1,4 @@
-"""The pre-norm transformer that both of CLIP's transformers are made of, in the published parameter names."""
+"""The pre-norm transformer in both of CLIP's towers, with the published parameter names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class QuickGELU(nn.Module):
-    """x · sigmoid(1.702 x), the approximation of GELU that OpenAI's checkpoints were trained with."""
+    """x · sigmoid(1.702 x), the approximation of GELU with which OpenAI trained its checkpoints."""
 
     FACTOR = 1.702
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape → the same shape."""
+        """Apply the activation to a tensor of any shape."""
         return x * torch.sigmoid(self.FACTOR * x)
 
 
@@ -26,7 +26,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with one packed projection for query, key and value."""
 
     def __init__(self, width: int, heads: int):
-        """Parameters in the names of `torch.nn.MultiheadAttention`."""
+        """Build the layer with the parameter names of `torch.nn.MultiheadAttention`."""
         super().__init__()
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
@@ -34,7 +34,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """[n, t, width] → [n, t, width]; with `causal`, a place sees itself and what stands before it."""
+        """[n, t, width] → [n, t, width]; with `causal`, a place sees itself and the places before it."""
         n, t, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         return self.out_proj(x.transpose(1, 2).reshape(n, t, width))
 
     def at(self, x: torch.Tensor, places: torch.Tensor, causal: bool) -> torch.Tensor:
-        """[n, t, width] → [n, width]: what `forward` makes at one place of each row."""
+        """[n, t, width] → [n, width]: compute `forward` at one place of each row."""
         q, k, v = self.in_proj_weight.chunk(3)
         q_bias, _, v_bias = self.in_proj_bias.chunk(3)
         seen = torch.arange(x.shape[1], device=x.device) <= places[:, None] if causal else None
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 def take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[n, t, width] → [n, width]: of each row what stands at its place."""
+    """[n, t, width] → [n, width]: take one place from each row."""
     return x[torch.arange(len(x), device=x.device), places]
 
 
@@ -63,19 +63,20 @@ def attend_once(
     heads: int,
     seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention with one query a row, for which neither keys nor values are made.
+    """Compute attention with one query per row, without making the keys and values.
 
-    query · (K x) = (query · K) x, and the sum of p · (V x) over the places is V times that of p · x. A bias of the keys
-    adds the same to every place, which softmax does not see, and the p sum to 1.
+    query · (K x) = (query · K) x, and the sum of p · (V x) over the places equals V times the sum of p · x. The keys'
+    bias can be left out: it adds the same number at every place, and softmax cancels it. The values' bias is added
+    once, since the p sum to 1.
 
     Args:
         query: [n, width], projected.
-        x: [n, t, width], of which keys and values would be made.
+        x: [n, t, width], the input of the keys and values.
         k_weight: [width, width].
         v_weight: [width, width].
         v_bias: [width].
-        heads: that divide the width.
-        seen: bool [n, t], the places that count; all without it.
+        heads: the number of heads, a divisor of the width.
+        seen: bool [n, t], the places to attend to; all places if omitted.
     Returns:
         [n, width], the heads side by side.
     """
@@ -94,7 +95,7 @@ class ResidualAttentionBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int, activation: str, mlp_width: int | None):
-        """`activation` is a key of ACTIVATIONS; `mlp_width` None for four times the width."""
+        """Build a block; `activation` is a key of ACTIVATIONS, and an `mlp_width` of None means four times `width`."""
         super().__init__()
         self.attn = Attention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
@@ -110,7 +111,7 @@ class ResidualAttentionBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
     def at(self, x: torch.Tensor, places: torch.Tensor, causal: bool) -> torch.Tensor:
-        """[n, t, width] → [n, width]: what `forward` makes at one place of each row."""
+        """[n, t, width] → [n, width]: compute `forward` at one place of each row."""
         x = take(x, places) + self.attn.at(self.ln_1(x), places, causal)
         return x + self.mlp(self.ln_2(x))
 
@@ -119,14 +120,14 @@ class Transformer(nn.Module):
     """A stack of blocks."""
 
     def __init__(self, width: int, layers: int, heads: int, activation: str, mlp_width: int | None = None):
-        """`layers` blocks of `width`, with `heads` heads each."""
+        """Build `layers` blocks of `width`, with `heads` heads each."""
         super().__init__()
         self.resblocks = nn.ModuleList(
             ResidualAttentionBlock(width, heads, activation, mlp_width) for _ in range(layers)
         )
 
     def forward(self, x: torch.Tensor, places: torch.Tensor, causal: bool = False) -> torch.Tensor:
-        """[n, t, width] → [n, width]: of each row what stands at its place, which is all that the last block makes."""
+        """[n, t, width] → [n, width]: the output at one place of each row; the last block computes only these."""
         *blocks, last = self.resblocks
         for block in blocks:
             x = block(x, causal)

@@ -1,4 +1,4 @@
-"""The Vision Transformer tower: pixels → features (Dosovitskiy et al. 2021, with CLIP's extra norm in front)."""
+"""The Vision Transformer tower: pixels → features (Dosovitskiy et al. 2021, with an extra norm before the blocks)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 from clip_transforms.clip.architectures import Architecture
 from clip_transforms.clip.transformer import Transformer
 
-_MIDDLE = 128  # of the values that a pixel may have
+_MIDDLE = 128  # the middle of a pixel's range
 
 
 class VisionTransformer(nn.Module):
-    """Patches and a class token through a transformer; the class token's place is projected to d."""
+    """A transformer over patches and a class token, whose output at the class token is projected to d."""
 
     def __init__(self, architecture: Architecture, activation: str):
-        """Sizes from `architecture`; parameters in the published names."""
+        """Build the tower with the sizes of `architecture` and the published parameter names."""
         super().__init__()
         width, patch = architecture.vision_width, architecture.patch_size
         grid = architecture.image_side // patch
@@ -33,7 +33,15 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
     def forward(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-        """Pixels uint8 [n, 3, r, r], and mean and standard deviation of their channels in [0, 1] → features [n, d]."""
+        """Compute features.
+
+        Args:
+            pixels: uint8 [n, 3, r, r].
+            mean: the mean of each channel, for values in [0, 1].
+            std: the standard deviation of each channel, for values in [0, 1].
+        Returns:
+            Features [n, d].
+        """
         weight, bias = self._patch_embedding(mean, std)
         x = F.linear(self._patches(pixels).to(weight.dtype).sub_(_MIDDLE), weight, bias)
         n, _, width = x.shape
@@ -43,9 +51,9 @@ class VisionTransformer(nn.Module):
         return self.ln_post(self.transformer(x, first)) @ self.proj
 
     def _patch_embedding(self, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The convolution as a product [width, 3 · patch²] and a bias [width], of pixels from which 128 was taken.
+        """Return the convolution as a matrix [width, 3 · patch²] and a bias [width], for pixels minus 128.
 
-        Normalisation is part of them: w · (p / 255 - mean) / std = w / (255 std) · (p - 128) + w · (128 / 255 - mean)
+        Both include the normalisation: w · (p / 255 - mean) / std = w / (255 std) · (p - 128) + w · (128 / 255 - mean)
         / std. Whole numbers from -128 to 127 are exact in every precision.
         """
         weight = self.conv1.weight.float()  # [width, 3, patch, patch]
@@ -55,7 +63,7 @@ class VisionTransformer(nn.Module):
         return (weight / (255 * std)).flatten(1).to(kind), bias.to(kind)
 
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, 3, r, r] → [n, grid², 3 · patch²], every patch in the order of a kernel's weights."""
+        """[n, 3, r, r] → [n, grid², 3 · patch²], each patch in the order of a kernel's weights."""
         n, _, side, _ = x.shape
         patch = self.conv1.kernel_size[0]
         grid = side // patch

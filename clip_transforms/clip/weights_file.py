@@ -1,4 +1,4 @@
-"""A file of weights → its tensors by name, not read yet. Pure Python: the launcher looks into files without torch."""
+"""List the tensors in a file of weights without reading them. Pure Python, so that the launcher needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from clip_transforms.clip.torch_archive import Archive, ArchiveError, StoredTensor
 
-# Safetensors' name of a dtype → torch's, and bytes of an element.
+# Safetensors' name of a dtype → torch's name, and the bytes per element.
 _DTYPES = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -23,18 +23,18 @@ _DTYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
-_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF"  # its first number, pickled
+_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF"  # such a file starts with this pickled number
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-    """What lies in a file of weights.
+    """The contents of a file of weights.
 
     Attributes:
         kind: `safetensors`, `state dict` (torch.save), or `TorchScript`.
-        tensors: name → where its bytes lie.
-        metadata: texts that came with them, of safetensors.
+        tensors: tensor name → the tensor's place in the file.
+        metadata: the texts in a safetensors header.
     """
 
     kind: str
@@ -43,24 +43,25 @@ class WeightsFile:
 
 
 def read_weights_file(file: IO[bytes]) -> WeightsFile:
-    """Look into an open file; no weight is read and no code of it is run.
+    """List the tensors of an open file, without reading weights or running code from the file.
 
     Args:
-        file: seekable, at its start.
+        file: a seekable file, at its start.
     Raises:
-        ArchiveError: if it is no such file, is damaged, or asks for code.
+        ArchiveError: if the file holds no weights, is damaged, or asks for code.
     """
     start = file.read(8)
-    if start[:4] == b"PK\x03\x04":  # a zip file, as torch.save and torch.jit.save write
+    if start[:4] == b"PK\x03\x04":  # a zip file, which torch.save and torch.jit.save write
         archive = Archive(file)
         return WeightsFile("TorchScript" if archive.is_script else "state dict", archive.tensors, {})
     if start == _OLD_TORCH:
         raise ArchiveError(
-            "it is in the format of torch before 1.6, which is not read; save it again: torch.save(torch.load(…), …)"
+            "it is in the format of torch before 1.6, which this program does not read; save it again with "
+            "torch.save(torch.load(…), …)"
         )
     header = _safetensors_header(start, file)
     if header is None:
-        raise ArchiveError("it is neither a .safetensors file nor one that torch.save wrote")
+        raise ArchiveError("it is neither a .safetensors file nor a file that torch.save wrote")
     try:
         metadata = header.pop("__metadata__", None) or {}
         base, size = 8 + int.from_bytes(start, "little"), file.seek(0, 2)
@@ -82,7 +83,7 @@ def _stored(name: str, entry: Mapping[str, Any], base: int) -> StoredTensor:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError(f"{name} has sizes that are no numbers")
+        raise ValueError(f"{name} has sizes that are not whole numbers")
     if end - begin != math.prod(shape) * itemsize:
         raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {dtype}")
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
@@ -94,7 +95,7 @@ def _size_of(tensor: StoredTensor) -> int:
 
 
 def _safetensors_header(start: bytes, file: IO[bytes]) -> dict[str, Any] | None:
-    """The JSON header of a safetensors file of which `start`, its first eight bytes, were read; None if it is none."""
+    """Return a safetensors file's JSON header, or None if there is none; `start` holds the first eight bytes."""
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
         return None

@@ -1,1 +1,1 @@
-"""The demo: a generator of captioned scenes, a script that trains a small CLIP on them, and the trained checkpoint."""
+"""The demo: a generator of captioned scenes, a script to train a small CLIP on them, and the trained checkpoint."""

@@ -1,4 +1,4 @@
-"""Captioned scenes from a seed: one coloured shape on a plain background, drawn with Pillow."""
+"""Draw captioned scenes from a seed, with Pillow: one coloured shape on a plain background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BACKGROUNDS = {
     "teal": (0, 105, 110),
     "navy": (20, 25, 70),
 }
-SIZES = {"small": (0.32, 0.38), "big": (0.46, 0.54)}  # diameter as a fraction of the side
+SIZES = {"small": (0.32, 0.38), "big": (0.46, 0.54)}  # the range of the diameter, as a fraction of the side
 PLACES = {
     "top left": (0.32, 0.32),
     "top right": (0.68, 0.32),
@@ -45,12 +45,12 @@ _CAPTIONS = (
     "a photo of a {color} {shape}.",
     "a photo of a {shape}.",
 )
-_SUPERSAMPLING = 3  # drawn larger and scaled down, since Pillow draws without anti-aliasing
+_SUPERSAMPLING = 3  # scenes are drawn larger and then scaled down, since Pillow draws without anti-aliasing
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is drawn: words for the caption, and the drawing's own numbers."""
+    """A scene: words for its caption, and numbers for its drawing."""
 
     shape: str
     color: str
@@ -64,17 +64,17 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """Its class, one of CLASSES."""
+        """The scene's class, one of CLASSES."""
         return f"{self.color} {self.shape}"
 
     def caption(self, kind: int) -> str:
-        """The caption of one of the seven kinds, from "a red star" to all that is known."""
+        """Return one of seven kinds of caption, from "a red star" to a full description."""
         words = {field: getattr(self, field) for field in ("shape", "color", "size", "place", "background")}
         return _CAPTIONS[kind % len(_CAPTIONS)].format(**words)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Choose a scene; every word is as likely as its neighbours."""
+    """Choose a scene at random; all words of a kind are equally likely."""
     size, place = (str(rng.choice(list(words))) for words in (SIZES, PLACES))
     x, y = PLACES[place]
     return Scene(
@@ -94,9 +94,9 @@ def draw_scene(scene: Scene, rng: np.random.Generator, side: int = 96) -> Image.
     """Draw a scene.
 
     Args:
-        scene: what to draw.
-        rng: draws the noise.
-        side: of the image in pixels.
+        scene: the scene.
+        rng: the source of the noise.
+        side: the side of the image in pixels.
     Returns:
         An RGB image of `side` × `side` pixels.
     """
@@ -112,7 +112,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator, side: int = 96) -> Image.
 
 
 def encode_scene(image: Image.Image) -> bytes:
-    """JPEG bytes of a drawn scene."""
+    """Encode a drawn scene as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
@@ -123,7 +123,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
     radius = side * scene.diameter / 2
 
     def place(points):
-        """Points of the unit circle's plane, y downwards → tilted, scaled and moved."""
+        """Tilt, scale and move points given in a plane where the shape's radius is 1 and y points down."""
         cos, sin = math.cos(math.radians(scene.tilt)), math.sin(math.radians(scene.tilt))
         return [(x + radius * (px * cos - py * sin), y + radius * (px * sin + py * cos)) for px, py in points]
 
@@ -166,7 +166,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
             (-b, -a),
             (-a, -a),
         ]
-    # A heart: x = sin³ t, y = (13 cos t − 5 cos 2t − 2 cos 3t − cos 4t) / 17 (a well-known parametrisation).
+    # A heart, by a well-known formula: x = sin³ t, y = (13 cos t − 5 cos 2t − 2 cos 3t − cos 4t) / 17.
     curve = []
     for i in range(48):
         t = 2 * math.pi * i / 48

@@ -1,4 +1,4 @@
-"""The demo's input: 2,000 scenes in four webdataset tars, with the blemishes that real data has, and two taxonomies."""
+"""Write the demo's input: 2,000 scenes in four webdataset tars, with the flaws of real data, and two taxonomies."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from clip_transforms.demo.scenes import COLORS, SHAPES, Scene, draw_scene, encod
 
 SHARDS, SAMPLES = 4, 500
 SHAPES_TAXONOMY = {"templates": ["a photo of a {}."], "classes": list(SHAPES)}
-# A colour alone was no caption in training, so a class is described by whole prompts.
+# No caption in training was a colour alone, so whole prompts describe each class.
 COLORS_TAXONOMY = {
     "classes": [{"name": color, "prompts": [f"a {color} {shape}" for shape in SHAPES]} for color in COLORS]
 }
 
 
 def write_demo_inputs(folder: Path) -> list[Path]:
-    """Write what is missing of the tars and the taxonomies; what is there is not touched.
+    """Write the tars and taxonomies that are missing; leave existing files alone.
 
     Returns:
-        What was written.
+        The files that were written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []

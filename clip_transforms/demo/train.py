@@ -1,7 +1,8 @@
 """Train the demo's small CLIP on captioned scenes, from a seed: `python -m clip_transforms.demo.train`.
 
-Half an hour to an hour on two cores. The loss is CLIP's: symmetric cross-entropy over the cosines of a batch (Radford
-et al. 2021, figure 3). The architecture code is the one that reads every other checkpoint; only the sizes are small.
+Training takes half an hour to an hour on two cores. The loss is CLIP's: symmetric cross-entropy over the cosines of a
+batch (Radford et al. 2021, figure 3). The model code is the same as for every other checkpoint; only the sizes are
+small.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ BATCH, PEAK, WARMUP, WEIGHT_DECAY = 256, 1e-3, 100, 0.1
 
 
 def initialise(model: ClipModel) -> None:
-    """Fill a model with random numbers, as published in `CLIP.initialize_parameters`."""
+    """Initialise a model's weights at random, as the published `CLIP.initialize_parameters` does."""
     width, layers = model.architecture.text_width, model.architecture.text_layers
     for module in model.modules():
         if isinstance(module, Attention):
@@ -62,7 +63,7 @@ def initialise(model: ClipModel) -> None:
 
 
 def draw_scenes(count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
-    """Draw scenes and preprocess them: the scenes, and pixels uint8 [count, 3, r, r]."""
+    """Draw scenes and preprocess them; return the scenes and their pixels, uint8 [count, 3, r, r]."""
     rng = np.random.default_rng(seed)
     scenes, side = [], ARCHITECTURE.image_side
     pixels = np.empty((count, 3, side, side), np.uint8)
@@ -73,7 +74,7 @@ def draw_scenes(count: int, seed: int) -> tuple[list[Scene], np.ndarray]:
 
 
 def train(seed: int, steps: int, count: int) -> ClipModel:
-    """Train from scratch on `count` scenes for `steps` batches."""
+    """Train a model from scratch on `count` scenes for `steps` batches."""
     torch.manual_seed(seed)
     model = ClipModel(ARCHITECTURE, ACTIVATION)
     initialise(model)
@@ -110,7 +111,7 @@ def train(seed: int, steps: int, count: int) -> ClipModel:
 
 @torch.no_grad()
 def zero_unmet_tokens(model: ClipModel, captions: list[list[str]]) -> None:
-    """Set the rows of tokens that no caption has to zero: they are noise, and zeros compress."""
+    """Zero the embeddings of tokens that occur in no caption: they are noise, and zeros compress well."""
     texts = sorted({caption for row in captions for caption in row})
     met = np.unique(default_tokenizer().tokenize(texts).ids)
     unmet = np.setdiff1d(np.arange(ARCHITECTURE.vocab_size), met)
@@ -118,14 +119,14 @@ def zero_unmet_tokens(model: ClipModel, captions: list[list[str]]) -> None:
 
 
 def save(model: ClipModel, path: Path, provenance: dict) -> None:
-    """Write fp16 safetensors in OpenAI's layout; the header says the activation and where the weights come from."""
+    """Write fp16 safetensors in OpenAI's layout; the header holds the activation and the weights' provenance."""
     state = {published_name(name): tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"activation": model.activation, "provenance": json.dumps(provenance, sort_keys=True)}
     safetensors.torch.save_file(state, path, metadata)
 
 
 def accuracy(path: Path, seed: int, count: int = 4000) -> float:
-    """Zero-shot top-1 accuracy of a checkpoint over the 48 classes, on scenes drawn from `seed`."""
+    """Return a checkpoint's zero-shot top-1 accuracy over the 48 classes, on scenes drawn from `seed`."""
     model = load(str(path), "cpu", precision="fp32")
     scenes, pixels = draw_scenes(count, seed)
     classes = model.embed_captions([f"a {name}" for name in CLASSES])
@@ -137,10 +138,10 @@ def accuracy(path: Path, seed: int, count: int = 4000) -> float:
 def main() -> None:
     """Train, save, and print the accuracy on unseen scenes."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=CHECKPOINT, help="where the checkpoint goes")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes, the weights and the order")
-    parser.add_argument("--steps", type=int, default=2400, help="batches of 256")
-    parser.add_argument("--scenes", type=int, default=30_000, help="scenes to draw for training")
+    parser.add_argument("--output", type=Path, default=CHECKPOINT, help="file to write the checkpoint to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes, the weights and the order")
+    parser.add_argument("--steps", type=int, default=2400, help="number of batches, of 256 scenes each")
+    parser.add_argument("--scenes", type=int, default=30_000, help="number of scenes to draw for training")
     options = parser.parse_args()
     model = train(options.seed, options.steps, options.scenes)
     provenance = {

@@ -1,1 +1,1 @@
-"""Through the model: batches in, batches out. Plain functions that know nothing of Beam, files or commits."""
+"""Through the model: batches in, batches out. Plain functions without Beam, files or commits."""

@@ -1,4 +1,4 @@
-"""A stage of the pipeline in a thread of its own, ahead of the stage behind it, bounded in bytes."""
+"""Run a stage in a thread of its own, ahead of the stage that consumes its items, within a bound in bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 
 class Ahead:
-    """Takes items from a stream in a thread, in order, and holds them for whoever iterates.
+    """Takes items from a stream in a thread, in order, and holds them until the consumer asks for them.
 
-    What is held, the item in the consumer's hands included, is bounded in bytes; one item has room whatever its size.
+    The size of all held items, including the consumer's current one, is bounded in bytes. A single item is always
+    admitted, whatever its size.
     """
 
     def __init__(
@@ -25,16 +26,16 @@ class Ahead:
         seconds: Counter,
         begin: Callable[[Any], Any] = lambda item: item,
     ):
-        """Start nothing yet; iterating does.
+        """Store the settings; the thread starts when iteration does.
 
         Args:
-            stream: closed at the end, where it can be.
-            name: of the stage: `seconds` gets its `name` (taking items), `wait for <name>` (of the consumer) and
-                `wait behind <name>` (for room).
-            room: bytes that may be held now; 0 lets one item in when the consumer has let go of all others.
-            size: of an item, in bytes.
-            seconds: see above.
-            begin: called in the thread for each item when there is room for it; what it gives is held.
+            stream: the items; it is closed at the end if it has a `close` method.
+            name: the stage's name in `seconds`.
+            room: returns the bytes that may be held now; 0 admits one item at a time.
+            size: returns an item's size in bytes.
+            seconds: gets the seconds that the thread takes items (`name`), that the consumer waits (`wait for <name>`)
+                and that the thread waits for room (`wait behind <name>`).
+            begin: called in the thread for each item once there is room for it; its result is held in the item's place.
         """
         self._stream, self._name, self._room, self._size, self._begin = stream, name, room, size, begin
         self.seconds = seconds
@@ -44,10 +45,10 @@ class Ahead:
         self._stopped = False
 
     def __iter__(self) -> Iterator[Any]:
-        """The items.
+        """Yield the items.
 
         Raises:
-            Exception: whatever the stream raised, after the items before it.
+            Exception: the stream's own exception, after all items that came before it.
         """
         thread = threading.Thread(target=self._fill, name=self._name, daemon=True)
         thread.start()
@@ -61,7 +62,7 @@ class Ahead:
                         raise item
                     return
                 yield item
-                del item  # what was held is free when its bytes are given back
+                del item  # frees the memory before its bytes count as free
                 self._release(size)
         finally:
             with self._change:
@@ -88,12 +89,12 @@ class Ahead:
             finally:
                 if hasattr(stream, "close"):
                     stream.close()
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # passed to the consumer, which raises it
             end = error
         self._queue.put((None, end))
 
     def _acquire(self, size: int) -> bool:
-        """Wait until there is room; False if nobody listens any more."""
+        """Wait until there is room; return False if the consumer has stopped."""
         start = time.perf_counter()
         with self._change:
             self._change.wait_for(

@@ -1,4 +1,4 @@
-"""What one process could reach on decoded batches, nothing else running; measured on the run's own first batches."""
+"""The ceiling: the rate of one process on decoded batches with nothing else running, measured on the first batches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ _MIN_BATCHES, _MIN_SECONDS = 5, 2.0
 
 
 class Ceiling:
-    """Watches the first forward passes of a process, before its decode pool runs ahead.
+    """Measures the first forward passes of a process, before its decode pool runs ahead.
 
-    While `measuring`, `DecodeAhead` hands out one batch at a time and decodes nothing else. No batch is thrown away.
+    While `measuring` is true, `DecodeAhead` yields one batch at a time and decodes nothing else. The batches are the
+    run's own; none is thrown away.
     """
 
     def __init__(self):
-        """Measure from the first batch on."""
+        """Start measuring with the first batch."""
         self.measuring = True
         self._batches, self._measured, self._seconds = 0, 0, 0.0
         self._samples, self._pictures = 0, 0
@@ -23,7 +24,13 @@ class Ceiling:
         self._lock = threading.Lock()
 
     def add(self, samples: int, pictures: int, seconds: float) -> None:
-        """The `pictures` of so many samples took `seconds`; these count while `measuring`, the numbers always."""
+        """Count a batch of pictures; its time counts only while `measuring`, the numbers always do.
+
+        Args:
+            samples: the number of samples in the batch.
+            pictures: the number of pictures among them.
+            seconds: the time of the forward pass.
+        """
         with self._lock:
             self._samples += samples
             self._pictures += pictures
@@ -38,10 +45,10 @@ class Ceiling:
                 self.measuring = False
 
     def add_captions(self, samples: int, seconds: float) -> None:
-        """The captions of `samples` took `seconds`.
+        """Count the time for the captions of so many samples.
 
-        They are embedded many batches at a time, when what was decoded ahead waits and the decoders rest, so all of
-        them count.
+        All captions count, not just the first: they are embedded many batches at a time, while the decoders rest
+        because enough pictures are waiting.
         """
         with self._lock:
             self._captions_of += samples
@@ -49,7 +56,7 @@ class Ceiling:
 
     @property
     def rate(self) -> float | None:
-        """Samples per second, or None while too little was seen, or the first batches had no pictures."""
+        """Samples per second; None if too few batches were measured, or the measured ones had no pictures."""
         with self._lock:
             if self.measuring or not self._captions_of or not self._measured:
                 return None

@@ -1,4 +1,4 @@
-"""Bytes → pixels and captions → tokens, in a thread pool ahead of the model, in the order of the source."""
+"""Decode images and tokenize captions in a thread pool, ahead of the model, in the order of the source."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
 from clip_transforms.engine.ahead import Ahead
 from clip_transforms.engine.ceiling import Ceiling
 
-MAX_AHEAD_BYTES = 32 << 20  # encoded images and pixels that wait for the model
+MAX_AHEAD_BYTES = 32 << 20  # of encoded images and pixels that wait for the model
 
 
 @dataclasses.dataclass
 class DecodedBatch:
-    """A batch ready for the model; rows that are in no list offer nothing that can be embedded.
+    """A batch of n samples, ready for the model. A sample in none of the lists has nothing to embed.
 
     Attributes:
-        unit: the place of its unit in the task.
-        samples: as read.
-        pixels: uint8 [m, 3, r, r] of the decoded images.
-        image_rows: the m places of these in `samples`.
+        unit: the index of the batch's unit in the task.
+        samples: the samples, as read.
+        pixels: uint8 [m, 3, r, r], the decoded images.
+        image_rows: the rows in `samples` of the m decoded images.
         sizes: (width, height) in pixels of the m stored images.
-        sha256: hex, of the n encoded images; None without one.
-        tokens: of the captions.
-        caption_rows: the places of these in `samples`.
-        rejects: (row in the batch, reason, message, bytes) of the images that could not be decoded.
+        sha256: the hex SHA-256 of each sample's encoded image; None for a sample without an image.
+        tokens: the tokenized captions.
+        caption_rows: the rows in `samples` of the captions.
+        rejects: (row in the batch, reason, message, bytes) of each image that could not be decoded.
     """
 
     unit: int
@@ -57,7 +57,7 @@ class DecodedBatch:
 
 @dataclasses.dataclass
 class _Waiting:
-    """A batch whose work lies in the pool."""
+    """A batch that the pool is working on."""
 
     unit: int
     samples: pa.RecordBatch
@@ -70,9 +70,9 @@ class _Waiting:
 class DecodeAhead:
     """Decodes a stream of batches in the background.
 
-    The stream yields `(unit, record batch)`, and anything else that is passed through in its place, such as the mark
-    of a unit's end. A thread of its own reads the stream, `threads` decode, and what waits for the model is bounded
-    in bytes. The order of the stream is kept.
+    The stream yields `(unit, record batch)` pairs. Other items, such as the mark of a unit's end, are passed through in
+    order. One thread reads the stream, `threads` more decode, and the batches that wait for the model are bounded in
+    bytes.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class DecodeAhead:
         max_pixels: int = MAX_IMAGE_PIXELS,
         pinned: bool = False,
     ):
-        """Start nothing yet; iterating does.
+        """Store the settings; the threads start when iteration does.
 
         Args:
-            stream: see above.
-            preprocessing: of the model's images and captions.
+            stream: batches and other items, as described above.
+            preprocessing: the model's preprocessing.
             ceiling: while it measures, one batch is decoded at a time.
-            threads: of the pool.
-            seconds: `read` and `decode` seconds are added to it.
-            max_pixels: of one picture, stored and resized.
-            pinned: whether pixels lie in memory that a GPU copies from by itself.
+            threads: the number of threads that decode.
+            seconds: gets the seconds of reading, decoding and waiting, by stage.
+            max_pixels: the largest number of pixels in one image, stored or resized.
+            pinned: whether to put pixels into pinned memory, from which a GPU copies faster.
         """
         self._pinned = pinned
         self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
@@ -105,10 +105,10 @@ class DecodeAhead:
         self.seconds = seconds if seconds is not None else Counter()
 
     def __iter__(self) -> Iterator[Any]:
-        """Decoded batches, and what is passed through.
+        """Yield decoded batches, and the other items of the stream.
 
         Raises:
-            Exception: whatever reading the stream raised.
+            Exception: the stream's own exception, or an error of the machine in a thread.
         """
         pool = concurrent.futures.ThreadPoolExecutor(self._threads, "decode")
         begun = Ahead(self._stream, "read", self._room, self._size, self.seconds, lambda item: self._submit(pool, item))
@@ -150,7 +150,7 @@ class DecodeAhead:
         return result, time.thread_time() - start
 
     def _finish(self, waiting: _Waiting) -> DecodedBatch:
-        """Wait for the pool; pixels of images that could not be decoded are squeezed out."""
+        """Wait for the pool to finish a batch, and remove the pixels of images that could not be decoded."""
         start = time.perf_counter()
         kept, rows, sizes, rejects = [], [], [], []
         sha256: list[str | None] = [None] * waiting.samples.num_rows
@@ -179,17 +179,17 @@ def _is_batch(item: Any) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def set_up_decoders() -> None:
-    """Set Pillow's decoders up for this process: one thread a picture, and no hints about odd pictures on the terminal.
+    """Set up Pillow's decoders for this process: one thread per picture, and no warnings on the terminal.
 
-    A picture that cannot be decoded is a reject with a message of its own.
+    Warnings are not needed: a picture that cannot be decoded is a reject with a message of its own.
     """
-    # Pictures are decoded in a pool already. libavif would start a thread for each core and each picture, and report a
-    # damaged picture where no thread can be started.
+    # Pictures are decoded in a pool already. libavif would start a thread per core for each picture, and would report a
+    # damaged picture if no thread can be started.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
-    # libtiff writes to file descriptor 2 by itself, and Pillow has no switch for it; NULL is libtiff's own for silence.
-    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with its symbols hidden
+    # libtiff itself writes to file descriptor 2, and Pillow cannot switch this off. A handler of NULL silences libtiff.
+    with contextlib.suppress(OSError, AttributeError):  # this Pillow has no libtiff, or hides its symbols
         library = ctypes.CDLL(Image.core.__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             handler = getattr(library, name)
@@ -200,8 +200,12 @@ def set_up_decoders() -> None:
 def _decode_into(
     pixels: np.ndarray, place: int, image: pa.BinaryScalar, preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[str, tuple[int, int] | ImageError]:
-    """Decode one image into its place; its SHA-256, and its stored size or why it cannot be used."""
-    data = image.as_py()  # copied here, not when it was submitted: what waits in the queue is there once
+    """Decode one image into its place in `pixels`.
+
+    Returns:
+        The SHA-256 of the encoded image, and its stored size or the error that makes it a reject.
+    """
+    data = image.as_py()  # copied here, not on submission, so that waiting images are held in memory once
     digest = hashlib.sha256(data).hexdigest()
     try:
         decoded = decode(data, preprocessing, max_pixels)

@@ -1,4 +1,4 @@
-"""Decoded batches through the model: pictures batch by batch, captions by length, out of a window of batches."""
+"""Run decoded batches through the model: pictures batch by batch, captions by length within a window of batches."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from clip_transforms.engine.decode import DecodedBatch
 
 _BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _WINDOW_CAPTIONS = 2048
-_WINDOW_BYTES = 32 << 20  # of samples without their pictures
+_WINDOW_BYTES = 32 << 20  # of the window's samples, without their pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """The embeddings of the pictures or the captions of a batch.
+    """The embeddings of a batch's pictures or captions.
 
     Attributes:
-        embeddings: float32 [m, d]; NaN where memory did not suffice.
-        too_large: places of what did not fit into the device's memory even alone.
-        halved: how often a batch, or a piece of one, was halved to fit.
+        embeddings: float32 [m, d]; NaN in the rows listed in `too_large`.
+        too_large: the rows that did not fit in the device's memory even alone.
+        halved: the number of times that a batch, or a piece of one, was halved to fit.
     """
 
     embeddings: np.ndarray
@@ -38,12 +38,12 @@ class Embedded:
 
 @dataclasses.dataclass(frozen=True)
 class ForwardedBatch:
-    """What the model made of a batch.
+    """A batch with its embeddings.
 
     Attributes:
-        unit: the place of its unit in the task.
-        decoded: the batch, without pixels and encoded images, which nothing needs any more.
-        images, captions: embeddings of its pictures and its tokens.
+        unit: the index of the batch's unit in the task.
+        decoded: the batch, without pixels and encoded images, which are no longer needed.
+        images, captions: the embeddings of the pictures and of the captions.
     """
 
     unit: int
@@ -53,20 +53,20 @@ class ForwardedBatch:
 
     @property
     def num_bytes(self) -> int:
-        """Of what it holds, about."""
+        """The approximate size in memory, in bytes."""
         return self.decoded.samples.nbytes + self.images.embeddings.nbytes + self.captions.embeddings.nbytes
 
 
 class Embedder:
-    """The model of a process, with a lock round its forward pass: some runners run many threads per process."""
+    """A process's model, with a lock around its forward pass, since some runners run many threads per process."""
 
     def __init__(self, model: ClipModel, batch_size: int = 0):
-        """Share one among all threads of a process.
+        """Build one for all threads of a process to share.
 
         Args:
-            model: loaded.
-            batch_size: pictures at a time, and of captions as many tokens as so many of full length have; 0 to choose
-                by the model's device.
+            model: the loaded model.
+            batch_size: the number of pictures in a forward pass. Captions are grouped up to the number of tokens in
+                this many captions of full length. 0 chooses by the model's device.
         """
         self.model = model
         self.batch_size = batch_size or _BATCH_SIZES[model.device.type]
@@ -77,11 +77,12 @@ class Embedder:
         """Embed a stream of decoded batches.
 
         Args:
-            items: DecodedBatch, and what is passed through in its place, such as the mark of a unit's end. No window of
-                captions reaches across such a mark, so what comes out does not depend on what was behind it.
-            seconds: `forward` seconds are added to it.
+            items: DecodedBatch, and other items that are passed through in order, such as the mark of a unit's end. A
+                window of captions never extends past such a mark, so a unit's embeddings do not depend on the units
+                after it.
+            seconds: gets the `forward` seconds.
         Yields:
-            ForwardedBatch in the same order, and what is passed through.
+            ForwardedBatch, and the other items, in the same order.
         """
         window: list[tuple[DecodedBatch, Embedded]] = []
         for item in items:
@@ -102,14 +103,17 @@ class Embedder:
             yield ForwardedBatch(batch.unit, batch, images, embedded)
 
     def embed_images(self, batch: DecodedBatch, seconds: Counter) -> Embedded:
-        """The pictures of a batch, in halves where they do not fit into the device's memory."""
+        """Embed a batch's pictures, in halves if they do not fit in the device's memory."""
         with self._timed(seconds) as took:
             pieces = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
         self.ceiling.add(batch.samples.num_rows, len(batch.pixels), took.seconds)
         return Embedded(pieces.embeddings, frozenset(pieces.too_large), pieces.halved)
 
     def embed_captions(self, batches: Sequence[DecodedBatch], seconds: Counter) -> list[Embedded]:
-        """The captions of several batches: equal ones once, and those of a length together, so that few are padded."""
+        """Embed the captions of several batches: equal captions once, and captions of similar length together.
+
+        This keeps padding low.
+        """
         rows = [ids[:length] for b in batches for ids, length in zip(b.tokens.ids, b.tokens.lengths, strict=True)]
         places: dict[bytes, int] = {}
         of_row = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows], int)
@@ -131,7 +135,7 @@ class Embedder:
             mine = of_row[start:stop]
             lost = frozenset(place for place, row in enumerate(mine.tolist()) if row in too_large)
             result.append(Embedded(found[mine], lost, halved))
-            halved = 0  # counted once, with the window's first batch
+            halved = 0  # counted for the window's first batch only
         return result
 
     @property
@@ -143,7 +147,7 @@ class Embedder:
 
 
 class _Forward:
-    """A block in which the model is this thread's alone; its seconds are counted, without waiting for the model."""
+    """A context in which one thread has the model to itself; it counts the seconds, except those of the wait."""
 
     def __init__(self, lock: threading.Lock, counted: Counter):
         self._lock, self._counted = lock, counted
@@ -171,10 +175,10 @@ def _is_full(window: Sequence[DecodedBatch]) -> bool:
 
 
 def _by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Places, shortest first, in groups of at most `most` tokens, padding included.
+    """Yield the indices of `lengths`, shortest first, in groups of at most `most` tokens, including padding.
 
-    A group that is large enough to keep the device busy, a quarter of `most`, takes no longer ones in, so that it has
-    little padding.
+    Once a group is large enough to keep the device busy, with a quarter of `most`, it takes no longer captions. This
+    keeps padding low.
     """
     group: list[int] = []
     for place in np.argsort(lengths, kind="stable").tolist():
@@ -189,7 +193,7 @@ def _by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of tokens → int32 [n, t], padded with zeros to the longest."""
+    """Stack rows of tokens to int32 [n, t], padded with zeros to the longest row."""
     ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for place, row in zip(ids, rows, strict=True):
         place[: len(row)] = row
@@ -197,7 +201,7 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class _InPieces:
-    """The embeddings of a batch, made whole or, where memory does not suffice, of its halves, down to one sample."""
+    """The embeddings of a batch, made at once or, if memory runs out, from its halves, down to single samples."""
 
     def __init__(self, embed: Callable[[np.ndarray], torch.Tensor], d: int, inputs: np.ndarray):
         self.embeddings = np.full((len(inputs), d), np.nan, np.float32)
@@ -208,7 +212,7 @@ class _InPieces:
             start, stop = waiting.pop()
             if self._fits(embed, inputs, start, stop):
                 continue
-            torch.cuda.empty_cache()  # does nothing where there is no CUDA
+            torch.cuda.empty_cache()  # does nothing without CUDA
             if stop - start == 1:
                 self.too_large.add(start)
                 continue

@@ -1,4 +1,4 @@
-"""What the model made of a batch → rows, scores and rejects; every modality of every sample in one place."""
+"""Turn embedded batches into rows, scores and rejects; every modality of every sample ends in exactly one place."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from clip_transforms.engine.forward import Embedded, ForwardedBatch
 from schemas.rejects import rejects_schema
 from schemas.samples import IMAGE_URI, MODALITIES
 
-_HALVED = "times that a batch was halved, since it did not fit into the device's memory"
+_HALVED = "times that a batch was halved, because it did not fit in the device's memory"
 _NOT_FINITE = ("not finite", "the model's embedding has NaN or infinite values")
 _TOO_LARGE = ("out of memory", "the device has no memory for this sample alone")
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedBatch:
-    """What became of a batch.
+    """The outcome of a batch.
 
     Attributes:
-        rows: of the embeddings schema, one per sample with at least one embedding.
-        rejects: of the rejects schema.
-        absent: modality → how many samples do not offer it.
-        notes: counts of what is worth telling.
+        rows: rows of the embeddings schema, one per sample with at least one embedding.
+        rejects: rows of the rejects schema.
+        absent: modality → the number of samples without it.
+        notes: text → count, of events to report at the end of the run.
     """
 
     rows: pa.RecordBatch
@@ -37,12 +37,12 @@ class FinishedBatch:
 
 
 def finish_batch(batch: ForwardedBatch, shard: str, schema: pa.Schema) -> FinishedBatch:
-    """Say what became of every sample of a batch.
+    """Turn an embedded batch into rows and rejects.
 
     Args:
-        batch: what the model made of it.
-        shard: that it was read from.
-        schema: of the embeddings; the type of `image_embedding` is the precision of what is stored.
+        batch: the embedded batch.
+        shard: the name of the batch's shard.
+        schema: the embeddings schema; its embedding types decide the stored precision.
     """
     image = _Modality("image", batch.images, batch.decoded.image_rows, batch.decoded, schema)
     caption = _Modality("caption", batch.captions, batch.decoded.caption_rows, batch.decoded, schema)
@@ -58,7 +58,7 @@ def finish_batch(batch: ForwardedBatch, shard: str, schema: pa.Schema) -> Finish
 
 
 class _Modality:
-    """One modality of a batch: its embeddings as they will be stored, by row; its rejects; how many are absent."""
+    """One modality of a batch: its embeddings in the stored precision, its rejects, and the number absent."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class _Modality:
         batch: DecodedBatch,
         schema: pa.Schema,
     ):
-        # Not to_pandas_dtype, which needs pandas.
+        # Arrow's to_pandas_dtype would give the type directly, but needs pandas.
         half = pa.types.is_float16(schema.field(f"{name}_embedding").type.value_type)
         embeddings = embedded.embeddings
         finite = np.isfinite(embeddings).all(axis=1)
@@ -99,7 +99,7 @@ class _Modality:
         ]
 
     def take(self, kept: np.ndarray) -> pa.Array:
-        """Places in `stored` of the rows that are kept, null where there is none."""
+        """Return, for each kept row, its index in `stored`, or null if it has no embedding."""
         return pa.array(self.index[kept], pa.int64(), mask=self.index[kept] < 0)
 
 
@@ -131,7 +131,7 @@ def _lists(values: np.ndarray) -> pa.ListArray:
 
 
 def _clip_scores(image: _Modality, caption: _Modality, kept: np.ndarray) -> pa.Array:
-    """Cosine of both embeddings as stored, in float32; null where one is missing."""
+    """Return the cosine of each row's two stored embeddings, in float32; null if either is missing."""
     both = (image.index[kept] >= 0) & (caption.index[kept] >= 0)
     a = image.stored[image.index[kept][both]].astype(np.float32)
     b = caption.stored[caption.index[kept][both]].astype(np.float32)
@@ -157,6 +157,6 @@ def _rejects(samples: pa.RecordBatch, shard: str, rejects: list[tuple]) -> pa.Re
 
 
 def shard_reject(shard: str, reason: str, message: str) -> pa.RecordBatch:
-    """The one reject row of a shard that could not be read, or not further."""
+    """Make the single reject row of a shard that could not be read, or not to its end."""
     row = {"key": None, "shard": shard, "row": None, "modality": "shard", "stage": "read", "reason": reason}
     return pa.RecordBatch.from_pylist([{**row, "message": message, "num_bytes": None}], schema=rejects_schema())

@@ -1,4 +1,4 @@
-"""Image embeddings as stored → zero-shot labels, by one function for `embed` and `label` alike."""
+"""Compute zero-shot labels from stored image embeddings, with one function for both `embed` and `label`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from schemas.labels import TOP_LABEL, labels_schema
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A taxonomy, embedded.
+    """An embedded taxonomy.
 
     Attributes:
-        names: of the k classes.
+        names: the names of the k classes.
         weights: float32 [k, d]; every row has length 1.
-        scale: exp(logit_scale), what a cosine is multiplied with to be a logit.
+        scale: exp(logit_scale), the factor that turns a cosine into a logit.
     """
 
     names: tuple[str, ...]
@@ -26,14 +26,14 @@ class Classifier:
 
 
 def label_batch(rows: pa.RecordBatch, classifier: Classifier, top_labels: int) -> pa.RecordBatch:
-    """Label a batch of the embeddings.
+    """Label a batch of rows.
 
     Args:
-        rows: of the embeddings schema.
-        classifier: the classes.
-        top_labels: length of `top`, at most k.
+        rows: rows of the embeddings schema.
+        classifier: the embedded classes.
+        top_labels: the length of `top`; at most k classes are listed.
     Returns:
-        The same rows in the same order, of the labels schema; null where there is no image embedding.
+        Rows of the labels schema, one for each input row in the same order; null if there is no image embedding.
     """
     schema = labels_schema()
     stored = rows.column("image_embedding")
@@ -77,9 +77,9 @@ def label_batch(rows: pa.RecordBatch, classifier: Classifier, top_labels: int) -
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """The places of the `count` largest of each row, largest first."""
+    """Return the indices of the `count` largest values in each row, largest first."""
     if count < values.shape[1]:
-        # O(k) instead of O(k log k), which shows with thousands of classes.
+        # This is O(k) instead of O(k log k), a visible difference with thousands of classes.
         rough = np.sort(np.argpartition(-values, count - 1, axis=1)[:, :count], axis=1)
     else:
         rough = np.broadcast_to(np.arange(values.shape[1]), values.shape)

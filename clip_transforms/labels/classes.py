@@ -1,4 +1,4 @@
-"""Taxonomies → class embeddings in `out/taxonomies/`, made once per dataset and read by every worker."""
+"""Embed the classes of taxonomies into `out/taxonomies/`, once per dataset; every worker reads them from there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clip_transforms.parts.footers import read_footer
 from schemas.provenance import decode_footer, encode_footer
 
 _LOGGER = logging.getLogger(__name__)
-_SAME = 0.9999  # classes whose embeddings have a larger cosine cannot be told apart
+_SAME = 0.9999  # if two classes' embeddings have a larger cosine, the model cannot tell the classes apart
 CLASSES = pa.schema(
     [("class", pa.string()), ("prompts", pa.list_(pa.string())), ("class_embedding", pa.list_(pa.float32()))]
 )
@@ -27,21 +27,21 @@ CLASSES = pa.schema(
 def embed_classes(
     output: str, taxonomies: Sequence[Taxonomy], checkpoint: Checkpoint, device: str, scratch: str
 ) -> dict[str, str]:
-    """Embed the classes of taxonomies, with the text tower alone, in fp32, unless an earlier run did.
+    """Embed the classes of taxonomies with the text tower alone, in fp32, unless an earlier run has done so.
 
     Args:
-        output: URI of the dataset.
-        taxonomies: whose classes are wanted.
-        checkpoint: of the text tower.
-        device: to embed on.
-        scratch: URI of the run's temporary folder.
+        output: the URI of the dataset.
+        taxonomies: the taxonomies.
+        checkpoint: the checkpoint with the text tower.
+        device: the device to embed on.
+        scratch: the URI of the run's temporary folder.
     Returns:
-        Taxonomy → URI of its class embeddings.
+        The taxonomy's name → the URI of its class embeddings.
     """
     uris = {taxonomy.name: _classes_uri(output, taxonomy) for taxonomy in taxonomies}
     missing = [t for t in taxonomies if not _is_current(uris[t.name], t, checkpoint)]
     if missing:
-        from clip_transforms.clip.checkpoints import load_checkpoint  # torch, for those who need it
+        from clip_transforms.clip.checkpoints import load_checkpoint  # imports torch, which is not always needed
 
         model = load_checkpoint(checkpoint, device, "fp32", vision=False)
         for taxonomy in missing:
@@ -98,7 +98,10 @@ def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model, scratch:
 
 
 def _warn_of_twins(taxonomy: Taxonomy, classifier: np.ndarray) -> None:
-    """One line for classes that no picture can tell apart; by blocks, so that ten thousand classes need no square."""
+    """Log one line about classes that the model cannot tell apart.
+
+    The cosines are computed in blocks of rows: for ten thousand classes, the whole matrix would take 400 MB.
+    """
     names, twins = taxonomy.class_names, []
     for start in range(0, len(names), 256):
         cosines = classifier[start : start + 256] @ classifier.T
@@ -108,16 +111,16 @@ def _warn_of_twins(taxonomy: Taxonomy, classifier: np.ndarray) -> None:
     if twins:
         more = f" and {len(twins) - 3} more pairs" if len(twins) > 3 else ""
         _LOGGER.warning(
-            "taxonomy %s: to this model these classes are the same: %s%s", taxonomy.name, "; ".join(twins[:3]), more
+            "taxonomy %s: this model cannot tell these classes apart: %s%s", taxonomy.name, "; ".join(twins[:3]), more
         )
 
 
 @functools.lru_cache(maxsize=16)
 def read_classifier(uri: str, taxonomy_digest: str) -> Classifier:
-    """Read class embeddings back, once per process.
+    """Read class embeddings, once per process.
 
     Raises:
-        RuntimeError: if the file is of other classes, because another run replaced it meanwhile.
+        RuntimeError: if the file holds other classes, because another run has replaced it.
     """
     with storage.open_input(uri) as file:
         table = pq.ParquetFile(file).read(use_threads=False)

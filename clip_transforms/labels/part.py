@@ -1,4 +1,4 @@
-"""The labels of one part, made from its stored embeddings: no image is read and no model loaded."""
+"""Label one part from its stored embeddings, without reading images or loading a model."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ _COLUMNS = ["key", "shard", "row", "image_embedding"]
 
 
 def labels_footer(taxonomy: str, digest: str, top_labels: int) -> Footer:
-    """What a labels part says besides what all parts of its unit say."""
+    """Return the footer fields that only a labels part has, beside the fields that all parts of its unit share."""
     return {"taxonomy": taxonomy, "taxonomy_digest": digest, "top_labels": top_labels}
 
 
 def stale_labels(
     output: str, footers: Mapping[str, Footer], taxonomies: Mapping[str, str], top_labels: int
 ) -> dict[str, list[str]]:
-    """Part → taxonomies whose labels are missing, or were made from other embeddings, classes or settings.
+    """Find labels that are missing, or that were made from other embeddings, classes or settings.
 
     Args:
-        output: URI of the dataset.
-        footers: of the embeddings parts to look at.
-        taxonomies: name → digest.
-        top_labels: as asked for now.
+        output: the URI of the dataset.
+        footers: part → the footer of its embeddings, for the parts to check.
+        taxonomies: taxonomy → digest.
+        top_labels: the number of top labels that this run asks for.
+    Returns:
+        Part → the taxonomies whose labels must be made. Parts without any are left out.
     """
     stale: dict[str, list[str]] = {}
     for name, digest in taxonomies.items():
@@ -49,22 +51,24 @@ def stale_labels(
 def label_part(
     output: str, folder: str, part: str, classes: Mapping[str, str], footers: Mapping[str, Footer], top_labels: int
 ) -> int:
-    """Make the labels of one part and commit them; the number of rows.
+    """Make the labels of one part and commit them.
 
     Args:
-        output: URI of the dataset.
-        folder: URI of the run's temporary folder.
-        part: its name.
-        classes: taxonomy → URI of its class embeddings.
-        footers: taxonomy → what its labels parts say besides.
-        top_labels: length of `top`.
+        output: the URI of the dataset.
+        folder: the URI of the run's temporary folder.
+        part: the part's name.
+        classes: taxonomy → the URI of its class embeddings.
+        footers: taxonomy → the footer fields that only its labels parts have; see `labels_footer`.
+        top_labels: the length of `top`.
+    Returns:
+        The number of rows.
     Raises:
         DatasetError: if the embeddings are gone.
     """
     uri = part_uri(output, "embeddings", part)
     footer = read_footer(uri)
     if footer is None:
-        raise DatasetError(f"{uri} is gone or not whole; run the same embed command again")
+        raise DatasetError(f"{uri} is missing or incomplete; run the same embed command again")
     rows = 0
     for taxonomy, classes_uri in classes.items():
         classifier = read_classifier(classes_uri, footers[taxonomy]["taxonomy_digest"])

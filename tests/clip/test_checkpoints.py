@@ -97,12 +97,12 @@ def with_(name, tensor):
         (lambda path, _: torch.save([1, 2], path), "ln_final.weight is missing, among 0 tensors"),
         (lambda path, _: torch.save({"a": torch.ones(2)}, path), "ln_final.weight is missing"),
         (without("ln_final.weight"), "ln_final.weight is missing"),
-        (without("visual.ln_post.bias"), r"visual.ln_post.bias is missing, and a CLIP of these sizes \(ViT/8"),
+        (without("visual.ln_post.bias"), r"visual.ln_post.bias is missing, but every CLIP of these sizes \(ViT/8"),
         (with_("visual.ln_post.bias", torch.zeros(64)), r"ln_post.bias has shape \[64\], but .* must be \[128\]"),
         (with_("visual.proj", torch.zeros(128)), r"visual.proj has shape \[128\], but .* must be \[128, 48\]"),
         (with_("text_projection", torch.zeros(64, 50)), r"visual.proj has shape \[128, 48\], .* be \[128, 50\]"),
-        (with_("visual.more", torch.zeros(3)), "1 tensors that no CLIP of these sizes has, visual.more among them"),
-        (with_("token_embedding.weight", torch.zeros(9, 64)), "9 tokens, but that of CLIP's tokenizer has 49,408"),
+        (with_("visual.more", torch.zeros(3)), "1 tensors that no CLIP of these sizes has, among them visual.more"),
+        (with_("token_embedding.weight", torch.zeros(9, 64)), "9 tokens, but CLIP's tokenizer has 49,408"),
         (lambda path, _: hostile(path), "asks for (builtins|__builtin__).print, .* nothing was run"),
     ],
     ids=[
@@ -192,11 +192,14 @@ def test_a_safetensors_file_that_is_cut_off_is_refused_before_a_run(tiny_checkpo
     [
         ({"text_projection": torch.ones(64, 48, dtype=torch.int8)}, "holds int8, but weights must be floating point"),
         ({"text_projection": torch.ones(64, 48).to(torch.float8_e4m3fn)}, "is F8_E4M3, but weights must be F16"),
-        ({"visual.conv1.weight": torch.ones(128, 3, 0, 0)}, "shape .128, 3, 0, 0., which holds no number"),
+        ({"visual.conv1.weight": torch.ones(128, 3, 0, 0)}, "shape .128, 3, 0, 0., so it holds no numbers"),
         ({"visual.positional_embedding": torch.ones(0, 128)}, "holds no number"),
         ({"visual.positional_embedding": torch.ones(1, 128)}, "pictures of side 0"),
         ({"positional_embedding": torch.ones(1, 64)}, "captions of 1 tokens"),
-        ({"transformer.resblocks.999999999.x": torch.ones(1)}, "count to 1,000,000,000, but it has 75 tensors"),
+        (
+            {"transformer.resblocks.999999999.x": torch.ones(1)},
+            "imply 1,000,000,000 layers, but it has only 75 tensors",
+        ),
     ],
 )
 def test_tensors_from_which_no_vector_could_come_are_refused(change, sentence, state, tmp_path):

@@ -193,7 +193,7 @@ def test_a_cached_file_of_another_hash_is_deleted_and_downloaded_again(server, t
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "ViT-B-32.pt").write_bytes(b"cut off")
     assert downloads.fetch(NAME).read_bytes() == checkpoint_bytes
-    assert "it is deleted and downloaded again" in caplog.text
+    assert "deleting it and downloading it again" in caplog.text
 
 
 def test_several_at_once_all_end_with_the_whole_file(server, tmp_path, checkpoint_bytes):
@@ -216,7 +216,7 @@ def test_what_cannot_be_had_is_one_sentence_with_the_way_by_hand(fault, reason, 
     with pytest.raises(CheckpointError, match="cannot be downloaded from http") as caught:
         downloads.fetch(NAME)
     sentence = str(caught.value)
-    assert reason in sentence and f"put it to {tmp_path / 'cache' / 'ViT-B-32.pt'}" in sentence
+    assert reason in sentence and f"save it as {tmp_path / 'cache' / 'ViT-B-32.pt'}" in sentence
     assert "\n" not in sentence and PUBLISHED[NAME].url in sentence
     assert len(server.ranges) == (1 if fault is gone else 2), "what is final is not asked for again"
     assert files(tmp_path) == []
@@ -227,7 +227,7 @@ def test_a_disk_that_is_full_is_told_from_a_network_that_breaks(server, tmp_path
     part = tmp_path / "cache" / "ViT-B-32.pt.full.part"
     part.symlink_to("/dev/full")  # every write there fails as on a full disk
     monkeypatch.setattr(downloads, "_claim", lambda target: part)
-    with pytest.raises(CheckpointError, match=f"cannot be kept in {tmp_path}/cache .No space left on device.; set"):
+    with pytest.raises(CheckpointError, match=f"cannot be saved in {tmp_path}/cache .No space left on device.; set"):
         downloads.fetch(NAME)
     assert server.ranges == [None], "the bytes are asked for once: another try does not make room"
 
@@ -285,7 +285,9 @@ def a_link_to_nothing(path):
 @pytest.mark.parametrize("make", [a_file, a_link_to_nothing])
 def test_a_cache_that_is_no_folder_is_told_from_a_network_that_is_none(make, server, tmp_path):
     make(tmp_path / "cache")
-    with pytest.raises(CheckpointError, match=f"cannot be kept in {tmp_path}/cache .*set CLIP_CACHE to a folder"):
+    with pytest.raises(
+        CheckpointError, match=f"cannot be saved in {tmp_path}/cache .*set CLIP_CACHE to a writable folder"
+    ):
         load(NAME, "cpu")
     assert server.ranges == []
 

@@ -93,7 +93,7 @@ def test_an_index_that_names_a_file_which_does_not_lie_beside_it_is_refused(name
     folder.mkdir()
     shutil.copy(hugging_face_folder / "config.json", folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"logit_scale": named}}))
-    with pytest.raises(CheckpointError, match=f"index.json in it names '{named}', which does not lie beside it"):
+    with pytest.raises(CheckpointError, match=f"index.json in it names '{named}', which is not beside it"):
         ClipSpec(str(folder)).resolve()
 
 
@@ -219,7 +219,11 @@ def test_the_preprocessing_follows_the_checkpoint(name, hugging_face, tmp_path):
         ({"vision_config": [1]}, {}, "configuration is malformed"),
         ({"vision_config": {"hidden_act": None}}, {}, "hidden_act is None and quick_gelu"),
         *(({"vision_config": {"num_attention_heads": n}}, {}, f"has {n} attention") for n in (0, -3, 50, 1000, 3.0)),
-        ({"text_config": {"num_attention_heads": 33}}, {}, "text_config has 33 attention heads for a width of 64"),
+        (
+            {"text_config": {"num_attention_heads": 33}},
+            {},
+            "text_config has 33 attention heads, which do not divide its width of 64",
+        ),
         ({"vision_config": {"num_hidden_layers": 2}}, {}, "says vision layers 2, but its tensors are for 3"),
         ({"vision_config": {"hidden_size": 192}}, {}, "says vision width 192, but its tensors are for 96"),
         ({"text_config": {"intermediate_size": 256}}, {}, "says text mlp width 256, but its tensors are for 200"),
@@ -228,7 +232,7 @@ def test_the_preprocessing_follows_the_checkpoint(name, hugging_face, tmp_path):
         ({"text_config": {"eos_token_id": 49406}}, {}, "eos_token_id is 49406"),
         ({}, {"size": {"longest_edge": 32}}, "pictures must be square"),
         ({}, {"image_mean": [float("nan")] * 3}, "mean of pixels"),
-        ({}, {"do_center_crop": False}, "leaves out a step .do_center_crop is false"),
+        ({}, {"do_center_crop": False}, "skips a step .do_center_crop is false"),
         ({}, {"rescale_factor": 1 / 127.5}, "rescale_factor"),
         ({}, {"size": {"shortest_edge": 40}}, "resizes to 40 and crops to 32"),
         ({}, {"crop_size": {"height": 32, "width": 40}}, "pictures must be square"),
@@ -260,10 +264,10 @@ def test_a_hugging_face_file_without_its_folder_needs_the_activation(hugging_fac
 @pytest.mark.parametrize(
     "names, sentence",
     [
-        ([], "is a folder without a model"),
-        (["config.json"], "is a folder without a model"),
+        ([], "this folder holds no model"),
+        (["config.json"], "this folder holds no model"),
         (["open_clip_config.json"], "has open_clip_config.json, but no weights"),
-        (["model.safetensors"], "is a folder without a model"),
+        (["model.safetensors"], "this folder holds no model"),
         (["config.json", "model.safetensors"], "config.json in it is not JSON"),
     ],
     ids=["empty", "no weights", "open_clip without weights", "no configuration", "no JSON"],

@@ -108,7 +108,7 @@ def test_an_open_clip_file_alone_does_so_too_once_its_activation_is_given(name, 
         ({"vision_cfg": {"mlp_ratio": 3}}, "vision mlp width 384, but its tensors are for 512"),
         ({"embed_dim": 64}, "embed dim 64, but its tensors are for 48"),
         *(({"vision_cfg": {"head_width": width}}, f"has head_width {width}") for width in (0, -64, None)),
-        ({"text_cfg": {"heads": 33}}, "text_cfg has 33 attention heads for a width of 64"),
+        ({"text_cfg": {"heads": 33}}, "text_cfg has 33 attention heads, which do not divide its width of 64"),
     ],
 )
 def test_an_open_clip_configuration_of_another_kind_is_refused_by_name(change, sentence, tmp_path):

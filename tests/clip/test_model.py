@@ -146,7 +146,7 @@ def test_the_other_activation_gives_other_vectors(tmp_path):
 
 @pytest.mark.parametrize("captions", [None, 5, [1], b"a cat", ["a cat", None]], ids=str)
 def test_what_are_no_captions_is_told_what_they_are(captions, tiny_checkpoint):
-    with pytest.raises(TypeError, match="but this model takes a str, or several"):
+    with pytest.raises(TypeError, match="but this model takes one str or several"):
         load(tiny_checkpoint, "cpu").embed_captions(captions)
 
 
@@ -171,5 +171,5 @@ def test_mirrored_pixels_and_a_missing_tower(tiny_checkpoint):
 
 @pytest.mark.parametrize("data", ["cat.jpg", None, 5])
 def test_a_name_instead_of_bytes_is_told_what_to_call(data, tiny_checkpoint):
-    with pytest.raises(TypeError, match="encoded bytes are wanted"):
+    with pytest.raises(TypeError, match="it must be encoded bytes"):
         load(tiny_checkpoint, "cpu").decode_image(data)

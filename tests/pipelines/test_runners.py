@@ -155,7 +155,7 @@ def test_two_processes_give_the_same_dataset(argv, reference, tmp_path):
     (tmp_path / "new.txt").write_text("cat\nCAT\n")
     labelled = ["--input", tmp_path / "out", "--taxonomy", tmp_path / "new.txt"]
     done = command("pipelines.label", *labelled, *TWO_PROCESSES, timeout=100)
-    twins = "warning: taxonomy new: to this model these classes are the same: 'cat' and 'CAT'\n"
+    twins = "warning: taxonomy new: this model cannot tell these classes apart: 'cat' and 'CAT'\n"
     assert (done.returncode, done.stderr) == (0, twins), "a worker's warning is one line"
     assert len(rows_of(tmp_path / "out", "labels/new")) == len(rows_of(reference))
 
