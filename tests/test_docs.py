@@ -13,6 +13,8 @@ import pytest
 import safetensors.torch
 from conftest import ROOT, make_folder, make_parquet, make_tar
 
+import clip_transforms
+from clip_transforms import ClipSpec, Taxonomy, embed_shards
 from pipelines import demo
 
 README = (Path(ROOT) / "README.md").read_text()
@@ -60,10 +62,10 @@ def test_the_make_targets_of_the_readme_exist():
     assert named and set(named) <= set(targets)
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory, tiny_checkpoint):
-    """A folder in which the README's commands can be typed: what they name lies in it."""
-    path = tmp_path_factory.mktemp("readme")
+@pytest.fixture
+def workplace(tmp_path, tiny_checkpoint):
+    """A folder with everything that the README's commands name."""
+    path = tmp_path
     make_folder(path / "photos", 12)
     (path / "animals.txt").write_text("red star\nblue circle\n")
     (path / "colors.txt").write_text("red\nblue\n")
@@ -103,6 +105,8 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
 
 def test_the_analysts_query_of_the_readme_answers(workplace):
     duckdb = pytest.importorskip("duckdb")
+    taxonomy = Taxonomy.load(str(workplace / "animals.txt"))
+    embed_shards([str(workplace / "photos")], str(workplace / "out"), ClipSpec("demo"), [taxonomy])
     query, rejects = blocks("sql")
     assert duckdb.connect().execute(rejects.replace("'out/", f"'{workplace}/out/")).fetchall() == []
     query = query.replace("'out/", f"'{workplace}/out/").replace("> 0.28", "> -1").replace("= 'cat'", "IS NOT NULL")
@@ -118,6 +122,12 @@ def test_the_python_of_the_readme_runs_and_prints_what_is_shown(block, shown, wo
     done = subprocess.run([sys.executable, "-c", replaced], capture_output=True, text=True, cwd=workplace, timeout=100)
     assert done.returncode == 0, done.stderr
     assert_shown(shown, done.stdout)
+
+
+@pytest.mark.parametrize("name", clip_transforms.__all__)
+def test_every_public_name_can_be_imported_and_is_documented(name):
+    assert getattr(clip_transforms, name).__doc__
+    assert re.search(rf"`{name}`", USAGE)
 
 
 def test_a_shown_line_that_was_not_printed_is_found():
