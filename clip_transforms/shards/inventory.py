@@ -21,7 +21,7 @@ from clip_transforms.shards.fence import Fence, FenceError
 from clip_transforms.shards.inputs import Source, find_sources
 from clip_transforms.shards.kinds import ParquetFiles, by_kind, is_hidden, kind_of, sort_parquet, stem
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
-from clip_transforms.shards.records import read_header
+from clip_transforms.shards.records import check_line_ends, read_header
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
 
@@ -162,9 +162,11 @@ def _take_images(inventory: Inventory, name: str, root: str, images: list[FileIn
 def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
     """Add the units of a listing; a line if it cannot come to much."""
     names = None if schema is None else schema.names
-    if file.uri.lower().endswith((".csv", ".tsv")):
+    if schema is None:
         try:
-            names = read_header(file.uri)
+            check_line_ends(file.uri)
+            if file.uri.lower().endswith((".csv", ".tsv")):
+                names = read_header(file.uri)
         except (ValueError, OSError) as error:
             if storage.is_of_the_machine(error):
                 raise

@@ -51,6 +51,20 @@ class Record(NamedTuple):
         return fields
 
 
+def check_line_ends(uri: str) -> None:
+    """Refuse a text listing that would be a single line to us.
+
+    Raises:
+        ValueError: if its lines end with carriage returns alone, as those of old Macs and some spreadsheets do.
+    """
+    with storage.open_input(uri) as file:
+        block = file.read(_BLOCK)
+    if b"\r" in block and b"\n" not in block:
+        raise ValueError(
+            "its lines end with carriage returns alone; convert them to line feeds, as tr '\\r' '\\n' < OLD > NEW does"
+        )
+
+
 def read_header(uri: str) -> list[str]:
     """The names of a CSV's or TSV's columns.
 

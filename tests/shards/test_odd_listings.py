@@ -59,6 +59,31 @@ def test_a_row_of_empty_fields_is_a_row_in_a_tsv_too(tmp_path):
         assert [(row["row"], row["caption"]) for row in rows] == [(0, None), (1, "a cat")]
 
 
+CARRIAGE_RETURNS = {
+    "l.csv": b"caption,n\ra cat,1\ra dog,2\r",
+    "l.tsv": b"caption\tn\ra cat\t1\ra dog\t2",
+    "l.jsonl": b'{"caption": "a cat"}\r{"caption": "a dog"}\r',
+    "l.ndjson": b'\xef\xbb\xbf{"caption": "a cat"}\r{"caption": "a dog"}\r',
+    "long.csv": b"caption,n\r" + b"a cat,1\r" * 200_000,
+    "header.csv": b"caption,n\r",
+}
+
+
+@pytest.mark.parametrize("name", CARRIAGE_RETURNS)
+def test_lines_that_end_with_carriage_returns_alone_are_one_sentence_with_the_cure(name, tmp_path):
+    (tmp_path / name).write_bytes(CARRIAGE_RETURNS[name])
+    with pytest.raises(PlanError) as caught:
+        read(tmp_path / name, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/{name} cannot be read: its lines end with carriage returns alone; convert them to line feeds, as "
+        "tr '\\r' '\\n' < OLD > NEW does; mend it or leave it out of --input"
+    )
+    (tmp_path / name).write_bytes(CARRIAGE_RETURNS[name].replace(b"\r", b"\r\n"))
+    rows, _, errors = read(tmp_path / name, tmp_path)
+    assert not errors and all(row["caption"] in ("a cat", "a dog") for row in rows)
+    assert len(rows) == CARRIAGE_RETURNS[name].count(b"a cat") + CARRIAGE_RETURNS[name].count(b"a dog")
+
+
 def test_two_columns_of_one_name_are_refused_as_in_parquet(tmp_path):
     (tmp_path / "l.csv").write_text("caption,n,caption\na,1,b\n")
     with pytest.raises(PlanError, match="l.csv cannot be read: two of its columns are called 'caption'; mend it"):
