@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import re
 import shlex
 import signal
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -24,13 +28,17 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.model_spec import Checkpoint
-from clip_transforms.workers.runner import is_direct
+from clip_transforms.workers.lifetime import how_it_ended
+from clip_transforms.workers.runner import in_process, is_direct
 from pipelines.beam_options import check_beam_options
+from pipelines.beam_worker import print_no_tracebacks
 from pipelines.command import FAILED
 from pipelines.command_line import UsageError
-from pipelines.terminal import complain, on_signals, silence
+from pipelines.terminal import complain, on_signals, silence, tracebacks_are_wanted
 
 GO_ON = "what is committed stays; the same command goes on from there"
+_DEATH_SECONDS = 1.0  # until Beam's thread that waits for a dead worker says so
+_PATIENCE_SECONDS = 10.0  # until a run whose worker died is ended
 _DETACHED = "the job goes on without this command, and writes run.json at its end"
 
 
@@ -82,6 +90,7 @@ class _FnApiRunner(FnApiRunner):
 
     def run_via_runner_api(self, pipeline_proto: Any, options: PipelineOptions) -> Any:
         """Replace the command of the worker processes."""
+        print_no_tracebacks()  # of workers that are threads of this process
         command = f"exec {shlex.quote(sys.executable)} -m pipelines.beam_worker {os.getpid()}"
         environment = SubprocessSDKEnvironment.from_command_string(command)
         for proto in pipeline_proto.components.environments.values():
@@ -100,12 +109,18 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
         ValueError: if another run began on the same output; nothing was started then.
     """
     detached, result = not is_direct(pipeline.options), None
+
+    def clean_up() -> None:
+        if not detached:
+            _end(transform)
+
     try:
-        with end_at_signals(_DETACHED if detached else GO_ON, lambda: None if detached else _end(transform)):
+        separate = not detached and not in_process(pipeline.options)
+        with end_at_signals(_DETACHED if detached else GO_ON, clean_up), _watch_workers(clean_up, separate):
             result = start(pipeline, transform)
             result.wait_until_finish()
         return True
-    except Exception as error:  # whatever ended the run: its reason in one line, with the runner's own log above it
+    except Exception as error:  # whatever ended the run: its reason is said in one line
         if isinstance(error, (ValueError, OSError)) and transform.run_folder is None:
             raise  # nothing was started yet
         if detached and not _has_ended(result):
@@ -151,12 +166,22 @@ def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
 
 
 def _failed(error: BaseException, go_on: str = GO_ON) -> bool:
-    lines = [line for line in str(error).strip().splitlines() if line.strip() and not line.startswith("[while running")]
-    said = re.sub(r"\s*\[while running '.*'\]$", "", lines[-1].strip()) if lines else ""  # Beam's step, not the cause
-    complain(f"the run failed: {said or type(error).__name__}; {go_on}")
-    if os.environ.get("CLIP_TRANSFORMS_TRACEBACK"):
+    complain(f"the run failed: {_cause(error)}; {go_on}")
+    if tracebacks_are_wanted():
         raise error
     return False
+
+
+def _cause(error: BaseException) -> str:
+    """Return the line that says what went wrong: the last one, since Beam puts the traceback of a worker before it."""
+    text = str(error).strip()
+    if found := re.search(r'^\s*details = "(.*)"$', text, re.MULTILINE):  # gRPC ends with a lone bracket
+        return found[1]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[while running")]
+    said = re.sub(r"\s*\[while running '.*'\]$", "", lines[-1].strip()) if lines else ""  # Beam's step, not the cause
+    if text.startswith("Traceback"):
+        said = re.sub(r"^([\w.]+(Error|Exception): )+(?=.)", "", said)  # names of classes, the outermost first
+    return said or type(error).__name__
 
 
 def _children() -> list[int]:
@@ -182,12 +207,7 @@ def end_at_signals(go_on: str, clean_up: Callable[[], None]) -> Iterator[None]:
 
     def end(number: int, _: Any) -> None:
         on_signals(lambda *_: None)  # once is enough
-        complain(f"\nended by {signal.Signals(number).name}; {go_on}")
-        silence()  # when the workers die, Beam and gRPC print tracebacks from several threads
-        try:
-            clean_up()
-        finally:
-            os._exit(FAILED)
+        _end_now(f"\nended by {signal.Signals(number).name}; {go_on}", clean_up)
 
     before = on_signals(end)
     try:
@@ -195,3 +215,61 @@ def end_at_signals(go_on: str, clean_up: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watch_workers(clean_up: Callable[[], None], separate: bool) -> Iterator[None]:
+    """Name the worker process of Beam's that died, and drop the tracebacks of Beam's threads.
+
+    Beam itself says "Channel closed prematurely" after a worker died, or waits forever.
+
+    Args:
+        clean_up: as for `end_at_signals`; called if Beam waits.
+        separate: whether the workers are processes.
+    Raises:
+        ChildProcessError: if a worker died while the block ran.
+    """
+    before = threading.excepthook
+    deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
+    ended = threading.Event()
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if tracebacks_are_wanted() or not _is_beams(args.exc_traceback):
+            before(args)
+        if found := re.fullmatch(r"Worker subprocess exited with return code (-?\d+)", str(args.exc_value)):
+            deaths.put(_obituary(int(found[1])))
+            if not ended.wait(_PATIENCE_SECONDS):
+                _end_now(f"the run failed: {deaths.get()}; {GO_ON}", clean_up)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except Exception as error:
+        if separate and "[while running" not in str(error):  # else a worker reports what went wrong in a step
+            with contextlib.suppress(queue.Empty):
+                raise ChildProcessError(deaths.get(timeout=_DEATH_SECONDS)) from error
+        raise
+    finally:
+        ended.set()
+        threading.excepthook = before
+
+
+def _obituary(code: int) -> str:
+    cure = " (if memory ran out: fewer --direct_num_workers need less)" if code == -signal.SIGKILL else ""
+    return f"one of Beam's worker processes {how_it_ended(code)}{cure}"
+
+
+def _is_beams(trace: TracebackType | None) -> bool:
+    """Whether an error came out of Beam or gRPC."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)]
+    return any(name.partition(".")[0] in ("apache_beam", "grpc") for name in names)
+
+
+def _end_now(sentence: str, clean_up: Callable[[], None]) -> NoReturn:
+    """Say the sentence, be silent from then on, clean up, and exit."""
+    complain(sentence)
+    silence()  # when the workers die, Beam and gRPC print tracebacks from several threads
+    try:
+        clean_up()
+    finally:
+        os._exit(FAILED)

@@ -67,6 +67,18 @@ def plain_logs() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)  # Beam has configured it at import
     for handler in logging.getLogger().handlers:
         handler.addFilter(_only_message)
+        if not tracebacks_are_wanted():
+            handler.addFilter(_no_error_of_beam)
+
+
+def tracebacks_are_wanted() -> bool:
+    """Whether the user asked for tracebacks; without them an error is one line."""
+    return bool(os.environ.get("CLIP_TRANSFORMS_TRACEBACK"))
+
+
+def _no_error_of_beam(record: logging.LogRecord) -> bool:
+    """Drop errors that Beam and gRPC log: the run fails with them, and says so itself."""
+    return record.levelno < logging.ERROR or record.name.partition(".")[0] not in ("apache_beam", "grpc")
 
 
 def _only_message(record: logging.LogRecord) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 from clip_transforms.run.job import Job, read_units
 from clip_transforms.run.summary import PartResult
+from clip_transforms.workers.lifetime import how_it_ended
 from clip_transforms.workers.machine import cores, gpus_for
 
 _CORES_EACH = 8  # beyond this, a second process gains more than further cores for one forward pass
@@ -100,7 +101,7 @@ def _hand_out(
             if not process.dismissed:
                 died.append(_obituary(process, code=said))
                 if running:
-                    _LOGGER.warning("%s; the others go on with what is left", died[-1])
+                    _LOGGER.warning("%s died; the others go on with what is left", process.name)
     if died:
         raise ChildProcessError(died[0])
 
@@ -109,9 +110,8 @@ def _obituary(process: _Process, code: int) -> str:
     """Say what is known about a process that ended too early."""
     if -code in _SENT_TO_ALL:
         time.sleep(_SECONDS)  # the launcher got the signal too, and is about to say so and end
-    cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     cure = " (if memory ran out: fewer --processes need less)" if -code == signal.SIGKILL else ""
-    return f"{process.name} (pid {process.pid}) {cause} {process.place}{cure}"
+    return f"{process.name} (pid {process.pid}) {how_it_ended(code)} {process.place}{cure}"
 
 
 class _Process:

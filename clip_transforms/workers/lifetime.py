@@ -42,3 +42,8 @@ def begin(launcher: int) -> None:
     end_with(launcher)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the launcher ends this
     logging.disable(logging.WARNING)  # at import and start Beam speaks of what nobody asked for
+
+
+def how_it_ended(code: int) -> str:
+    """Return a phrase for the exit code of a process, as `subprocess` gives it; a negative one is a signal."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

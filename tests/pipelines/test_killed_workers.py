@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import pytest
 from conftest import ROOT, command, files_of, make_tar
 from test_runners import TWO_PROCESSES, alive, children, portable, wait_for
+
+from pipelines import launch
 
 
 def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
@@ -53,6 +56,147 @@ def assert_goes_on(argv, out, whole):
     again = command("pipelines.embed", *argv, "--output", out, timeout=150)
     assert again.returncode == 0, again.stderr
     assert files_of(out) == whole and (out / "_SUCCESS").exists()
+
+
+GO_ON = "what is committed stays; the same command goes on from there"
+
+
+@pytest.fixture
+def started(tiny_checkpoint, slow_commits, tmp_path):
+    """Starts a run of some seconds over eight shards; returns it as soon as a part is there."""
+    for i in range(8):
+        make_tar(tmp_path / f"{i}.tar", 5, first=5 * i)
+    out = tmp_path / "slow"
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(out), "--model", tiny_checkpoint]
+
+    def start(flags, **environment):
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.embed", *argv, *flags],
+            cwd=ROOT,
+            env=slow_commits | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: list(out.glob("embeddings/*.parquet")), 60)
+        return launcher
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "flags, lines",
+    [
+        (
+            ["--processes", "2"],
+            [
+                r"warning: process \d of 2 died; the others go on with what is left",
+                r"the run failed: process \d of 2 \(pid \d+\) was killed by SIGKILL (in the middle of .*\.tar|"
+                rf"between two units) \(if memory ran out: fewer --processes need less\); {GO_ON}",
+            ],
+        ),
+        (
+            TWO_PROCESSES,
+            [
+                r"the run failed: one of Beam's worker processes was killed by SIGKILL \(if memory ran out: fewer "
+                rf"--direct_num_workers need less\); {GO_ON}"
+            ],
+        ),
+    ],
+    ids=["a process of ours", "a worker of Beam's"],
+)
+def test_a_killed_process_is_reported_once_and_without_a_traceback(flags, lines, started, tmp_path):
+    launcher = started(flags)
+    os.kill(children(launcher.pid)[-1], signal.SIGKILL)
+    said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 1
+    assert re.fullmatch("".join(rf"\n?{line}\n" for line in lines), said), said
+    assert not (tmp_path / "slow" / "_SUCCESS").exists() and not (tmp_path / "slow" / "_temporary").exists()
+
+
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory):
+    """The environment of a process in which no part gets its name: the disk of an output called `full` is full."""
+    path = tmp_path_factory.mktemp("hook")
+    (path / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "replace = os.replace\n"
+        "def full(source, target):\n"
+        "    if '/full/embeddings/' in str(target):\n"
+        "        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))\n"
+        "    return replace(source, target)\n"
+        "os.replace = full\n"
+    )
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
+
+
+MODES = {
+    "in memory": [],
+    "processes of ours": ["--processes", "2"],
+    "workers of Beam's": TWO_PROCESSES,
+    "threads of Beam's": ["--direct_running_mode", "multi_threading", "--direct_num_workers", "2"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_other_error_is_one_line_too_unless_a_traceback_is_wanted(mode, full_disk, tiny_checkpoint, tmp_path):
+    for i in range(4):
+        make_tar(tmp_path / f"{i}.tar", 3, first=3 * i)
+    argv = ["--input", tmp_path / "*.tar", "--output", tmp_path / "full", "--model", tiny_checkpoint, *MODES[mode]]
+    done = command("pipelines.embed", *argv, env=full_disk)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("the run failed: ") and line.endswith(GO_ON) and "No space left on device" in line
+    if mode == "in memory":
+        done = command("pipelines.embed", *argv, env=full_disk | {"CLIP_TRANSFORMS_TRACEBACK": "1"})
+        assert done.returncode == 1 and "Traceback" in done.stderr and "in full" in done.stderr
+
+
+WAITS = """
+import threading, time
+from pipelines import launch
+launch._PATIENCE_SECONDS = 0.1
+def die():
+    raise RuntimeError("Worker subprocess exited with return code -9")
+with launch._watch_workers(lambda: print("cleaned up"), separate=True):
+    threading.Thread(target=die).start()
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_waits_for_a_dead_worker_is_ended():
+    done = subprocess.run([sys.executable, "-c", WAITS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (
+        done.returncode == 1 and "the run failed: one of Beam's worker processes was killed by SIGKILL" in done.stderr
+    )
+    assert "cleaned up" not in done.stdout, "nothing is printed after the sentence"
+
+
+GRPC = """<_InactiveRpcError of RPC that terminated with:
+\tstatus = StatusCode.UNAVAILABLE
+\tdetails = "failed to connect to all addresses"
+\tdebug_error_string = "UNAVAILABLE:x"
+>"""
+WORKER = """Traceback (most recent call last):
+  File "a.py", line 1, in f
+RuntimeError: clip.StorageError: out/x cannot be written to: disk full [while running 'EmbedShards/Embed']
+
+"""
+
+
+@pytest.mark.parametrize(
+    "error, cause",
+    [
+        (RuntimeError(GRPC), "failed to connect to all addresses"),
+        (RuntimeError(WORKER), "out/x cannot be written to: disk full"),
+        (ValueError("Error: is a word of ours [while running 'Embed']"), "Error: is a word of ours"),
+        (ValueError("two\nlines"), "lines"),
+        (KeyError(), "KeyError"),
+    ],
+    ids=["gRPC", "a worker's traceback", "a step", "lines", "nothing"],
+)
+def test_the_cause_of_a_failure_is_one_line(error, cause):
+    assert launch._cause(error) == cause
 
 
 @pytest.mark.slow  # three runs with two worker processes each
