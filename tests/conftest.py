@@ -154,7 +154,7 @@ def without_beam(monkeypatch):
 
 @pytest.fixture
 def embed(embed_with_beam, without_beam):
-    """Run `pipelines.embed` in this process with the tiny checkpoint; it must end with the exit code `code`, unless that is None.
+    """Run `pipelines.embed` in this process with the tiny checkpoint. It must end with the exit code `code`, if any.
 
     In fp32 unless the flags say otherwise, so that the numbers do not depend on the processor. Beam only takes part
     with `embed_with_beam`.

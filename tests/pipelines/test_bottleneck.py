@@ -39,7 +39,7 @@ def slowed(owner, name):
 @pytest.mark.parametrize(
     "slow, name, hint",
     [
-        (slow_disk, "reading", "a disk or a bucket nearer"),
+        (slow_disk, "reading", "a disk or a bucket closer"),
         (slowed(decode, "_decode_into"), "decoding", "--fast_decode"),
         (slowed(ClipModel, "embed_images"), "the model", "a GPU makes it faster"),
         (slowed(writing, "_fsync_folder"), "writing", "a faster disk for --output"),

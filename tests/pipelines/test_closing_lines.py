@@ -129,7 +129,7 @@ def test_a_run_with_nothing_to_do_says_so_and_an_incomplete_one_says_why():
     "slow, name, hint",
     [
         ("forward", "the model", "a GPU"),
-        ("wait for read", "reading", "a disk or a bucket nearer"),
+        ("wait for read", "reading", "a disk or a bucket closer"),
         ("wait for decode", "decoding", "--fast_decode"),
         ("task", "writing", "a faster disk for --output"),
     ],

@@ -43,10 +43,12 @@ def test_a_checkpoint_says_what_it_is_and_by_what(capsys, tmp_path):
     ):
         assert piece in text
     text = "\n".join(printed(["--check", "demo"], capsys))
-    assert "activation     quick_gelu" in text and "whose header says the activation" in text
+    assert "activation     quick_gelu" in text and "activation)" in text
 
 
-@pytest.mark.parametrize("name, sentence", [("", "folder without a model"), ("hf://", "names no file and no folder")])
+@pytest.mark.parametrize(
+    "name, sentence", [("", "this folder holds no model"), ("hf://", "names neither a file nor a folder")]
+)
 def test_a_name_of_nothing_is_one_sentence(name, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=sentence):

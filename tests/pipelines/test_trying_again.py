@@ -98,7 +98,7 @@ def test_rejects_of_decoding_are_tried_again_only_with_all(flag, again, embed, t
 
 def test_a_dry_run_says_what_would_be_tried_again(embed, tmp_path, capsys):
     write_tar(tmp_path / "a.tar", pair("a", 0, caption=b"\xff") + pair("b", 1))
-    embed(tmp_path / "a.tar", output=tmp_path / "out")
+    embed(tmp_path / "a.tar", output=tmp_path / "out", code=3)
     capsys.readouterr()
     embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--dry_run", "--retry_rejects"])
     assert "1 to embed" in capsys.readouterr().out

@@ -70,7 +70,7 @@ CASES = {
         ["ViT-L/14 cannot be downloaded from https://openaipublic", "get that file", "/ViT-L-14.pt", "CLIP_CACHE"],
     ),
     "checkpoint missing": ([*MODEL, "gone/x.pt"], ["--model gone/x.pt is neither a file"]),
-    "checkpoint is a folder": ([*MODEL, "empty"], ["--model empty", "is a folder without a model", "config.json"]),
+    "checkpoint is a folder": ([*MODEL, "empty"], ["--model empty", "this folder holds no model", "config.json"]),
     "checkpoint is text": ([*MODEL, "words/a.xyz"], ["neither a .safetensors file nor"]),
     "checkpoint of another kind": ([*MODEL, "other.pt"], ["ln_final.weight is missing"]),
     "checkpoint with code": ([*MODEL, "code.pt"], ["nothing was run"]),
