@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import braceexpand
@@ -11,6 +12,8 @@ from clip_transforms.shards.unit import PlanError
 
 # Each path is looked up and held in memory. A million tars are ten billion samples.
 MAX_PATHS = 1_000_000
+_INT_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?$")
+_CHAR_RANGE = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?$")
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -48,15 +51,15 @@ def _top_level_groups(pattern: str) -> Iterator[str]:
             if depth == 0:
                 yield pattern[start:place]
     if depth:
-        raise braceexpand.UnbalancedBracesError(f"Unbalanced braces: {pattern!r}")
+        raise ValueError(f"Unbalanced braces: {pattern!r}")
 
 
 def _count_group(group: str) -> int:
-    if match := braceexpand.int_range_re.match(group):
+    if match := _INT_RANGE.match(group):
         start, stop, step = (int(number or 0) for number in match.groups())
         return abs(stop - start) // (step or 1) + 1
-    if match := braceexpand.char_range_re.match(group):
-        return len(braceexpand.make_char_range(*match.groups()))
+    if _CHAR_RANGE.match(group):  # 52 at most
+        return len(list(braceexpand.braceexpand(f"{{{group}}}", escape=False)))
     items = _split_at_commas(group)
     # Without a comma the braces are characters of the path like any other.
     return sum(map(count_paths, items)) if len(items) > 1 else count_paths(group)

@@ -54,6 +54,7 @@ def cut_folder(
     """
     beside = {_lower_extension(file.uri): file for file in visible}
     units: list[Unit] = []
+    keys: list[str] = []
     rows, stamps = [], []
     for image in images:
         stem = image.uri.rpartition(".")[0]
@@ -61,16 +62,17 @@ def cut_folder(
         metadata = beside.get(f"{stem}.json")
         files = (image, caption, metadata)
         key = image.uri.removeprefix(root).lstrip("/")
-        rows.append((text_of(key), *(file and os.fsencode(file.uri) for file in files)))
+        keys.append(text_of(key))
+        rows.append((keys[-1], *(file and os.fsencode(file.uri) for file in files)))
         stamps.append(((key, *(file and file.stamp for file in files)), sum(file.size for file in files if file)))
     columns = zip(*rows, strict=True) if rows else [[]] * len(FILES)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, FILES, strict=True)], schema=FILES)
     start = 0
     for stop in range(1, len(rows) + 1):
-        digest = hashlib.sha256(rows[stop - 1][0].encode()).digest()
+        digest = hashlib.sha256(keys[stop - 1].encode()).digest()
         cut_here = int.from_bytes(digest[:8], "big") % FOLDER_CUT_MODULUS == 0
         if cut_here or stop - start == MAX_FOLDER_UNIT or stop == len(rows):
-            shard = f"{source}#{rows[start - 1][0] if start else ''}"
+            shard = f"{source}#{keys[start - 1] if start else ''}"
             stamp = hashlib.sha256(repr([s for s, _ in stamps[start:stop]]).encode()).hexdigest()[:32]
             num_bytes = sum(size for _, size in stamps[start:stop])
             units.append(Unit(shard, name, "folder", start, stop, 0, stamp, num_bytes, part_name(shard, shard)))

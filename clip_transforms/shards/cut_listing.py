@@ -10,13 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clip_transforms.shards.parquet_columns import (
-    CAPTION_COLUMNS,
-    URI_COLUMNS,
-    asked_caption,
-    find,
-    several_captions,
-)
+from clip_transforms.shards.parquet_columns import listing_columns, several_captions
 from clip_transforms.shards.records import Record, read_records
 from clip_transforms.shards.unit import PlanError, ReaderOptions, Unit, part_name
 
@@ -119,14 +113,13 @@ def inspect(uri: str, names: Sequence[str] | None, options: ReaderOptions) -> tu
     """
     rows = []
     for record in itertools.islice(read_records(uri), _LOOKED_AT):
-        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # rejected when it is read
+        with contextlib.suppress(ValueError, RecursionError):  # rejected when it is read
             rows.append(record.fields())
     names = list(dict.fromkeys(name for row in rows for name in row)) if names is None else list(names)
-    uri_name = options.image_column or find(names, URI_COLUMNS)
-    caption_name, index = asked_caption(names, options)
-    caption_name = caption_name or find(names, CAPTION_COLUMNS)
-    if index is None and any(isinstance(row.get(caption_name), list) for row in rows):
-        raise several_captions(caption_name)
-    offers = [m for m, name in (("image", uri_name), ("caption", caption_name)) if name in names]
-    found = (row.get(uri_name) for row in rows)
+    columns = listing_columns(names, options)
+    caption = columns.caption
+    if caption and columns.caption_index is None and any(isinstance(row.get(caption), list) for row in rows):
+        raise several_captions(caption)
+    offers = [m for m, name in (("image", columns.uri), ("caption", caption)) if name in names]
+    found = (row.get(columns.uri) for row in rows if columns.uri)
     return offers, [text.strip() for text in found if isinstance(text, str) and text.strip()]

@@ -67,7 +67,7 @@ class Fence:
             FenceError: if one of them is of a private network, of this machine, or otherwise not public.
             OSError: if the name cannot be resolved.
         """
-        found = list(dict.fromkeys(info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        found = list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
         places = map(urlsplit, (self.root, *self.prefixes))
         named = {place.hostname for place in places if place.scheme in _PORTS}
         for address in found:

@@ -118,7 +118,8 @@ def _read_http(uri: str, fence: Fence, limit: int) -> bytes:
 def _get(uri: str, fence: Fence, limit: int) -> bytes | str:
     """The body, or where the answer says that it is."""
     split = urlsplit(uri)
-    host = split.hostname.encode("idna").decode() if not split.hostname.isascii() else split.hostname
+    host = split.hostname or ""  # the fence refuses a URI without one
+    host = host if host.isascii() else host.encode("idna").decode()
     port = split.port or (443 if split.scheme == "https" else 80)
     connection = _connect(split.scheme, host, port, fence.addresses(host, port))
     # A server may send a byte now and then, for ever.

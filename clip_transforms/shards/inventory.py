@@ -188,7 +188,7 @@ def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None
     fence = Fence(posixpath.dirname(file.uri), options.allow_uri)
     if "image" not in offers:
         return [f"note: {file.uri} names no images, so its captions alone are embedded; --image_column NAME names some"]
-    refused = [error for uri in uris if (error := _refusal(fence, uri))]
+    refused = [refusal for uri in uris if (refusal := _refusal(fence, uri))]
     if refused and len(refused) == len(uris):
         return [f"warning: {file.uri}: the first images cannot be fetched: {refused[0]}"]
     return []

@@ -10,7 +10,7 @@ import json
 import posixpath
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,13 +29,7 @@ from clip_transforms.shards.cut_listing import OFFERS
 from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.fetch import TooLargeError, fetch_image, shown
 from clip_transforms.shards.parquet import open_parquet
-from clip_transforms.shards.parquet_columns import (
-    CAPTION_COLUMNS,
-    KEY_COLUMNS,
-    URI_COLUMNS,
-    asked_caption,
-    find,
-)
+from clip_transforms.shards.parquet_columns import listing_columns
 from clip_transforms.shards.records import Record
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
 from schemas.samples import IMAGE_URI
@@ -63,7 +57,9 @@ def read_listing(
         yield from batch_samples(samples, options, batch_size, notes)
 
 
-def _samples(unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: str) -> Iterator[dict[str, Any]]:
+def _samples(
+    unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: str
+) -> Generator[dict[str, Any], None, None]:
     fence = Fence(posixpath.dirname(unit.shard), options.allow_uri)
     limit = min(options.max_image_bytes, _SMALL)
     stopped = threading.Event()
@@ -82,7 +78,7 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: st
             if not waiting:
                 break
             sample, uri, future = waiting.popleft()
-            yield sample | (_fetched(future, uri, fence, options, stopped) if future else {})
+            yield sample | (_fetched(future, uri, fence, options, stopped) if uri and future else {})
     finally:
         stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -130,7 +126,7 @@ def _samples_of(
 def _sample(
     record: Record, options: ReaderOptions, offers: Sequence[str], notes: Counter
 ) -> tuple[dict[str, Any], str | None]:
-    sample = {"key": str(record.row), "row": record.row}
+    sample: dict[str, Any] = {"key": str(record.row), "row": record.row}
     problem = record.problem
     if problem is None:
         try:
@@ -145,22 +141,20 @@ def _sample(
             return sample | found, uri
         except RecursionError as error:  # it could be read, but not written
             problem = str(error)
-    reject = read_reject("malformed row", f"{problem}: {record.text[:80]!r}", len(record.text))
+    text = record.text or b""
+    reject = read_reject("malformed row", f"{problem}: {text[:80]!r}", len(text))
     return sample | {f"{modality}_reject": reject for modality in offers}, None
 
 
 def _of_fields(fields: dict[str, Any], options: ReaderOptions) -> tuple[dict[str, Any], str | None]:
-    names = list(fields)
-    key_name = options.key_column or find(names, KEY_COLUMNS)
-    caption_name, index = asked_caption(names, options)
-    caption_name = caption_name or find(names, CAPTION_COLUMNS)
-    caption = fields.get(caption_name)
+    columns = listing_columns(list(fields), options)
+    key, uri, caption = (fields.get(name) if name else None for name in columns[:3])
+    index = columns.caption_index
     if index is not None:
         caption = caption[index] if isinstance(caption, list) and index < len(caption) else None
-    used = {key_name, caption_name, *(column.field for column in options.columns)}
+    used = {columns.key, columns.caption, *(column.field for column in options.columns)}
     others = {name: value for name, value in fields.items() if name not in used}
-    key, uri = key_text(fields.get(key_name)), fields.get(options.image_column or find(names, URI_COLUMNS))
-    sample = {"key": key} if key else {}
+    sample: dict[str, Any] = {"key": key_text(key)} if key_text(key) else {}
     sample |= caption_fields(caption, options)
     sample |= {column.name: fields.get(column.field) for column in options.columns}
     sample["metadata"] = writable(dumps(others)) if others else None

@@ -143,7 +143,8 @@ def _row_by_row(
 
 def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, notes: Counter) -> pa.RecordBatch:
     schema = batch.schema
-    image_name, caption_name, key_name = (f(schema, options) for f in (image_column, caption_column, key_column))
+    image_name, key_name = image_column(schema, options), key_column(schema, options)
+    caption_name = caption_column(schema, options)
     image = _image_bytes(batch.column(image_name))
     rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
     keys = rows.cast(pa.string())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -87,6 +88,33 @@ def asked_caption(names: Sequence[str], options: ReaderOptions) -> tuple[str | N
     if asked and asked not in names and (match := _INDEXED.fullmatch(asked)):
         return match[1], int(match[2])
     return asked, None
+
+
+class ListingColumns(NamedTuple):
+    """The columns of a listing; None where it has none.
+
+    Attributes:
+        key: the column of keys.
+        uri: the column of the images' URIs.
+        caption: the column of captions.
+        caption_index: the place in a list of several captions.
+    """
+
+    key: str | None
+    uri: str | None
+    caption: str | None
+    caption_index: int | None
+
+
+def listing_columns(names: Sequence[str], options: ReaderOptions) -> ListingColumns:
+    """Return the columns that the flags name, else those with a usual name."""
+    caption, index = asked_caption(names, options)
+    return ListingColumns(
+        options.key_column or find(names, KEY_COLUMNS),
+        options.image_column or find(names, URI_COLUMNS),
+        caption or find(names, CAPTION_COLUMNS),
+        index,
+    )
 
 
 def _is_list(type_: pa.DataType) -> bool:

@@ -45,7 +45,7 @@ class Record(NamedTuple):
         Raises:
             ValueError: if it is no JSON object; RecursionError if it is too deep a one.
         """
-        fields = json.loads(self.text.decode("utf-8", "surrogatepass"))
+        fields = json.loads((self.text or b"").decode("utf-8", "surrogatepass"))
         if not isinstance(fields, dict):
             raise ValueError("a value of another kind")
         return fields
@@ -179,7 +179,8 @@ class _Lines:
     """Lines, some of which may be put back."""
 
     def __init__(self, lines: Iterable[bytes]):
-        self._lines, self._back = iter(lines), collections.deque()
+        self._lines = iter(lines)
+        self._back: collections.deque[bytes] = collections.deque()
 
     def __iter__(self) -> Iterator[bytes]:
         return self

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Generator, Iterator
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import read_reject
 from clip_transforms.shards.unit import ShardError, shard_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # What reading damaged bytes raises; `tarfile` and the decompressors let much through.
 _DAMAGE = (
@@ -27,7 +31,17 @@ _DAMAGE = (
     KeyError,
     RecursionError,  # a thousand headers that each announce the next
 )
-_COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+_COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], _Readable]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header, which `tarfile` reads whole
 _MAX_SIZE = 1 << 63  # bytes of a member; more than any file has
 _MAX_READS_AT_END = 100  # `tarfile` goes on asking in some of its loops
@@ -57,7 +71,10 @@ class Member:
             ShardError: if the tar ends or is damaged in it.
         """
         try:
-            return self._tar.extractfile(self._info).read()
+            file = self._tar.extractfile(self._info)
+            if file is None:
+                raise ValueError(self.problem)
+            return file.read()
         except _DAMAGE as error:
             if storage.is_of_the_machine(error):
                 raise
@@ -69,7 +86,7 @@ class Member:
         return read_reject("unreadable", f"{self.name[:200]!r}: {problem}", None)
 
 
-def read_members(uri: str) -> Iterator[Member]:
+def read_members(uri: str) -> Generator[Member, None, None]:
     """The members that are no folders, in order.
 
     Raises:
@@ -87,7 +104,7 @@ def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
     try:
         tar = tarfile.open(fileobj=tar_bytes, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
         while (info := tar.next()) is not None:
-            tar.members.clear()  # else a tar's headers pile up in memory
+            tar.members.clear()  # type: ignore[attr-defined]  # else a tar's headers pile up in memory
             if not 0 <= info.size < _MAX_SIZE:  # a pax header may say what the header itself does not
                 raise ShardError("unreadable", f"a member of {info.size:,} bytes at byte {info.offset:,}")
             if not info.isdir():
@@ -109,10 +126,10 @@ class _StrictTarInfo(tarfile.TarInfo):
     """A header that is not one ends the tar with an error; `tarfile` would end it without a word."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+        except _NO_HEADER as error:
             raise ShardError(
                 "unreadable", f"{error} at byte {tar.offset:,}, where a tar header or end belongs"
             ) from error
@@ -121,9 +138,14 @@ class _StrictTarInfo(tarfile.TarInfo):
         if self.size < 0 or (self.type in _HEADER_TYPES and self.size > _MAX_HEADER_BYTES):
             what = "a header" if self.type in _HEADER_TYPES else "a member"
             raise ShardError("unreadable", f"{what} of {self.size:,} bytes at byte {tar.offset:,}")
-        return super()._proc_member(tar)
+        return super()._proc_member(tar)  # type: ignore[misc]  # private, so not in the stubs
 
 
+_NO_HEADER = (
+    tarfile.EmptyHeaderError,  # type: ignore[attr-defined]  # not in the stubs, nor are the next two
+    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+)
 _HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -133,14 +155,15 @@ _HEADER_TYPES = (
 )
 
 
-class _TarBytes:
+class _TarBytes(io.RawIOBase):
     """What `tarfile` reads from: whole blocks, and an error for whoever goes on reading at the end."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: _Readable):
+        super().__init__()
         self._file = file
         self._reads_at_end = 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
         if not data:
             self._reads_at_end += 1
@@ -149,7 +172,7 @@ class _TarBytes:
         return data
 
 
-def _decompressed(file: IO[bytes]) -> IO[bytes]:
+def _decompressed(file: IO[bytes]) -> _Readable:
     """The bytes of the tar itself, by what the file begins with, not by its name."""
     start = file.read(6)
     file.seek(0)

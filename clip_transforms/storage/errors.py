@@ -102,7 +102,8 @@ def _status(error: BaseException) -> int | None:
         metadata.get("HTTPStatusCode"),
         *(getattr(error, name, None) for name in ("status", "status_code", "code")),
     ]
-    return next((int(value) for value in found if str(value).isdigit() and 400 <= int(value) < 600), None)
+    statuses = (int(text) for text in map(str, found) if text.isdigit())
+    return next((status for status in statuses if 400 <= status < 600), None)
 
 
 def _is_of_the_network(error: BaseException) -> bool:

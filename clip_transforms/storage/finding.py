@@ -143,7 +143,8 @@ def _walk_real(
     root: str, paths: dict[tuple[int, int], str], skip: Callable[[str], bool], found: FilesBelow
 ) -> list[str]:
     """List a folder and the real folders below it; return the links to folders that it met."""
-    links, waiting = [], [root]
+    links: list[str] = []
+    waiting = [root]
     while waiting:
         path = waiting.pop()
         try:
@@ -154,7 +155,7 @@ def _walk_real(
         if paths.setdefault((status.st_dev, status.st_ino), path) != path:
             found.passed_over.append(path)
             continue
-        folders = []
+        folders: list[str] = []
         for entry in entries:
             try:
                 status = entry.stat()
@@ -264,9 +265,9 @@ def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
 
     try:
         if isinstance(fs, LocalFileSystem):
-            with os.scandir(path) as entries:
+            with os.scandir(path) as here:
                 # Of a link its own size: what it points to may be gone, and the link is there all the same.
-                return {e.name: e.stat(follow_symlinks=False).st_size for e in entries if e.name.endswith(suffix)}
+                return {e.name: e.stat(follow_symlinks=False).st_size for e in here if e.name.endswith(suffix)}
         entries = retried(list_it, uri)
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -30,7 +30,9 @@ def open_input(uri: str) -> IO[bytes]:
     `read(n)` returns n bytes unless the file ends, whatever pieces the file system hands out; pyarrow relies on this.
     """
     fs, path = filesystem(uri)
-    return open(path, "rb") if isinstance(fs, LocalFileSystem) else ResumingFile(fs, path, uri)
+    if isinstance(fs, LocalFileSystem):
+        return open(path, "rb")
+    return cast(IO[bytes], ResumingFile(fs, path, uri))  # raw files of `io` are not declared as such
 
 
 def read_bytes(uri: str) -> bytes:
@@ -158,7 +160,7 @@ class ResumingFile(io.RawIOBase):
             self._open()
         try:
             block = self._file.read(size)
-            total = self._version[0]
+            total = self._size
             if not block and total is not None and self._place < total:
                 raise ConnectionError(f"{self._uri} ended at byte {self._place:,} of {total:,}")
             self._place += len(block)
@@ -168,6 +170,10 @@ class ResumingFile(io.RawIOBase):
             if type(error).__name__ == "FileExpired":  # s3fs, which compares the etags itself
                 raise self._changed() from error
             raise
+
+    @property
+    def _size(self) -> int | None:
+        return self._version[0] if self._version else None
 
     def _drop(self) -> None:
         file, self._file = self._file, None
@@ -193,7 +199,7 @@ class ResumingFile(io.RawIOBase):
         Raises:
             io.UnsupportedOperation: if the server of this file knows no ranges.
         """
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._version[0] or 0}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size or 0}[whence]
         if self._file is not None:
             try:
                 self._file.seek(base + offset)
