@@ -1,1 +1,1 @@
-"""The nouns: Arrow schemas of what is read and written. Read this package first."""
+"""The nouns: Arrow schemas of everything that is read or written. Read this package first."""

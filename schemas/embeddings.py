@@ -1,4 +1,4 @@
-"""The embeddings: one row per sample with at least one embedding, in input order."""
+"""Define the embeddings: one row per sample with at least one embedding, in input order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMBEDDINGS = ("image_embedding", "caption_embedding")
 
 
 def described(name: str, type_: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
-    """A field that carries its description into the file."""
+    """Return a field whose description is stored in the file."""
     return pa.field(name, type_, nullable, {"description": description})
 
 
@@ -23,11 +23,11 @@ KEY = described("key", pa.string(), "name of the sample; need not be unique", Fa
 
 
 def embeddings_schema(embedding_dtype: str = "float32", columns: Iterable[Column] = ()) -> pa.Schema:
-    """The schema of `out/embeddings/*.parquet`.
+    """Return the schema of `out/embeddings/*.parquet`.
 
     Args:
         embedding_dtype: `float32` or `float16`.
-        columns: the user's own, placed before `metadata`.
+        columns: the user's own columns; they come before `metadata`.
     """
     # A plain list: pyarrow up to 25 cannot read a null FixedSizeList back, and Spark knows only lists.
     embedding = pa.list_(EMBEDDING_DTYPES[embedding_dtype])
@@ -52,5 +52,5 @@ def embeddings_schema(embedding_dtype: str = "float32", columns: Iterable[Column
 
 
 def reserved_names() -> frozenset[str]:
-    """Names that a user's column may not have, in any case."""
+    """Return the names that a user's column may not have, in upper or lower case."""
     return frozenset(embeddings_schema().names) | frozenset(samples_schema().names)

@@ -1,4 +1,4 @@
-"""The zero-shot labels of one taxonomy: the same rows as the embeddings part of the same name, in the same order."""
+"""Define the zero-shot labels of one taxonomy: the same rows as the embeddings part of that name, in the same order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOP_LABEL = pa.struct([("label", pa.string()), ("probability", pa.float32()), ("
 
 
 def labels_schema() -> pa.Schema:
-    """The schema of `out/labels/<taxonomy>/*.parquet`; every label column is null without an image embedding."""
+    """Return the schema of `out/labels/<taxonomy>/*.parquet`; label columns are null without an image embedding."""
     return pa.schema(
         [
             KEY,

@@ -1,4 +1,7 @@
-"""The footer of every part: one key, `clip`, with JSON in it. No time, host, path of this machine, thread or run id."""
+"""Define the footer of every part: JSON under the key `clip`.
+
+It holds no time, host, path of this machine, thread or run id.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ class FormatError(ValueError):
 
 
 class Footer(TypedDict, total=False):
-    """What a part says of itself.
+    """The facts that a part states about itself.
 
     Keys:
         format: FORMAT_VERSION.
-        fingerprint: hex; what decides the numbers of the dataset.
-        stamp: of the source that the unit was read from.
-        digest: hex SHA-256 over the rows of the unit's embeddings and rejects; equal in all of its parts.
-        counts: what became of the samples, see `clip_transforms.parts.counts`.
-        provenance: checkpoint hash, architecture, activation, precision and device got, batch size, versions.
-        shard: URI, of the unit.
-        taxonomy, taxonomy_digest, top_labels: in labels parts.
+        fingerprint: hex hash of the settings that decide the numbers of the dataset.
+        stamp: stamp of the source that the unit was read from.
+        digest: hex SHA-256 over the rows of the unit's embeddings and rejects; the same in all parts of the unit.
+        counts: counts of samples by outcome, see `clip_transforms.parts.counts`.
+        provenance: checkpoint hash, architecture, activation, precision and device used, batch size, versions.
+        shard: URI of the unit's shard.
+        taxonomy, taxonomy_digest, top_labels: the taxonomy and the settings of a labels part.
         maker, logit_scale: in the file of a taxonomy's class embeddings, what it was made from, and the log parameter.
     """
 
@@ -44,12 +47,12 @@ class Footer(TypedDict, total=False):
 
 
 def encode_footer(footer: Footer) -> dict[str, str]:
-    """Footer → the key and value that go into the Parquet file."""
+    """Return the key and value that store a footer in a Parquet file."""
     return {FOOTER_KEY.decode(): json.dumps({"format": FORMAT_VERSION, **footer}, sort_keys=True)}
 
 
 def decode_footer(metadata: Mapping[bytes, bytes] | None, where: str) -> Footer | None:
-    """The Parquet file's key-value metadata → Footer, or None if it is not one of ours.
+    """Return the footer in a Parquet file's key-value metadata; None if the file is not one of ours.
 
     Args:
         metadata: the file's key-value metadata.
@@ -65,7 +68,7 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, where: str) -> Footer 
 
 
 def check_format(content: Mapping[str, Any], where: str) -> None:
-    """Refuse what a newer version of this program wrote; content without `format` is of format 1.
+    """Refuse a file that a newer version of this program wrote; a file without `format` has format 1.
 
     Args:
         content: a footer, or a JSON file of a dataset.

@@ -1,4 +1,4 @@
-"""The rejects: one row per modality of a sample that the source offers and that could not be embedded."""
+"""Define the rejects: one row per modality that the source offers for a sample and that could not be embedded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from schemas.embeddings import SHARD, described
 
-# Every (stage, reason) there is, with what it means; the list is closed.
+# All (stage, reason) pairs, with their meanings; the list is closed.
 REASONS: dict[tuple[str, str], str] = {
     ("read", "several images"): "a tar offers several images under one key",
     ("read", "image too large"): "the encoded image has more bytes than --max_image_bytes",
@@ -29,7 +29,7 @@ REASONS: dict[tuple[str, str], str] = {
 
 
 def rejects_schema() -> pa.Schema:
-    """The schema of `out/rejects/*.parquet`; (`shard`, `row`, `modality`) is unique."""
+    """Return the schema of `out/rejects/*.parquet`; (`shard`, `row`, `modality`) is unique."""
     return pa.schema(
         [
             described("key", pa.string(), "name of the sample; null for a whole shard"),

@@ -1,4 +1,4 @@
-"""What a reader yields: one row per sample, in the order of the source; and the columns that a user asks to keep."""
+"""Define the rows that readers yield, one per sample in the order of the source, and the columns that users ask for."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pyarrow as pa
 
 MODALITIES = ("image", "caption")
 
-# Set where the source offers a modality that the reader cannot use. The modality itself is null then; where both are
-# null, it is absent.
+# Not null if the source offers a modality that the reader cannot use; the modality itself is null then. If both are
+# null, the modality is absent.
 READ_REJECT = pa.struct([("reason", pa.string()), ("message", pa.string()), ("num_bytes", pa.int64())])
 
 # The URI of a listing's image without its query, for the message of its reject. No user's column can have this name:
 # `--columns` ends a name at a colon.
 IMAGE_URI = "image:uri"
 
-# What every reader of Parquet knows.
+# Types that every reader of Parquet knows.
 _COLUMN_TYPES = (
     pa.types.is_string,
     pa.types.is_boolean,
@@ -30,12 +30,12 @@ _COLUMN_TYPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the user's own: `name[=field][:type]`.
+    """A column of the user's own, written `name[=field][:type]`.
 
     Attributes:
-        name: of the column in the embeddings.
-        field: of the source: a JSON field, a Parquet column, or in a tar the extension of a member.
-        type: an Arrow type's name, such as `int32`.
+        name: name of the column in the embeddings.
+        field: its name in the source: a JSON field, a Parquet column, or the extension of a tar's member.
+        type: name of an Arrow type, such as `int32`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Column:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The Arrow type that `type` names."""
+        """Return the Arrow type that `type` names."""
         return pa.type_for_alias(self.type)
 
     @classmethod
@@ -52,7 +52,7 @@ class Column:
         """Read `name[=field][:type]`.
 
         Raises:
-            ValueError: if the name is empty or one of `reserved` in any case, or the type is none of Arrow's.
+            ValueError: if the name is empty or, in any case, one of `reserved`, or the type is not an Arrow type.
         """
         head, _, type_name = text.partition(":")
         name, _, field = head.partition("=")
@@ -61,7 +61,7 @@ class Column:
             raise ValueError(f"--columns {text!r} has no name; write name, name=field or name=field:type")
         if name.lower() in {r.lower() for r in reserved}:
             raise ValueError(
-                f"--columns {text!r} is called like a column of ours; give it another name: my_{name}={column.field}"
+                f"--columns {text!r} has the name of a column of ours; give it another name: my_{name}={column.field}"
             )
         try:
             known = any(check(column.arrow_type) for check in _COLUMN_TYPES)
@@ -76,7 +76,7 @@ class Column:
 
 
 def samples_schema(columns: Iterable[Column] = ()) -> pa.Schema:
-    """The schema of the batches that every reader yields.
+    """Return the schema of the batches that every reader yields.
 
     `key` string, `row` int64 (absolute place in the shard), `image` binary (encoded bytes), `caption` string,
     `image_reject` and `caption_reject`, the user's columns, `metadata` string (JSON), IMAGE_URI string (of listings).

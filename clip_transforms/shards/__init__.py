@@ -1,1 +1,1 @@
-"""What goes in: units and their readers. Everything yields record batches of `schemas.samples`."""
+"""The input side: units and their readers. All of them yield record batches of `schemas.samples`."""

@@ -1,4 +1,4 @@
-"""Samples, read one by one, → record batches of `schemas.samples`; texts and columns as the contract wants them."""
+"""Turn samples into record batches of `schemas.samples`, with captions, metadata and columns as DATASET.md has them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from schemas.samples import samples_schema
 
-# A batch is closed early at so many bytes, so that a few huge files do not make a huge batch.
+# A batch ends early at this many bytes, so that a few huge files do not make a huge batch.
 MAX_BATCH_BYTES = 16 << 20
-# What is neither an image nor a caption (JSON, members of a user's columns) is not read beyond this.
+# Larger JSON files and members for a user's columns are not read.
 MAX_METADATA_BYTES = 16 << 20
 TOO_MUCH_METADATA = "JSON files and members of more than 16 MiB, which were not read"
 _BLOCK = 1 << 20
@@ -25,16 +25,16 @@ _MAX_INT64 = (1 << 63) - 1
 def batch_samples(
     samples: Iterable[dict[str, Any]], options: ReaderOptions, batch_size: int, notes: Counter
 ) -> Iterator[pa.RecordBatch]:
-    """Group samples.
+    """Group samples into record batches.
 
     Args:
-        samples: dicts with the names of `samples_schema`; what is left out is null. The user's columns hold what the
-            source has, a text or a JSON value, and are cast here.
-        options: names and types of the user's columns.
-        batch_size: the most rows of a batch.
-        notes: counts what is worth telling.
+        samples: dicts with names of `samples_schema`; a missing name is null. The user's columns hold a text or a JSON
+            value as the source has it, and are cast here.
+        options: holds the names and types of the user's columns.
+        batch_size: maximum number of rows in a batch.
+        notes: counter for oddities that the user should know of.
     Raises:
-        ShardError: what `samples` raised, after all that came before it.
+        ShardError: if `samples` raises one; all samples before it are yielded first.
     """
     schema = samples_schema(options.columns)
     types = {column.name: column.arrow_type for column in options.columns}
@@ -57,7 +57,7 @@ def batch_samples(
             sample = next(iterator)
         except StopIteration:
             break
-        except ShardError as damage:  # what was read before the damage goes out first
+        except ShardError as damage:  # yield the samples before the damage first
             error = damage
             break
         rows.append(sample)
@@ -72,7 +72,7 @@ def batch_samples(
 
 
 def cast(values: Sequence[Any], type_: pa.DataType, notes: Counter) -> pa.Array:
-    """Python values → an Arrow array; what cannot be cast is null and counted."""
+    """Convert Python values to an Arrow array; a value that cannot be cast becomes null and is counted."""
     return pa.array([_cast_one(value, type_, notes) for value in values], type_)
 
 
@@ -92,7 +92,7 @@ def _cast_one(value: Any, type_: pa.DataType, notes: Counter) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON, in which what JSON does not know (NaN, infinity) is null."""
+    """Return a value as JSON; NaN and infinity, which JSON lacks, become null."""
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
@@ -108,13 +108,13 @@ def _finite(value: Any) -> Any:
 
 
 def read_reject(reason: str, message: str, num_bytes: int | None) -> dict[str, Any]:
-    """The value of `image_reject` or `caption_reject`."""
+    """Return a value for `image_reject` or `caption_reject`."""
     num_bytes = None if num_bytes is None else min(num_bytes, _MAX_INT64)
     return {"reason": reason, "message": writable(message), "num_bytes": num_bytes}
 
 
 def writable(text: str) -> str:
-    """A text without what cannot be written: names of files and broken texts may hold lone surrogates."""
+    """Replace lone surrogates, which Arrow cannot store, by question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -127,7 +127,10 @@ def text_of(name: str) -> str:
 
 
 def read_up_to(file: IO[bytes], limit: int) -> bytes:
-    """The next bytes of a file: `limit` of them, or all that there are; a file may hand out less than it was asked."""
+    """Read `limit` bytes, or fewer if the file ends, also from a file that returns less than it is asked for.
+
+    It reads in blocks, so that a small file does not cost a buffer of `limit` bytes.
+    """
     pieces, missing = [], limit
     while missing > 0 and (piece := file.read(min(missing, _BLOCK))):
         pieces.append(piece)
@@ -150,9 +153,10 @@ def too_large(modality: str, num_bytes: int | None, limit: int, where: str = "")
 
 
 def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:
-    """Bytes of a text file → `caption`, or nothing if there is but white space, or `caption_reject`.
+    """Decode a text file to `caption`, to `caption_reject`, or to nothing if it holds only white space.
 
-    White space around it is the file's, not the caption's: the same captions give the same rows from every layout.
+    White space at both ends belongs to the file, not to the caption, so that the same captions give the same rows from
+    every layout.
     """
     if len(data) > options.max_caption_bytes:
         return too_large("caption", len(data), options.max_caption_bytes)
@@ -164,7 +168,7 @@ def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:
 
 
 def caption_fields(value: Any, options: ReaderOptions) -> dict[str, Any]:
-    """A JSON or text value → `caption`, `caption_reject`, or nothing where it is absent."""
+    """Turn a JSON or text value into `caption`, `caption_reject`, or nothing if it is absent."""
     if value is None:
         return {}
     if not isinstance(value, str):
@@ -180,16 +184,20 @@ def caption_fields(value: Any, options: ReaderOptions) -> dict[str, Any]:
 
 
 def key_text(value: Any) -> str:
-    """A value of a key column as text; empty where there is none."""
+    """Return a value of a key column as text; empty if there is none."""
     if value is None:
         return ""
     return writable(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def decode_metadata(data: bytes | None, notes: Counter) -> tuple[str | None, dict[str, Any]]:
-    """Bytes of a JSON file → the text as it stood, and its fields; null and counted if it is no JSON object.
+    """Decode a JSON file.
 
-    `data` is None where there were more than MAX_METADATA_BYTES.
+    Args:
+        data: bytes of the file; None if it has more than MAX_METADATA_BYTES.
+        notes: counter for files that are not JSON objects.
+    Returns:
+        The unchanged text and its fields; None and no fields if it is not a JSON object.
     """
     try:
         text = "" if data is None else data.decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""Brace patterns such as `{00000..00999}.tar` → the paths that they stand for, counted before any is written out."""
+"""Expand brace patterns such as `{00000..00999}.tar`. The paths are counted before they are written out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import braceexpand
 
 from clip_transforms.shards.unit import PlanError
 
-# Each path is looked up and held in memory. A million tars are ten billion samples.
+# Every path is held in memory and looked up. A million tars hold about ten billion samples.
 MAX_PATHS = 1_000_000
 _INT_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?$")
 _CHAR_RANGE = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?$")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Write out a brace pattern given to --input.
+    """Return the paths that a brace pattern of --input stands for.
 
     Raises:
         PlanError: if its braces do not match, or it stands for more than MAX_PATHS paths.
@@ -25,7 +25,9 @@ def expand_braces(pattern: str) -> list[str]:
     try:
         count = count_paths(pattern)
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"--input {pattern} is no brace pattern: {error}; write {{00000..00999}} or {{a,b}}") from None
+        raise PlanError(
+            f"--input {pattern} is not a brace pattern: {error}; write {{00000..00999}} or {{a,b}}"
+        ) from None
     if count > MAX_PATHS:
         raise PlanError(
             f"--input {pattern} stands for {count:,} paths, but a brace pattern may stand for at most {MAX_PATHS:,}; "
@@ -35,12 +37,12 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def count_paths(pattern: str) -> int:
-    """Return how many paths `braceexpand` would write out."""
+    """Return the number of paths that `braceexpand` would return."""
     return math.prod(_count_group(group) for group in _top_level_groups(pattern))
 
 
 def _top_level_groups(pattern: str) -> Iterator[str]:
-    """Yield what stands between each pair of outermost braces."""
+    """Yield the text inside each outermost pair of braces."""
     depth = start = 0
     for place, character in enumerate(pattern):
         if character == "{":
@@ -61,7 +63,7 @@ def _count_group(group: str) -> int:
     if _CHAR_RANGE.match(group):  # 52 at most
         return len(list(braceexpand.braceexpand(f"{{{group}}}", escape=False)))
     items = _split_at_commas(group)
-    # Without a comma the braces are characters of the path like any other.
+    # Without a comma, the braces are ordinary characters of the path.
     return sum(map(count_paths, items)) if len(items) > 1 else count_paths(group)
 
 

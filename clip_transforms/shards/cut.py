@@ -1,4 +1,4 @@
-"""Shards → units: where a Parquet file and a folder are cut. The cuts depend on nothing but the source itself."""
+"""Cut Parquet files and folders into units. The cuts depend on nothing but the source itself."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from clip_transforms.shards.folder import FILES
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, Unit, part_name
 from clip_transforms.storage import FileInfo
 
-# Constants, not flags: nobody should have to tune them, and changing them cuts every dataset anew.
+# Constants, not flags: nobody should have to tune them, and a change would cut every existing dataset anew.
 ROWS_PER_PARQUET_UNIT = 10_000
 FOLDER_CUT_MODULUS = 2_048
 MAX_FOLDER_UNIT = 16_384
 
 
 def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
-    """Consecutive row groups up to ROWS_PER_PARQUET_UNIT rows; a larger row group is a unit of its own."""
+    """Cut a file into units of consecutive row groups with up to ROWS_PER_PARQUET_UNIT rows.
+
+    A larger row group is a unit of its own.
+    """
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     start, first_row = 0, 0
     while start < len(rows) or start == 0:
@@ -41,16 +44,16 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
 def cut_folder(
     root: str, source: str, name: str, images: list[FileInfo], visible: list[FileInfo]
 ) -> tuple[list[Unit], FolderSideFile]:
-    """Cut sorted paths where their own hash says so, so that a new picture moves no cut but its own unit's.
+    """Cut sorted paths at those whose hash says so: a new picture then changes no unit but its own.
 
     Args:
-        root: folder that the keys are relative to.
-        source: what the shard is called: the folder, or the glob that names a part of it.
-        name: of the side file.
-        images: of this source.
-        visible: files among which the captions and the metadata lie.
+        root: URI of the folder that the keys are relative to.
+        source: name of the shard: the folder, or the glob that selects some of its pictures.
+        name: name of the side file.
+        images: sorted pictures of this source.
+        visible: files that may be their captions and metadata.
     Returns:
-        The units, and the side file (`folder.FILES`) that they are rows of.
+        The units, and the side file whose rows (`folder.FILES`) they are.
     """
     beside = {_lower_extension(file.uri): file for file in visible}
     units: list[Unit] = []
@@ -82,13 +85,13 @@ def cut_folder(
 
 @dataclasses.dataclass(frozen=True)
 class FolderSideFile:
-    """The side file of a folder: its pictures and what lies beside each."""
+    """The side file of a folder: the paths of its pictures, captions and metadata."""
 
     table: pa.Table
     schema = FILES
 
     def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
-        """All of it, whatever units are wanted."""
+        """Yield the whole table, whichever units are wanted."""
         yield self.table
 
 

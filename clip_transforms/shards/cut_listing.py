@@ -1,4 +1,4 @@
-"""A listing → units of its rows, which lie beside the plan: what is appended to it later leaves them alone."""
+"""Cut listings into units of rows, which a side file keeps. Rows that are appended later change no earlier unit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from clip_transforms.shards.parquet_columns import listing_columns, several_capt
 from clip_transforms.shards.records import Record, read_records
 from clip_transforms.shards.unit import PlanError, ReaderOptions, Unit, part_name
 
-ROWS_PER_UNIT = 10_000  # a constant, not a flag: changing it cuts every dataset anew
+ROWS_PER_UNIT = 10_000  # a constant, not a flag: a change would cut every dataset anew
 # The side file of a listing; see `records.Record`.
 ROWS = pa.schema([("row", pa.int64()), ("text", pa.binary()), ("problem", pa.string()), ("short", pa.bool_())])
-OFFERS = b"offers"  # in its footer: the modalities that the listing has columns for
-_BYTES_PER_GROUP = 32 << 20  # rows are held, written and read in pieces of about so many bytes
-_LOOKED_AT = 1_000  # rows of a JSONL file, which has no header
+OFFERS = b"offers"  # key in its footer; the value names the modalities that the listing has columns for
+_BYTES_PER_GROUP = 32 << 20  # rows are held, written and read in pieces of about this size
+_LOOKED_AT = 1_000  # first rows of a JSONL file, which stand in for a header
 
 
 class ListingSideFile:
@@ -32,17 +32,17 @@ class ListingSideFile:
         """Read nothing yet.
 
         Args:
-            uri: of the listing.
-            name: of the side file.
-            offers: the modalities that it has columns for.
+            uri: URI of the listing.
+            name: name of the side file.
+            offers: the modalities that the listing has columns for.
         """
         self._uri, self._name = uri, name
         self.schema = ROWS.with_metadata({OFFERS: " ".join(offers)})
         self.units: list[Unit] = []
-        self.damaged = False  # whether it could not be read to its end
+        self.damaged = False  # whether the listing could not be read to its end
 
     def cut(self) -> list[Unit]:
-        """Units of ROWS_PER_UNIT rows, each with a hash of them, so that appending leaves the earlier ones alone."""
+        """Return units of ROWS_PER_UNIT rows; the stamp of each is a hash of its rows."""
         groups = 0
         for place, pieces in itertools.groupby(self._pieces(), key=lambda piece: piece[0]):
             digest, start, num_bytes = hashlib.sha256(), groups, 0
@@ -57,12 +57,12 @@ class ListingSideFile:
         return self.units
 
     def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
-        """One table a row group; those of units that are not wanted are empty.
+        """Yield one table per row group; the tables of units that are not wanted are empty.
 
         Args:
-            wanted: names of parts.
+            wanted: names of the parts whose units are wanted.
         Raises:
-            PlanError: if the listing was changed since it was cut.
+            PlanError: if the listing has changed since it was cut.
         """
         pieces = self._pieces()
         for unit in self.units:
@@ -75,11 +75,11 @@ class ListingSideFile:
                 raise PlanError(f"{self._uri} was changed while the run was planned; run the same command again")
 
     def _pieces(self) -> Iterator[tuple[int, list[Record]]]:
-        """Consecutive rows of one unit, at most _BYTES_PER_GROUP of them; at least one piece."""
+        """Yield (number of the unit, some of its rows) in pieces of about _BYTES_PER_GROUP; at least one piece."""
         piece: list[Record] = []
         place = num_bytes = 0
         for record in read_records(self._uri):
-            # What ends a damaged listing belongs to the last unit that there is.
+            # The record that ends a damaged listing belongs to the last unit.
             here = record.row // ROWS_PER_UNIT if record.text is not None else place
             if piece and (here != place or num_bytes >= _BYTES_PER_GROUP):
                 yield place, piece
@@ -92,7 +92,7 @@ class ListingSideFile:
 
 
 def _add(digest: Any, records: Sequence[Record]) -> int:
-    """Put rows into a hash; how many bytes they have."""
+    """Put rows into a hash; return the number of bytes in them."""
     num_bytes = 0
     for record in records:
         text = record.text or b""
@@ -102,18 +102,20 @@ def _add(digest: Any, records: Sequence[Record]) -> int:
 
 
 def inspect(uri: str, names: Sequence[str] | None, options: ReaderOptions) -> tuple[list[str], list[str]]:
-    """What a listing offers, and the URIs of its first rows.
+    """Find out which modalities a listing offers.
 
     Args:
-        uri: of the listing.
-        names: of its columns; None for JSONL, of which the first rows are looked at.
-        options: which columns to take, where not the usual ones.
+        uri: URI of the listing.
+        names: names of its columns; None for JSONL, whose first rows are looked at instead.
+        options: names the columns to take if they are not the usual ones.
+    Returns:
+        The modalities that it has columns for, and the URIs of its first rows.
     Raises:
-        ColumnError: if the captions are lists, and no place in them was named.
+        ColumnError: if the captions are lists and no index was given.
     """
     rows = []
     for record in itertools.islice(read_records(uri), _LOOKED_AT):
-        with contextlib.suppress(ValueError, RecursionError):  # rejected when it is read
+        with contextlib.suppress(ValueError, RecursionError):  # such a row is rejected when it is read
             rows.append(record.fields())
     names = list(dict.fromkeys(name for row in rows for name in row)) if names is None else list(names)
     columns = listing_columns(names, options)

@@ -1,4 +1,4 @@
-"""What was found in an input, in words: a wrong guess must be seen before the run is over."""
+"""Describe in words what was found in an input, so that the user sees a wrong guess before the run is over."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def describe(
     parquet: ParquetFiles,
     passed_over: int,
 ) -> str:
-    """One line: what was taken of an input, and what was not.
+    """Return one line that says what was taken from an input and what was not.
 
     Args:
-        name: of the input.
-        kinds: its files, by what their names say.
-        tars: that were taken.
-        images: that were taken.
-        listings: that were taken.
-        parquet: what was taken, and what was passed over.
-        passed_over: how many folders are read under another path.
+        name: name of the input.
+        kinds: the files of the input by kind, as `by_kind` sorts them.
+        tars: the tars that were taken.
+        images: the pictures that were taken.
+        listings: the listings that were taken.
+        parquet: the Parquet files, taken or not.
+        passed_over: number of folders that are read under another path.
     """
     left = Counter({kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no "))})
     took = [
@@ -65,7 +65,7 @@ def describe(
 
 
 def missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:
-    """A line where CLIP_benchmark's `nshards.txt` names more tars than lie beside it."""
+    """Return a warning for each `nshards.txt` of CLIP_benchmark that counts other tars than lie beside it."""
     lines = []
     for file in [file for file in visible if posixpath.basename(file.uri) == "nshards.txt" and file.size < 100]:
         folder = posixpath.dirname(file.uri)

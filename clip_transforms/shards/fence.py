@@ -1,4 +1,4 @@
-"""Where the URIs of a listing may point: below the listing's own folder, or below what --allow_uri names."""
+"""Check where the URIs of a listing point: below its own folder, or below a place that --allow_uri permits."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class FenceError(ValueError):
-    """A URI that is not allowed, or is none; the message holds nothing of its query, which may hold a secret."""
+    """The URI is not allowed or malformed. The message leaves out its query, which may hold a secret."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fence:
-    """What the images of a listing may be fetched from.
+    """The places that a listing may fetch its images from.
 
     Attributes:
         root: URI of the listing's folder.
-        prefixes: further ones, each a folder, a host, or a scheme alone (`https://`) for every public host.
+        prefixes: further places: folders, hosts, or a scheme alone (`https://`) for every public host.
     """
 
     root: str
     prefixes: Sequence[str] = ()
 
     def resolve(self, text: str) -> str:
-        """What a URI of the listing stands for, absolute, if it is allowed.
+        """Return the absolute form of a URI of the listing.
 
         Raises:
-            FenceError: if it is not.
+            FenceError: if it is not allowed.
         """
         if any(ord(character) < 32 or ord(character) == 127 for character in text):
             raise FenceError("the URI has control characters")
@@ -53,18 +53,18 @@ class Fence:
         return self._remote(f"{self.root.rstrip('/')}/{text}")
 
     def follow(self, uri: str) -> str:
-        """As `resolve`, for a redirect: an absolute URI of another place."""
+        """Check the absolute URI that a redirect leads to, as `resolve` does."""
         if not _SCHEME.match(uri):
             raise FenceError("the redirect is no URI")
         return self._remote(uri)
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of a host; connect to these, not to the name.
+        """Return the addresses of a host. Connect to these: the name may resolve to others a moment later.
 
-        Each is public, or named as it is: by a prefix, or by the listing's own URI.
+        Each address is public, or a prefix or the listing's own URI names it literally.
 
         Raises:
-            FenceError: if one of them is of a private network, of this machine, or otherwise not public.
+            FenceError: if an address belongs to a private network or to this machine, or is otherwise not public.
             OSError: if the name cannot be resolved.
         """
         found = list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
@@ -78,7 +78,7 @@ class Fence:
         return found
 
     def _local(self, path: str) -> str:
-        """The file itself, all links followed."""
+        """Return the path of the file with all links resolved."""
         try:
             real = os.path.realpath(path)
         except (OSError, ValueError) as error:
@@ -98,7 +98,7 @@ class Fence:
         except ValueError as error:
             raise FenceError(f"the URI is malformed: {error}") from None
         shown = f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"[:200]
-        chained = "::" in uri and split.scheme not in _PORTS  # fsspec's way to reach one file system through another
+        chained = "::" in uri and split.scheme not in _PORTS  # fsspec reaches one file system through another so
         if "@" in split.netloc or "\\" in uri or chained:
             raise FenceError(f"{shown} has a user, a backslash or :: in it")
         if any(part in (".", "..") for part in unquote(split.path).split("/")):
@@ -127,14 +127,14 @@ def _starts(path: str, folder: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where it wraps another one."""
+    """Return whether an IP address, or the address embedded in it, belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # an IPv4 address behind a translator
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # an IPv4 address behind a public translator
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if ip.is_site_local or ip.is_reserved:  # among them an IPv4 address behind a translator of one's own
+        if ip.is_site_local or ip.is_reserved:  # among them IPv4 addresses behind a private translator
             return False
     return ip.is_global and not ip.is_multicast

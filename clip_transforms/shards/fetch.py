@@ -1,4 +1,4 @@
-"""URI of a listing → the bytes of an image, or why not. HTTP connects to the address that was checked, and no other."""
+"""Fetch the images that a listing names. HTTP connects to the very address that was checked."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from clip_transforms.shards.fence import Fence, FenceError
 _TRIES = 3
 _FIRST_WAIT = 0.5  # seconds, doubled after each try
 _SILENCE = 20.0  # seconds without a byte
-_AT_MOST = 60.0  # seconds for one try, whatever comes
+_AT_MOST = 60.0  # seconds for one try, even if bytes keep coming
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
 
 
 class TooLargeError(Exception):
-    """More bytes than the limit; `num_bytes` where the answer said so."""
+    """The image has more bytes than the limit.
+
+    Attributes:
+        num_bytes: size of the image, if the server told it.
+    """
 
     def __init__(self, num_bytes: int | None):
         super().__init__(num_bytes)
@@ -34,7 +38,7 @@ class TooLargeError(Exception):
 
 
 class _StatusError(OSError):
-    """An answer that is no image."""
+    """The server answered with another status than 200."""
 
     def __init__(self, status: int):
         super().__init__(f"HTTP status {status}")
@@ -45,21 +49,21 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
     """Fetch one image.
 
     Args:
-        text: as it stands in the listing.
-        fence: what is allowed.
-        limit: the most bytes to take.
-        stopped: set when nobody wants it any more.
+        text: the URI as the listing has it.
+        fence: decides what is allowed.
+        limit: maximum number of bytes.
+        stopped: is set when the image is no longer wanted.
     Returns:
-        `image`, or `image_reject`.
+        A dict with `image` or `image_reject`.
     Raises:
-        TooLargeError: if it has more bytes.
+        TooLargeError: if the image has more bytes.
     """
     try:
         uri = fence.resolve(text)
         return {"image": _read(uri, fence, limit, stopped)}
     except FenceError as error:
         return {"image_reject": read_reject("not allowed", str(error), None)}
-    # What a file system says of one URI is data of the user's: each has its own errors, and none may end the run.
+    # A URI that cannot be fetched is an error of the data, whichever exception its file system raises for it.
     except (OSError, http.client.HTTPException, ValueError) as error:
         if storage.is_of_the_machine(error):
             raise
@@ -95,7 +99,7 @@ def _read_file(file: IO[bytes], limit: int) -> bytes:
 
 
 def _read_local(path: str, limit: int) -> bytes:
-    # The links were followed when the path was checked; a pipe must not be waited for.
+    # Links were resolved when the path was checked, so a link here is new. O_NONBLOCK: never wait for a pipe.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -116,13 +120,13 @@ def _read_http(uri: str, fence: Fence, limit: int) -> bytes:
 
 
 def _get(uri: str, fence: Fence, limit: int) -> bytes | str:
-    """The body, or where the answer says that it is."""
+    """Return the body, or the target of a redirect."""
     split = urlsplit(uri)
     host = split.hostname or ""  # the fence refuses a URI without one
     host = host if host.isascii() else host.encode("idna").decode()
     port = split.port or (443 if split.scheme == "https" else 80)
     connection = _connect(split.scheme, host, port, fence.addresses(host, port))
-    # A server may send a byte now and then, for ever.
+    # Without this, a server that sends a byte now and then would keep a thread busy for ever.
     hung_up = threading.Event()
     watch = threading.Timer(_AT_MOST, _hang_up, [connection.sock, hung_up])
     watch.daemon = True
@@ -142,7 +146,7 @@ def _get(uri: str, fence: Fence, limit: int) -> bytes | str:
         data = _read_file(response, limit)
         if response.length:
             raise http.client.IncompleteRead(data, response.length)
-        if hung_up.is_set():  # an answer without a length looks whole
+        if hung_up.is_set():  # an answer without a length looks complete
             raise TimeoutError(f"not all of it came within {_AT_MOST:.0f} s")
         return data
     finally:
@@ -151,7 +155,7 @@ def _get(uri: str, fence: Fence, limit: int) -> bytes | str:
 
 
 def _connect(scheme: str, host: str, port: int, addresses: list[str]) -> http.client.HTTPConnection:
-    """A connection to an address that was checked; the name is asked for no second time."""
+    """Connect to one of the addresses that were checked; the name is not resolved again."""
     connection = http.client.HTTPConnection(host, port)
     error: OSError = OSError(f"{host} has no address")
     for address in addresses:
@@ -175,5 +179,5 @@ def _tls() -> ssl.SSLContext:
 
 def _hang_up(sock: socket.socket, hung_up: threading.Event) -> None:
     hung_up.set()
-    with contextlib.suppress(OSError):  # it is closed already
+    with contextlib.suppress(OSError):  # the socket is closed already
         sock.shutdown(socket.SHUT_RDWR)

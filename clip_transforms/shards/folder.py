@@ -1,4 +1,4 @@
-"""A folder of pictures, with captions and metadata in files of the same stem."""
+"""Read folders of pictures. Captions and metadata lie in files of the same stem."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from clip_transforms.shards.batches import (
 )
 from clip_transforms.shards.unit import ReaderOptions, Unit
 
-# The side file of a folder: one row an image, null where there is no caption or metadata.
-# Paths are bytes: a file's name need not be UTF-8.
+# The side file of a folder has one row per image; caption and metadata are null where there is no such file.
+# Paths are bytes, since the name of a file need not be UTF-8.
 FILES = pa.schema([("key", pa.string()), ("image", pa.binary()), ("caption", pa.binary()), ("metadata", pa.binary())])
 
 
@@ -34,9 +34,9 @@ def read_folder(
 
     Args:
         unit: its `uri` names a side file in `plan_folder`; `start` and `stop` are rows of that file.
-        options: the user's columns come from the JSON beside an image.
-        batch_size: the most rows of a batch.
-        notes: counts what is worth telling.
+        options: limits, and the user's columns, which come from the JSON file beside an image.
+        batch_size: maximum number of rows in a batch.
+        notes: counter for oddities that the user should know of.
         plan_folder: URI of the folder that holds the plan and its side files.
     """
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
@@ -73,7 +73,7 @@ def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Coun
 
 
 def _read(uri: str, limit: int) -> bytes | None:
-    """A whole file; None if it has more than `limit` bytes, of which no more are read."""
+    """Read a whole file; return None if it has more than `limit` bytes."""
     with storage.open_input(uri) as file:
         data = read_up_to(file, limit + 1)
     return data if len(data) <= limit else None

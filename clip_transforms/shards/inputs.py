@@ -1,4 +1,4 @@
-"""What a person writes behind --input → the paths and globs that it stands for, and the files that these name."""
+"""Expand the arguments of --input to paths and globs, and find the files that these name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clip_transforms.shards.kinds import by_kind, is_hidden_name
 from clip_transforms.shards.unit import PlanError
 from clip_transforms.storage import FileInfo
 
-_MANY = 100  # files of one remote folder that are named one by one: from here on one listing is quicker
+_MANY = 100  # from so many named files of one remote folder on, listing the folder is quicker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Source:
     """Files that are looked at together.
 
     Attributes:
-        pattern: the input that named them, or the first of several.
-        name: for the line that says what was found.
-        root: the folder that their keys are relative to.
-        files: sorted.
-        is_folder: whether the input is this folder.
+        pattern: the input that named the files, or the first of several.
+        name: the name of the source in the line that says what was found.
+        root: URI of the folder that the keys are relative to.
+        files: the files, sorted.
+        is_folder: whether the input is the folder `root` itself.
         passed_over: paths of folders below `root` whose files are read under another path, since links lead there too.
     """
 
@@ -39,10 +39,10 @@ class Source:
 
 
 def find_sources(inputs: Iterable[str]) -> list[Source]:
-    """What the inputs name, in their order; last what is named file by file.
+    """Find the files that the inputs name: in their order, but files that are named one by one come last.
 
     Raises:
-        PlanError: if an input is malformed, or names nothing.
+        PlanError: if an input is malformed or matches nothing.
     """
     patterns = expand(inputs)
     globs = [pattern for pattern in patterns if storage.is_glob(pattern)]
@@ -68,7 +68,7 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
 
 
 def _look_up(patterns: Iterable[str]) -> dict[str, tuple[list[FileInfo], list[str]]]:
-    """The file or the folder that each path names."""
+    """Return (files, folders) that each path names."""
     by_folder: dict[str, dict[str, str]] = defaultdict(dict)
     for pattern in patterns:
         uri = storage.normalise(pattern)
@@ -84,9 +84,9 @@ def _look_up(patterns: Iterable[str]) -> dict[str, tuple[list[FileInfo], list[st
 
 
 def _named(folder: str, pattern: str, files: Sequence[FileInfo]) -> Iterator[Source]:
-    """Files of one folder that inputs name one by one, as when a shell expanded a glob: all of a kind are one source.
+    """Group files of one folder that were named one by one, as a shell does with a glob: all of a kind are one source.
 
-    What is nothing by itself (a caption, statistics) goes with them. Each listing is a source of its own.
+    Files that are no source by themselves, such as captions, join the first group. Each listing is its own source.
     """
     kinds = by_kind(files)
     groups = [group for kind in ("image", "tar", "parquet") if (group := kinds.pop(kind, []))]
@@ -98,16 +98,16 @@ def _named(folder: str, pattern: str, files: Sequence[FileInfo]) -> Iterator[Sou
         images = by_kind(group)["image"]
         digest = hashlib.sha256("\n".join(sorted(f.uri for f in images)).encode(errors="surrogateescape")).hexdigest()
         name = group[0].uri if len(group) == 1 else f"{folder}/({len(group)} named files)"
-        if images:  # the name is a part's too, so it says which
+        if images:  # parts are named after it, so it must tell these pictures from others
             name = f"{folder}/({len(images)} named pictures, {digest[:8]})"
         yield Source(pattern, name, folder, group)
 
 
 def expand(inputs: Iterable[str]) -> list[str]:
-    """`@file` and brace patterns written out, each pattern once.
+    """Expand `@file` and brace patterns; return each path or glob once.
 
     Raises:
-        PlanError: if one of them is malformed.
+        PlanError: if an input is malformed.
     """
     patterns = []
     for text in inputs:
@@ -136,6 +136,6 @@ def expand(inputs: Iterable[str]) -> list[str]:
 
 
 def root_of(pattern: str) -> str:
-    """The folder that a glob's pictures are keyed from: the last one before its first glob character."""
+    """Return the folder that the keys of a glob's pictures are relative to: the last one before its first wildcard."""
     fixed = pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)]
     return posixpath.dirname(storage.normalise(f"{fixed}x"))

@@ -1,4 +1,7 @@
-"""--input → what was found and what was not taken. Planning reads no image, and of Parquet files only footers."""
+"""Take inventory of --input: find shards, cut them into units, and say what was not taken.
+
+It reads no image, and only the footers of Parquet files.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +35,20 @@ class SideFile(Protocol):
     schema: pa.Schema
 
     def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
-        """Its row groups, in which parts that are not wanted may be empty."""
+        """Yield one table per row group; those of parts that are not wanted may be empty."""
 
 
 @dataclasses.dataclass
 class Inventory:
-    """What was found.
+    """Everything that was found in the inputs.
 
     Attributes:
-        units: sorted by shard and cut.
+        units: the units, in the order of the inputs.
         side_files: name → side file, for the units of folders and listings.
         detection: lines that say what was taken and what was not.
-        broken: Parquet files that became units without rows, since they cannot be read, and why, in a sentence.
+        broken: part → reason, for Parquet files that cannot be read and became units without rows.
         columns: names of all columns of Parquet files and listings.
-        unread: shards that could not be read to their end when they were cut.
+        unread: URIs of the shards that could not be read to their end when they were cut.
     """
 
     units: list[Unit] = dataclasses.field(default_factory=list)
@@ -65,13 +68,13 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
     """Find the shards that the inputs name and cut them into units.
 
     Args:
-        inputs: folders, files, globs, brace patterns, `@file` with one of these a line, on any fsspec file system.
-        options: the format to take, and what the readers are told; checked against what was found.
+        inputs: folders, files, globs, brace patterns, or `@file` with one of these per line, on any fsspec file system.
+        options: the format to take, and the settings of the readers; checked against the files that were found.
     Raises:
-        PlanError: if an input matches nothing, holds nothing to read, or an option does not fit it.
+        PlanError: if an input matches nothing or holds nothing to read, or an option does not fit it.
     """
     inventory = Inventory()
-    taken: set[str] = set()  # one shard named twice is read once
+    taken: set[str] = set()  # a shard that is named twice is read once
     sources = find_sources(inputs)
     beside = {stem(file.uri) for source in sources for file in source.files if kind_of(file.uri) == "tar"}
     beside |= {source.root for source in sources if source.is_folder}
@@ -80,7 +83,7 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
         of_pattern = list(group)
         if not sum([_take(inventory, source, options, taken, beside) for source in of_pattern]):
             empty.append(_nothing_to_read(pattern, of_pattern, options.input_format))
-            # As in `--input web/* --output web/out` from the second run on.
+            # An output among the inputs is fine, as in the second run of `--input web/* --output web/out`.
             if not all(_without_datasets(source.files)[1] for source in of_pattern):
                 raise empty[0]
     if empty and not inventory.units:
@@ -92,9 +95,16 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
 
 
 def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: set[str], beside: set[str]) -> int:
-    """Add what one source holds to the plan; the count of what was found.
+    """Add the units of one source to the inventory.
 
-    `beside` holds the folders and the stems of the tars that the inputs name, of which a Parquet file may be a sidecar.
+    Args:
+        inventory: gets the units.
+        source: the files to look at.
+        options: the format to take, and the settings of the readers.
+        taken: URIs of the files that were taken so far; gets those of this source.
+        beside: the folders and the stems of tars that the inputs name; a Parquet file beside one may be its sidecar.
+    Returns:
+        The number of files that were taken or are accounted for.
     """
     wanted, name, root = options.input_format, source.name, source.root
     files, outputs = _without_datasets(source.files)
@@ -151,7 +161,7 @@ def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: s
 
 def _take_images(inventory: Inventory, name: str, root: str, images: list[FileInfo], visible: list[FileInfo]) -> None:
     whole = storage.normalise(name) == root
-    # A glob such as *.jpg names the pictures alone; their captions lie beside them.
+    # A glob such as *.jpg matches only the pictures; their captions lie beside them.
     beside = visible if whole else storage.list_below(root)
     side_file = f"files-{len(inventory.side_files)}.parquet"
     source = root if whole else storage.normalise(name)
@@ -160,7 +170,7 @@ def _take_images(inventory: Inventory, name: str, root: str, images: list[FileIn
 
 
 def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
-    """Add the units of a listing; a line if it cannot come to much."""
+    """Add the units of a listing; return a line if little can come of it."""
     names = None if schema is None else schema.names
     if schema is None:
         try:
@@ -203,9 +213,7 @@ def _refusal(fence: Fence, uri: str) -> FenceError | None:
 
 
 def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], int]:
-    """The files that lie in no output of this program, and how many such outputs there are: an output may lie below
-    its own input.
-    """
+    """Drop outputs of this program, which may lie below an input; return the other files and the number of outputs."""
     outputs = tuple(f"{posixpath.dirname(f.uri)}/" for f in files if posixpath.basename(f.uri) == "_dataset.json")
     return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, len(outputs)
 
@@ -215,7 +223,7 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str)
     if not listed:
         return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
     if input_format != "auto":
-        return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; leave that flag away")
+        return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; omit that flag")
     pictures = ", ".join(IMAGE_EXTENSIONS)
     kinds = Counter(kind_of(file.uri) for file in listed).most_common(3)
     there = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
@@ -226,10 +234,10 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str)
 
 
 def _check(inventory: Inventory, options: ReaderOptions) -> None:
-    """Refuse what no shard of this run can follow: that is a mistake, not a wish."""
+    """Refuse options that fit no shard of this run."""
     whole = [unit for unit in inventory.units if unit.part not in inventory.broken]
     for part, error in inventory.broken.items():
-        # One damaged file among others is explained in the rejects; where there is no other, the person was wrong.
+        # One damaged file among others becomes a reject. If there is no good one, the input itself is wrong.
         if not whole or (isinstance(error, ColumnError) and not any(unit.format == "parquet" for unit in whole)):
             raise PlanError(str(error))
         shard = next(unit.shard for unit in inventory.units if unit.part == part)
@@ -248,4 +256,4 @@ def _check(inventory: Inventory, options: ReaderOptions) -> None:
         ("allow_uri", " ".join(options.allow_uri), {"listing"}, "listings"),
     ):
         if value and not formats & inventory.formats:
-            raise PlanError(f"--{flag} {value} is for {kind}, but --input has none; leave it away")
+            raise PlanError(f"--{flag} {value} is for {kind}, but --input has none; omit it")

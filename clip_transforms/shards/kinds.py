@@ -1,4 +1,4 @@
-"""Files → what they are by their names, and for Parquet by their footers."""
+"""Tell what files are: by their names, and Parquet files by their footers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FOOTER_THREADS = 16
 
 
 def kind_of(uri: str) -> str:
-    """`tar`, `image`, `listing`, `parquet`, `caption`, `json`, `statistics`, or the extension of anything else."""
+    """Return `tar`, `image`, `listing`, `parquet`, `caption`, `json`, `statistics`, or else the extension."""
     lower = posixpath.basename(uri).lower()
     extension = lower.rpartition(".")[2] if "." in lower else ""
     if lower.endswith(_TAR_SUFFIXES):
@@ -53,7 +53,7 @@ def kind_of(uri: str) -> str:
 
 
 def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
-    """Files, sorted by what their names say."""
+    """Sort files by the kind that their names tell."""
     kinds: dict[str, list[FileInfo]] = defaultdict(list)
     for file in files:
         kinds[kind_of(file.uri)].append(file)
@@ -61,13 +61,13 @@ def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
 
 
 def is_hidden(uri: str, root: str) -> bool:
-    """Whether a file is a dot file or macOS's, or lies in such a folder."""
+    """Return whether a file, or a folder between it and `root`, is a dot file or one of macOS's."""
     relative = uri.removeprefix(root).lstrip("/")
     return any(map(is_hidden_name, relative.split("/")))
 
 
 def is_hidden_name(name: str) -> bool:
-    """Return whether a file or folder of this name is a dot file or macOS's."""
+    """Return whether the name is that of a dot file or of macOS's own folder."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -76,12 +76,12 @@ class ParquetFiles:
     """The Parquet files of one input.
 
     Attributes:
-        images: with image bytes, and their footers.
-        listings: without, but with URIs or captions, and the names of their columns.
-        sidecars: that only describe what lies beside them.
-        unread: beside tars or pictures, that cannot be read; most probably sidecars.
-        others: that have nothing for us, and their schemas.
-        broken: that cannot be read, or whose columns do not serve, and why, in a sentence.
+        images: files with image bytes, and their footers.
+        listings: files with URIs or captions but without image bytes, and their schemas.
+        sidecars: files that only describe the tars or pictures beside them.
+        unread: unreadable files beside tars or pictures; most probably sidecars.
+        others: files without a column that we use, and their schemas.
+        broken: files that cannot be read or whose columns cannot be used, and the reason as a sentence.
     """
 
     images: list[tuple[FileInfo, pq.FileMetaData]] = dataclasses.field(default_factory=list)
@@ -95,21 +95,21 @@ class ParquetFiles:
 def sort_parquet(
     files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions, named: Collection[str] = ()
 ) -> ParquetFiles:
-    """Look into the footers of Parquet files.
+    """Sort Parquet files by their footers.
 
     Args:
-        files: these.
-        visible: all files of the input; tars and pictures make sidecars of what lies beside them.
-        options: which columns to take.
-        named: folders, and stems of tars, that other inputs name; what is beside them is a sidecar if it has no images.
+        files: the Parquet files.
+        visible: all files of the input; tars and pictures make sidecars of the Parquet files beside them.
+        options: names the columns to take.
+        named: folders and stems of tars that other inputs name; a file beside one is a sidecar if it has no images.
     """
-    alone = options.input_format != "auto"  # nothing is beside what was asked for
+    alone = options.input_format != "auto"  # a format that was asked for has no sidecars
     tars = set() if alone else {stem(file.uri) for file in visible if kind_of(file.uri) == "tar"}
     folders = {posixpath.dirname(file.uri) for file in visible if kind_of(file.uri) == "image"}
     if not alone:
         folders |= {*named, *(stem(file.uri) for file in visible if kind_of(file.uri) == ".tfrecord")}
     beside = any(kind_of(file.uri) in ("image", "tar") for file in visible) and options.input_format != "listing"
-    # A sidecar is told by its name alone: opening each would turn planning from seconds into minutes.
+    # Sidecars are recognised by their names: opening each of them would turn planning from seconds into minutes.
     found = ParquetFiles(sidecars=[file for file in files if stem(file.uri) in tars])
     rest = [file for file in files if stem(file.uri) not in tars]
     with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as pool:
@@ -139,7 +139,7 @@ def sort_parquet(
 
 
 def _recognise_damaged(found: ParquetFiles, options: ReaderOptions) -> None:
-    """A file whose image column is of another type than its siblings' is a damaged shard, not a stranger."""
+    """Treat a file as damaged if its image column has another type than in its siblings."""
     names = {image_column(metadata.schema.to_arrow_schema(), options) for _, metadata in found.images}
     for files in (found.listings, found.others):
         for file, schema in [pair for pair in files if names & set(pair[1].names)]:
@@ -150,13 +150,13 @@ def _recognise_damaged(found: ParquetFiles, options: ReaderOptions) -> None:
 
 
 def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
-    """Whether there is a column of URIs or of captions."""
+    """Return whether there is a column of URIs or of captions."""
     asked, _ = asked_caption(schema.names, options)
     return bool(uri_column(schema, options) or asked in schema.names or find(schema.names, CAPTION_COLUMNS))
 
 
 def stem(uri: str) -> str:
-    """A shard's URI without its extension, which its sidecar shares."""
+    """Return the URI of a shard without its extension; its sidecar has the same stem."""
     for suffix in (*_TAR_SUFFIXES, ".parquet", ".tfrecord"):
         if uri.lower().endswith(suffix):
             return uri[: -len(suffix)]

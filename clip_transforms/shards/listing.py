@@ -1,4 +1,4 @@
-"""Listings: CSV, TSV, JSONL or Parquet with a URI, a caption or both a row. Their rows lie beside the plan."""
+"""Read listings: CSV, TSV, JSONL or Parquet with a URI, a caption or both in each row. A side file holds their rows."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
 from schemas.samples import IMAGE_URI
 
 _FETCHES = 16
-_AHEAD = 64  # rows whose images are fetched or wait for their turn
-_SMALL = 4 << 20  # bytes; a larger image is fetched when its turn has come, so that they do not pile up
+_AHEAD = 64  # rows whose images are being fetched or are ready
+_SMALL = 4 << 20  # bytes; a larger image is fetched only when its turn comes, so that large ones do not pile up
 
 
 def read_listing(
     unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, plan_folder: str
 ) -> Iterator[pa.RecordBatch]:
-    """Read the rows of one unit; images are fetched some at a time, ahead, and handed out in order.
+    """Read the rows of one unit. Several images are fetched ahead at a time; rows keep their order.
 
     Args:
         unit: its `uri` names a side file in `plan_folder`; `start` and `stop` are row groups of that file.
-        options: what is allowed, the columns, and the limits.
-        batch_size: the most rows of a batch.
-        notes: counts what is worth telling.
+        options: names the columns, the limits and the allowed URIs.
+        batch_size: maximum number of rows in a batch.
+        notes: counter for oddities that the user should know of.
         plan_folder: URI of the folder that holds the plan and its side files.
     Raises:
-        ShardError: after its rows, if the listing could not be read to its end.
+        ShardError: after the rows, if the listing could not be read to its end.
     """
     with contextlib.closing(_samples(unit, options, notes, plan_folder)) as samples:
         yield from batch_samples(samples, options, batch_size, notes)
@@ -73,7 +73,7 @@ def _samples(
                 while len(waiting) < _AHEAD and (found := next(samples, None)) is not None:
                     sample, uri = found
                     waiting.append((*found, uri and pool.submit(fetch_image, uri, fence, limit, stopped)))
-            except ShardError as error:  # what was read before the damage goes out first
+            except ShardError as error:  # yield the rows before the damage first
                 damage = error
             if not waiting:
                 break
@@ -107,10 +107,10 @@ def _too_large(uri: str, error: TooLargeError, options: ReaderOptions) -> dict[s
 def _samples_of(
     unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: str
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """The samples of a unit without their images, and the URI of each, if there is one.
+    """Yield the samples of a unit without their images, each with the URI of its image, if it has one.
 
     Raises:
-        ShardError: behind the last row, if the listing is damaged there.
+        ShardError: after the last row, if the listing is damaged there.
     """
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
         parquet = open_parquet(file)
@@ -139,7 +139,7 @@ def _sample(
         try:
             found, uri = _of_fields(fields, options)
             return sample | found, uri
-        except RecursionError as error:  # it could be read, but not written
+        except RecursionError as error:  # JSON this deep can be read but not written
             problem = str(error)
     text = record.text or b""
     reject = read_reject("malformed row", f"{problem}: {text[:80]!r}", len(text))

@@ -1,4 +1,4 @@
-"""Parquet files with image bytes in them."""
+"""Read Parquet files that hold image bytes."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from clip_transforms.shards.parquet_columns import (
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, shard_error
 from schemas.samples import IMAGE_URI, READ_REJECT, samples_schema
 
-# What reading damaged bytes raises; the last for names that are no text.
+# Errors that damaged bytes cause; UnicodeDecodeError comes from names of columns.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
-# What `as_py` raises for a value that Python cannot hold or decode.
+# Errors of `as_py` for a value that Python cannot hold or decode.
 _NO_PYTHON_VALUE = (ValueError, OverflowError, KeyError, pa.ArrowException)
-# img2dataset keeps the rows that it could not download, with null bytes: nothing was offered there.
+# img2dataset keeps rows that it could not download, with null bytes; such a row offers nothing.
 _FAILED = ("failed_to_download", "failed_to_resize")
-_NAMED = 5  # so many damaged places are named in a reject
+_NAMED = 5  # number of damaged places that a reject names
 
 
 def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
     """Read the row groups of one unit; memory holds pages, not row groups.
 
     Raises:
-        ShardError: after all rows that can be read, if some cannot, or the columns do not serve.
+        ShardError: after all readable rows, if some cannot be read or the columns cannot be used.
     """
     try:
         with storage.open_input(unit.uri) as file:
@@ -62,7 +62,7 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
 
 
 def _rows_that_fit(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
-    """How many rows of usual size make MAX_BATCH_BYTES: a batch is in memory before its sizes are known."""
+    """Return how many rows of average size make MAX_BATCH_BYTES; a batch is in memory before its sizes are known."""
     found = [metadata.row_group(group) for group in groups]
     num_bytes, rows = sum(group.total_byte_size for group in found), sum(group.num_rows for group in found)
     return max(1, MAX_BATCH_BYTES * rows // num_bytes) if num_bytes > 0 and rows > 0 else MAX_BATCH_BYTES
@@ -71,16 +71,16 @@ def _rows_that_fit(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
 def read_row_groups(
     parquet: pq.ParquetFile, groups: Sequence[int], first_row: int, batch_size: int, columns: list[str] | None = None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches, each behind the place of its first row. What is damaged costs the rest of its row group, no more.
+    """Yield (place of the first row, batch). Damage costs the rest of its row group and no more.
 
     Args:
         parquet: the file.
-        groups: consecutive row groups.
+        groups: numbers of consecutive row groups.
         first_row: place of their first row.
-        batch_size: the most rows of a batch.
-        columns: to read; all by default.
+        batch_size: maximum number of rows in a batch.
+        columns: names of the columns to read; all by default.
     Raises:
-        ShardError: after all rows that can be read, naming those that cannot.
+        ShardError: after all readable rows, naming those that cannot be read.
     """
     row, start, lost = first_row, first_row, []
     try:
@@ -95,7 +95,7 @@ def read_row_groups(
     if not lost and row == first_row + sum(parquet.metadata.row_group(group).num_rows for group in groups):
         return
     lost.clear()
-    for group in groups:  # once more, each by itself, without what was handed out already
+    for group in groups:  # again, one by one, without the rows that were yielded already
         stop = start + parquet.metadata.row_group(group).num_rows
         problem = "it ends early"
         try:
@@ -117,7 +117,7 @@ def read_row_groups(
 def _row_by_row(
     parquet: pq.ParquetFile, group: int, skipped: int, batch_size: int, columns: list[str] | None
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a group behind the first so many, up to the one that is damaged, wherever batches would end."""
+    """Yield the rows of a group after the first `skipped` ones, up to the damaged row, wherever batches would end."""
     waiting: list[pa.RecordBatch] = []
     failure = None
     rows = parquet.iter_batches(1, [group], columns, use_threads=False)
@@ -180,7 +180,7 @@ def _image_bytes(array: pa.Array) -> pa.Array:
 
 
 def _within_limit(image: pa.Array, options: ReaderOptions) -> tuple[pa.Array, pa.Array]:
-    """Images without those of too many bytes, and what is rejected of them."""
+    """Return the images without those over the limit, and the rejects of those."""
     sizes, limit = pc.binary_length(image), options.max_image_bytes
     within = pc.less_equal(sizes, limit)
     if pc.all(within).as_py() is not False:  # null where there is no image
@@ -193,10 +193,12 @@ def _within_limit(image: pa.Array, options: ReaderOptions) -> tuple[pa.Array, pa
 
 
 def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
-    """Whether a row offers anything: img2dataset's failed rows do not."""
+    """Return for each row whether it offers anything; rows that img2dataset failed to download do not."""
     if "status" not in batch.schema.names:
         return [True] * batch.num_rows
-    statuses = _values(batch.column(batch.schema.names.index("status")), Counter())  # may be the user's own
+    statuses = _values(
+        batch.column(batch.schema.names.index("status")), Counter()
+    )  # the column may be the user's own, so oddities in it are not counted
     return [
         not (status in _FAILED and not valid)
         for status, valid in zip(statuses, image.is_valid().to_pylist(), strict=True)
@@ -206,7 +208,7 @@ def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
 def _captions(
     batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool], options: ReaderOptions
 ) -> tuple[pa.Array, pa.Array]:
-    """Captions, null where absent, and what is rejected of them."""
+    """Return captions, null where absent, and their rejects."""
     if column is None:
         return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, READ_REJECT)
     name, index = column
@@ -214,7 +216,7 @@ def _captions(
     for scalar, offers in zip(batch.column(name), offered, strict=True):
         try:
             value = scalar.as_py() if offers else None
-        except UnicodeDecodeError as error:  # Arrow does not look at what it reads
+        except UnicodeDecodeError as error:  # Arrow does not validate text when it reads it
             message = f"not UTF-8 at byte {error.start}: {error.object[error.start : error.start + 8]!r}"
             fields.append({"caption_reject": read_reject("not UTF-8", message, len(error.object))})
             continue
@@ -237,7 +239,7 @@ def _values(array: pa.Array, notes: Counter) -> list[Any]:
     """Return the Python values of a column; one that Python cannot hold or decode as UTF-8 is None and counted."""
     if pa.types.is_temporal(array.type):
         try:
-            array = array.cast(pa.string())  # Arrow's own text: Python knows no year beyond 9999
+            array = array.cast(pa.string())  # Arrow's own text, since Python has no year after 9999
         except pa.ArrowException as error:
             if storage.is_of_the_machine(error):
                 raise
@@ -275,14 +277,14 @@ def _value_of(scalar: pa.Scalar, instead: Callable[[pa.Scalar, Exception], Any])
 
 def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
     """Open a Parquet file so that memory holds pages, not row groups."""
-    # Checksums are there where the writer was asked for them; then a flipped bit is found, and not embedded.
+    # Some writers add checksums. With them, a flipped bit is found rather than embedded.
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
 
 
 def _cast(array: pa.Array, type_: pa.DataType, notes: Counter) -> pa.Array:
     try:
         found = array.cast(type_)
-        found.validate(full=True)  # a text that is no UTF-8 would be written through
+        found.validate(full=True)  # the cast itself does not notice text that is not UTF-8
         return found
     except (pa.ArrowException, UnicodeDecodeError) as error:
         if storage.is_of_the_machine(error):

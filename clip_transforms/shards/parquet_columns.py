@@ -1,4 +1,4 @@
-"""Which column of a Parquet file is the image, the caption, the key: found by name and type, or as the flags say."""
+"""Find the columns of images, captions and keys: by name and type, or as the flags say."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _INDEXED = re.compile(r"(.+)\[(\d+)\]")
 
 
 class ColumnError(ValueError):
-    """A column that was asked for and cannot serve, in one sentence."""
+    """A column was asked for that does not exist or cannot be used; the message is one sentence."""
 
 
 def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """The column that holds image bytes: a binary one, or a struct with binary `bytes`; None if there is none.
+    """Return the name of the column with image bytes, binary or a struct with binary `bytes`; None if there is none.
 
     Raises:
-        ColumnError: if `--image_column` names what is neither that nor a text, which may be URIs.
+        ColumnError: if `--image_column` names a column that is neither that nor text, which may be URIs.
     """
     if options.image_column:
         if options.image_column not in schema.names:
@@ -45,21 +45,21 @@ def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
 
 
 def find(names: Sequence[str], usual: Sequence[str]) -> str | None:
-    """The first of the usual names that is there, in any case; as written goes first."""
+    """Return the first of the usual names that exists, in any case; an exact match wins."""
     lower = {name.lower(): name for name in reversed(names)}
     return next((name if name in names else lower[name] for name in usual if name in lower), None)
 
 
 def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int | None] | None:
-    """The column of captions, and the place in it where it lists several; None if there is none.
+    """Return the column of captions, and the index to take if it holds lists; None if there is no such column.
 
     Raises:
-        ColumnError: if `--caption_column` names another thing, or the column lists several and no place is given.
+        ColumnError: if `--caption_column` names a column of another type, or of lists without giving an index.
     """
     asked, index = asked_caption(schema.names, options)
     if asked and asked not in schema.names:
         raise _missing("caption_column", asked, schema.names)
-    # What is only called like a caption, and is a number or a struct, is passed over; what was asked for must serve.
+    # A number or a struct that only has a caption's name is passed over. A column that was asked for must be usable.
     name = asked or find([f.name for f in schema if not _is_other(f.type)], CAPTION_COLUMNS)
     if name is None:
         return None
@@ -68,9 +68,7 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     if listed and index is None:
         raise several_captions(name)
     if not listed and index is not None:
-        raise ColumnError(
-            f"--caption_column {options.caption_column}: {name} is {type_}, no list; leave [{index}] away"
-        )
+        raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
     text = type_.value_type if listed else _plain(type_)
     if not (_is_text(text) or pa.types.is_null(text)):
         raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
@@ -78,12 +76,12 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
 
 
 def several_captions(name: str) -> ColumnError:
-    """The refusal of a column of lists, of which no place was named."""
+    """Return the error for a column of lists for which no index was given."""
     return ColumnError(f"the column {name} lists several captions a row; choose one: --caption_column '{name}[0]'")
 
 
 def asked_caption(names: Sequence[str], options: ReaderOptions) -> tuple[str | None, int | None]:
-    """The column that `--caption_column` names, and the place in it."""
+    """Return the column and the index that `--caption_column` names."""
     asked = options.caption_column
     if asked and asked not in names and (match := _INDEXED.fullmatch(asked)):
         return match[1], int(match[2])
@@ -126,7 +124,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 
 def _is_other(type_: pa.DataType) -> bool:
-    """Neither text nor a list nor nothing at all."""
+    """Return whether a type is neither text nor a list nor null."""
     plain = _plain(type_)
     return not (_is_text(plain) or _is_list(plain) or pa.types.is_null(plain))
 
@@ -136,10 +134,10 @@ def _plain(type_: pa.DataType) -> pa.DataType:
 
 
 def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """The column of keys; None if the row is the key.
+    """Return the column of keys; None if the row is the key.
 
     Raises:
-        ColumnError: if `--key_column` names a column that is not there.
+        ColumnError: if `--key_column` names a column that does not exist or is nested.
     """
     if options.key_column and options.key_column not in schema.names:
         raise _missing("key_column", options.key_column, schema.names)
@@ -150,7 +148,7 @@ def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
 
 
 def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
-    """Refuse what the reader could not serve. Columns of `--columns` may be missing here and be there in other files.
+    """Refuse columns that the reader cannot use. Columns of `--columns` may be missing here and exist in other files.
 
     Raises:
         ColumnError: naming the column.
@@ -166,7 +164,7 @@ def check_wanted(names: Sequence[str], options: ReaderOptions) -> None:
     """Refuse a column of `--columns` that no shard has.
 
     Raises:
-        ColumnError: naming it.
+        ColumnError: naming the column.
     """
     for column in options.columns:
         if column.field not in names:
@@ -174,17 +172,17 @@ def check_wanted(names: Sequence[str], options: ReaderOptions) -> None:
 
 
 def uri_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """The column that holds the URIs of images; None if there is none."""
+    """Return the column with the URIs of images; None if there is none."""
     texts = [field.name for field in schema if _is_text(_plain(field.type))]
     return options.image_column if options.image_column in texts else find(texts, URI_COLUMNS)
 
 
 def _missing(flag: str, name: str, names: Sequence[str]) -> ColumnError:
-    return ColumnError(f"--{flag} {name} is no column of the input; it has {', '.join(names)}")
+    return ColumnError(f"--{flag} {name} is not a column of the input; its columns are {', '.join(names)}")
 
 
 def holds_bytes(type_: pa.DataType) -> bool:
-    """Whether it is binary, or a struct with binary `bytes`."""
+    """Return whether a type is binary, or a struct with binary `bytes`."""
     if pa.types.is_struct(type_):
         place = type_.get_field_index("bytes")
         return place >= 0 and holds_bytes(type_.field(place).type)
@@ -192,7 +190,7 @@ def holds_bytes(type_: pa.DataType) -> bool:
 
 
 def has_bytes(type_: pa.DataType) -> bool:
-    """Whether there are bytes anywhere in it."""
+    """Return whether a type is binary or contains a binary type at any depth."""
     if holds_bytes(type_) or pa.types.is_fixed_size_binary(type_):
         return True
     return pa.types.is_nested(type_) and any(has_bytes(type_.field(i).type) for i in range(type_.num_fields))

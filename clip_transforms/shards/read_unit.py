@@ -1,4 +1,4 @@
-"""Unit → record batches, whatever its format."""
+"""Read the record batches of a unit, whatever its format."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ def read_unit(
     """Read the samples of a unit, in the order of the source.
 
     Args:
-        unit: from the plan.
-        options: the reader's choices; `options.limit` ends the unit early.
-        batch_size: the most rows of a batch. Batches never span units.
-        notes: counts what is worth telling.
+        unit: a unit of the plan.
+        options: settings of the reader; `options.limit` ends the unit early.
+        batch_size: maximum number of rows in a batch. Batches never span units.
+        notes: counter for oddities that the user should know of.
         plan_folder: URI of the folder that holds the plan and the side files of folders and listings.
     Yields:
         Batches of `schemas.samples`.
     Raises:
-        ShardError: after all samples that could be read, where the shard could not be read to its end.
+        ShardError: after all samples that could be read, if the shard could not be read to its end.
     """
     if options.limit:
-        batch_size = min(batch_size, options.limit)  # so that nothing behind the limit is read, or counted
+        batch_size = min(
+            batch_size, options.limit
+        )  # otherwise samples beyond the limit would be read, and their oddities counted
     if unit.format == "webdataset":
         batches = read_webdataset(unit, options, batch_size, notes)
     elif unit.format == "parquet":

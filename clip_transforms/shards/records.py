@@ -1,4 +1,4 @@
-"""The rows of a listing as JSON objects, whatever it is written in; one that cannot be read is a row all the same."""
+"""Read the rows of a listing as JSON objects, whatever its format. A row that cannot be read still counts as a row."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from clip_transforms.shards.unit import ShardError
 MAX_RECORD_BYTES = 1 << 20
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _BLOCK = 1 << 20
-_SHOWN = 200  # bytes of a row that cannot be read
+_SHOWN = 200  # bytes that are kept of a row that cannot be read
 
 
 class Record(NamedTuple):
-    """A row.
+    """A row of a listing.
 
     Attributes:
-        row: its place in the listing, from 0; blank lines are none.
-        text: a JSON object in UTF-8, in which bytes that were none are lone surrogates; None behind the last row of
-            a listing that is damaged there.
-        problem: why the row cannot be read; `text` is its beginning then.
-        short: whether it has fewer fields than the header.
+        row: place in the listing, from 0; blank lines do not count.
+        text: a JSON object in UTF-8, with lone surrogates for bytes that were not UTF-8; None for the record that
+            follows the last row of a damaged listing.
+        problem: the reason why the row cannot be read; `text` is then only its beginning.
+        short: whether the row has fewer fields than the header.
     """
 
     row: int
@@ -40,10 +40,11 @@ class Record(NamedTuple):
     short: bool = False
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the row.
+        """Parse the fields of the row.
 
         Raises:
-            ValueError: if it is no JSON object; RecursionError if it is too deep a one.
+            ValueError: if it is not a JSON object.
+            RecursionError: if it is nested too deeply.
         """
         fields = json.loads((self.text or b"").decode("utf-8", "surrogatepass"))
         if not isinstance(fields, dict):
@@ -52,7 +53,7 @@ class Record(NamedTuple):
 
 
 def check_line_ends(uri: str) -> None:
-    """Refuse a text listing that would be a single line to us.
+    """Refuse a text listing whose lines we could not tell apart.
 
     Raises:
         ValueError: if its lines end with carriage returns alone, as those of old Macs and some spreadsheets do.
@@ -66,19 +67,19 @@ def check_line_ends(uri: str) -> None:
 
 
 def read_header(uri: str) -> list[str]:
-    """The names of a CSV's or TSV's columns.
+    """Return the names of the columns of a CSV or TSV.
 
     Raises:
-        ValueError: if the first line is no header, in a few words.
+        ValueError: if the first line is not a header.
     """
     with storage.open_input(uri) as file:
         line = next((line for line in _lines(file) if line.strip()), b"")
     try:
         fields = next(csv.reader([_decode(line).encode().decode()], delimiter=_delimiter(uri), strict=True))
     except (csv.Error, UnicodeError):
-        raise ValueError("its first line is no header in UTF-8") from None
+        raise ValueError("its first line is not a header in UTF-8") from None
     if any("\0" in name for name in fields):
-        raise ValueError("its first line is no header in UTF-8")
+        raise ValueError("its first line is not a header in UTF-8")
     twice = [name for name, count in collections.Counter(fields).items() if count > 1 and name]
     if twice:
         raise ValueError(f"two of its columns are called {twice[0]!r}")
@@ -86,9 +87,9 @@ def read_header(uri: str) -> list[str]:
 
 
 def read_records(uri: str) -> Iterator[Record]:
-    """All rows, in order, streaming.
+    """Stream all rows in order.
 
-    A listing that is damaged, or that storage does not give to its end, ends with a record without text.
+    If the listing is damaged or cannot be read to its end, the last record has no text.
     """
     extension = uri.rpartition(".")[2].lower()
     row = -1
@@ -114,12 +115,12 @@ def _delimiter(uri: str) -> str:
 
 
 def _decode(line: bytes) -> str:
-    """Foreign bytes become lone surrogates, so that one field's do not spoil the others."""
+    """Decode UTF-8; other bytes become lone surrogates, so that one bad field leaves the other fields intact."""
     return line.decode("utf-8", "surrogateescape")
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines without their line feed and without a byte-order mark; of one that is too long, a beginning that is."""
+    """Yield lines without line feed and byte-order mark; of an overlong line, a beginning of more than the limit."""
     rest, skipping = b"", False
     first = True
     for block in itertools.chain(iter(lambda: file.read(_BLOCK), b""), [None]):
@@ -157,7 +158,7 @@ def _delimited(file: IO[bytes], delimiter: str) -> Iterator[Record]:
     lines = _Lines(line for line in _lines(file))
     header: list[str] | None = None
     row = 0
-    white = bytes(set(b" \t\r\v\f") - set(delimiter.encode()))  # a line of tabs is a row of empty fields in a TSV
+    white = bytes(set(b" \t\r\v\f") - set(delimiter.encode()))  # in a TSV, a line of tabs is a row of empty fields
     for line in lines:
         if not line.strip(white):
             continue
@@ -176,7 +177,7 @@ def _delimited(file: IO[bytes], delimiter: str) -> Iterator[Record]:
 
 
 class _Lines:
-    """Lines, some of which may be put back."""
+    """An iterator over lines that takes lines back."""
 
     def __init__(self, lines: Iterable[bytes]):
         self._lines = iter(lines)
@@ -193,9 +194,10 @@ class _Lines:
 
 
 def _fields(line: bytes, lines: _Lines, delimiter: str, expected: int) -> tuple[list[str], str | None]:
-    """The fields of the row that begins with a line, of which a quoted one may go on over further lines.
+    """Return the fields of the row that begins with `line`, and a problem if there is one.
 
-    Where the quotes do not fit, the line alone is the row, so that a stray quote costs one row and not the listing.
+    A quoted field may continue on further lines. If the quotes do not match, the line alone is the row, so that a stray
+    quote costs one row and not the rest of the listing.
     """
     problem = _too_long(line)
     if problem or b'"' not in line:
@@ -218,7 +220,7 @@ def _fields(line: bytes, lines: _Lines, delimiter: str, expected: int) -> tuple[
         lines.put_back(taken)
         plain = _decode(line).removesuffix("\r").split(delimiter)
         if delimiter == "\t" and len(plain) == expected:
-            return plain, None  # most programs that write tabs know no quotes
+            return plain, None  # most programs that write TSV do not quote
         return [], f"its quotes do not fit: {error}"
 
 

@@ -1,4 +1,4 @@
-"""The members of a tar, streaming, out of any bytes: what is damaged ends it with one error, never with a hang."""
+"""Stream the members of a tar. Damage ends the tar with one error and never hangs, whatever the bytes are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clip_transforms.shards.unit import ShardError, shard_error
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What reading damaged bytes raises; `tarfile` and the decompressors let much through.
+# Errors that damaged bytes cause; `tarfile` and the decompressors let many kinds through.
 _DAMAGE = (
     tarfile.TarError,
     OSError,
@@ -29,7 +29,7 @@ _DAMAGE = (
     OverflowError,
     IndexError,
     KeyError,
-    RecursionError,  # a thousand headers that each announce the next
+    RecursionError,  # from a thousand headers that each announce another
 )
 
 
@@ -42,18 +42,18 @@ _COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], _Readable]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-_MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header, which `tarfile` reads whole
-_MAX_SIZE = 1 << 63  # bytes of a member; more than any file has
-_MAX_READS_AT_END = 100  # `tarfile` goes on asking in some of its loops
+_MAX_HEADER_BYTES = 1 << 20  # size of a long name or a pax header, which `tarfile` reads whole
+_MAX_SIZE = 1 << 63  # bytes of a member; no real file is as large
+_MAX_READS_AT_END = 100  # some loops of `tarfile` keep reading at the end
 
 
 class Member:
     """A member of a tar.
 
     Attributes:
-        name: as it stands in the tar: a key, never a path.
-        size: in bytes, from its header.
-        problem: why it cannot be read, though the tar can.
+        name: name in the tar; it is a key, never a path.
+        size: bytes, as its header says.
+        problem: the reason why this member cannot be read although the tar can; None if it can be read.
     """
 
     def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo):
@@ -65,10 +65,10 @@ class Member:
             self.size = 0
 
     def read(self) -> bytes:
-        """Its bytes; before the next member is asked for.
+        """Read its bytes; call this before the next member is taken.
 
         Raises:
-            ShardError: if the tar ends or is damaged in it.
+            ShardError: if the tar ends or is damaged inside the member.
         """
         try:
             file = self._tar.extractfile(self._info)
@@ -81,16 +81,16 @@ class Member:
             raise _damaged(f"{self.name[:200]!r}", self._info.offset_data, error) from error
 
     def lost(self) -> dict[str, Any]:
-        """The reject of a modality that this member offers, should it not be read."""
+        """Return the reject to use if this member offers a modality and cannot be read."""
         problem = self.problem or "the shard ends or is damaged in it"
         return read_reject("unreadable", f"{self.name[:200]!r}: {problem}", None)
 
 
 def read_members(uri: str) -> Generator[Member, None, None]:
-    """The members that are no folders, in order.
+    """Yield the members in order, without folders.
 
     Raises:
-        ShardError: where the tar is damaged or ends without its end mark.
+        ShardError: if the tar is damaged or ends without its end mark; after the members before that.
     """
     try:
         with storage.open_input(uri) as file:
@@ -105,12 +105,12 @@ def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
         tar = tarfile.open(fileobj=tar_bytes, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else a tar's headers pile up in memory
-            if not 0 <= info.size < _MAX_SIZE:  # a pax header may say what the header itself does not
+            if not 0 <= info.size < _MAX_SIZE:  # a pax header may override the size in the header
                 raise ShardError("unreadable", f"a member of {info.size:,} bytes at byte {info.offset:,}")
             if not info.isdir():
                 yield Member(tar, info)
         while rest := tar.fileobj.read(1 << 20):
-            if rest.strip(b"\0"):  # two tars, one behind the other: `tarfile` stops at the end mark of the first
+            if rest.strip(b"\0"):  # two concatenated tars: `tarfile` stops at the end mark of the first
                 raise ShardError("unreadable", f"something follows the end mark at byte {tar.offset:,}")
     except _DAMAGE as error:
         if storage.is_of_the_machine(error):
@@ -123,7 +123,7 @@ def _damaged(what: str, offset: int, error: Exception) -> ShardError:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is not one ends the tar with an error; `tarfile` would end it without a word."""
+    """Raise an error at a malformed header; `tarfile` would silently end the tar there."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -156,7 +156,7 @@ _HEADER_TYPES = (
 
 
 class _TarBytes(io.RawIOBase):
-    """What `tarfile` reads from: whole blocks, and an error for whoever goes on reading at the end."""
+    """The bytes that `tarfile` reads. Reading on and on at the end is an error, so that its loops end."""
 
     def __init__(self, file: _Readable):
         super().__init__()
@@ -173,7 +173,7 @@ class _TarBytes(io.RawIOBase):
 
 
 def _decompressed(file: IO[bytes]) -> _Readable:
-    """The bytes of the tar itself, by what the file begins with, not by its name."""
+    """Decompress the file if its first bytes say so; its name does not matter."""
     start = file.read(6)
     file.seek(0)
     opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)

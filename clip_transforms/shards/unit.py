@@ -1,4 +1,4 @@
-"""Unit: the piece of a shard that becomes one part; and the choices that a reader is given."""
+"""Define the unit, which is the piece of a shard that becomes one part, and the settings of the readers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet", "listing")
 
 
 class PlanError(ValueError):
-    """An input that cannot be used, in one sentence."""
+    """An input cannot be used; the message is one sentence."""
 
 
 class ShardError(Exception):
-    """A shard that cannot be read, or not further.
+    """A shard cannot be read, or not to its end.
 
     Attributes:
         reason: `vanished` or `unreadable`.
@@ -34,13 +34,13 @@ class ShardError(Exception):
 
 
 def shard_error(uri: str, error: Exception) -> ShardError:
-    """Return what an error, raised while a shard was read, says of the shard.
+    """Turn an error that reading a shard raised into a ShardError.
 
     Args:
         uri: URI of the shard.
         error: the error.
     Raises:
-        Exception: `error` itself, if this machine ran out of something: it says nothing of the shard then.
+        Exception: `error` itself if this machine ran out of something, since that is not about the shard.
     """
     if storage.is_of_the_machine(error):
         raise error
@@ -51,17 +51,17 @@ def shard_error(uri: str, error: Exception) -> ShardError:
 
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
-    """What planning and the readers are told. All but `input_format` and `allow_uri` is part of the fingerprint.
+    """Settings of planning and of the readers. All but `input_format` and `allow_uri` are part of the fingerprint.
 
     Attributes:
-        input_format: one of INPUT_FORMATS; `auto` takes what is found.
-        image_extension: of the member that is the image, where a tar has several.
-        image_column, caption_column, key_column: names in Parquet and listings, where the usual ones are not meant.
-        columns: the user's own.
-        limit: the first so many samples of each unit; 0 for all.
-        max_image_bytes, max_caption_bytes: of one encoded image, and of one caption in UTF-8.
-        allow_uri: where the URIs of a listing may point to besides its own folder: folders, hosts, or `https://` for
-            every public host.
+        input_format: one of INPUT_FORMATS; `auto` takes whatever is found.
+        image_extension: extension of the member that is the image, for tars with several images per key.
+        image_column, caption_column, key_column: names of columns in Parquet and listings, if not the usual ones.
+        columns: the user's own columns.
+        limit: number of samples to read from the start of each unit; 0 for all.
+        max_image_bytes, max_caption_bytes: maximum size of one encoded image, and of one caption in UTF-8.
+        allow_uri: places besides its own folder that the URIs of a listing may point to: folders, hosts, or `https://`
+            for every public host.
     """
 
     input_format: str = "auto"
@@ -76,7 +76,7 @@ class ReaderOptions:
     allow_uri: tuple[str, ...] = ()
 
     def __post_init__(self):
-        """Refuse what no reader could follow."""
+        """Refuse settings that no reader could follow."""
         if self.input_format not in INPUT_FORMATS:
             raise ValueError(
                 f"--input_format is {self.input_format!r}, but it must be one of {', '.join(INPUT_FORMATS)}"
@@ -92,7 +92,7 @@ class ReaderOptions:
                     f"--allow_uri is {uri!r}, but it must be an absolute path, or begin with a scheme such as https://"
                 )
         for name in ("max_image_bytes", "max_caption_bytes"):
-            if not 1 <= getattr(self, name) < 1 << 31:  # beyond, one value would not fit into an Arrow array
+            if not 1 <= getattr(self, name) < 1 << 31:  # a larger value would not fit into an Arrow array
                 raise ValueError(f"--{name} is {getattr(self, name)}, but it must be 1 to 2,147,483,647")
 
 
@@ -101,14 +101,14 @@ class Unit:
     """A piece of a shard.
 
     Attributes:
-        shard: URI of the shard; of a folder's unit `<folder>#<the path it starts after>`.
-        uri: of the file to read; of a folder's or a listing's unit, the name of its side file.
+        shard: URI of the shard; for a folder `<folder>#<the path it starts after>`.
+        uri: URI of the file to read; for a folder or a listing, the name of its side file.
         format: `webdataset`, `parquet`, `folder` or `listing`.
         start, stop: row groups of a Parquet file or of a listing's side file, or rows of a folder's side file; 0, 0 for
             a whole tar, and for a Parquet file that could not be planned.
         first_row: `row` of its first sample.
-        stamp: of the source, see DATASET.md section 4.
-        num_bytes: of the source, roughly; for the progress bar.
+        stamp: the source stamp, see DATASET.md section 4.
+        num_bytes: approximate size of the source, for the progress bar.
         part: name of the part that it becomes, without extension.
     """
 
@@ -124,9 +124,9 @@ class Unit:
 
 
 def part_name(shard: str, cut: str = "") -> str:
-    """The name of the part made from a shard, or from the piece of it that `cut` tells from the others.
+    """Return the name of the part that is made from a shard, or from the piece of it that `cut` identifies.
 
-    It depends on nothing else in the run, and never starts with `_` or `.`, which pandas and Spark skip.
+    The name depends on nothing else in the run. It never starts with `_` or `.`: pandas and Spark skip such files.
     """
     stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
     stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|csv|tsv|jsonl|ndjson)$", "", stem)

@@ -1,4 +1,4 @@
-"""Webdataset tars: members that share a key, one after the other, are a sample."""
+"""Read webdataset tars. Consecutive members with the same key are one sample."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from clip_transforms.shards.batches import (
 from clip_transforms.shards.tar import Member, read_members
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
 
-_NAMED = 5  # so many of a key's images are named in a reject
+_NAMED = 5  # number of a key's images that a reject names
 
 
 def read_webdataset(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
-    """Read a tar, streaming; memory does not grow with it.
+    """Stream a tar; memory does not grow with its size.
 
     Raises:
-        ShardError: after the samples before the damage, if the tar ends early or is not one.
+        ShardError: if it ends early or is not a tar; after the samples before the damage.
     """
     yield from batch_samples(_samples(unit, options, notes), options, batch_size, notes)
 
 
 def _samples(unit: Unit, options: ReaderOptions, notes: Counter) -> Iterator[dict[str, Any]]:
-    seen: set[bytes] = set()  # eight bytes a key
+    seen: set[bytes] = set()  # eight bytes per key
     group: _Group | None = None
     rows = 0
     try:
@@ -61,7 +61,7 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter) -> Iterator[dic
                     rows += 1
                 group.add(extension.lower(), member)
     except ShardError as error:
-        if group is not None:  # its members before the damage are whole, and the lost one is a reject
+        if group is not None:  # its members before the damage are intact, and the damaged one is a reject
             yield group.sample()
         raise ShardError(error.reason, f"after {rows:,} samples: {error}") from error
     if group is not None:
@@ -70,7 +70,7 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter) -> Iterator[dic
 
 @dataclasses.dataclass
 class _Candidates:
-    """The members that may be a key's image: the first of them, and how many there are."""
+    """The members that may be the image of a key: the first one, and their number."""
 
     count: int = 0
     num_bytes: int = 0
@@ -78,7 +78,7 @@ class _Candidates:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def image(self) -> dict[str, Any]:
-        """`image`, `image_reject`, or nothing."""
+        """Return `image`, `image_reject`, or nothing."""
         if self.count < 2:
             return self.fields
         more = f" and {self.count - _NAMED:,} more" if self.count > _NAMED else ""
@@ -89,21 +89,24 @@ class _Candidates:
 
 
 class _Group:
-    """The members of one key. However many there are, it holds no more than one image of a kind, and no text twice."""
+    """The members of one key. It holds at most one image of each kind and each text once, however many members come."""
 
     def __init__(self, key: str, row: int, options: ReaderOptions, notes: Counter):
         self.key, self.row, self.options, self.notes = key, row, options, notes
-        self.whole, self.tails = _Candidates(), _Candidates()  # a.jpg; a.seg.png, which serves where there is no other
+        self.whole, self.tails = (
+            _Candidates(),
+            _Candidates(),
+        )  # a.jpg; and a.seg.png, which is used if there is no other image
         self.captions: dict[str, dict[str, Any]] = {}  # extension → fields of the sample
         self.others: dict[str, bytes | None] = {}
         self.fields_wanted = {column.field.lower() for column in options.columns}
         self.others_images = 0  # images that --image_extension passes over
 
     def add(self, extension: str, member: Member) -> None:
-        """Take a member, and read it if it is wanted and within its limit.
+        """Take a member, and read it if it is used and within its limit.
 
         Raises:
-            ShardError: if the tar is damaged in it; the group knows then that it is lost.
+            ShardError: if the tar is damaged inside the member; the group then holds a reject for it.
         """
         candidates = self._candidates(extension)
         if candidates is not None:
@@ -130,7 +133,7 @@ class _Group:
         if candidates.count <= _NAMED:
             candidates.names.append(f".{extension}")
         candidates.fields = {}
-        if candidates.count == 1:  # of several none is taken, so none is read
+        if candidates.count == 1:  # of several images none is taken, so later ones are not read
             candidates.fields = {"image_reject": member.lost()}
             if member.problem is None and member.size > self.options.max_image_bytes:
                 candidates.fields = too_large("image", member.size, self.options.max_image_bytes)
@@ -158,7 +161,7 @@ class _Group:
         return None
 
     def sample(self) -> dict[str, Any]:
-        """What the members make."""
+        """Return the sample that the members make."""
         json_bytes = self.others.get("json")
         text, fields = (None, {}) if json_bytes is None else decode_metadata(json_bytes, self.notes)
         caption = next((self.captions[e] for e in CAPTION_EXTENSIONS if e in self.captions), None)

@@ -1,4 +1,4 @@
-"""Files anywhere that fsspec reaches: list, open, the stamp of a file, and whole-file commit. Knows nothing of CLIP."""
+"""Find, open, stamp and commit files anywhere that fsspec reaches. This package knows nothing of CLIP."""
 
 from clip_transforms.storage.errors import FileChangedError, is_of_the_machine, is_transient
 from clip_transforms.storage.finding import (

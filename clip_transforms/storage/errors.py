@@ -1,4 +1,4 @@
-"""Whom an error accuses: storage on a bad moment, this machine, or the data."""
+"""Tell what an error is about: a passing failure of storage, this machine, or the data."""
 
 from __future__ import annotations
 

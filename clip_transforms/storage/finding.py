@@ -1,4 +1,4 @@
-"""What lies where: files with their sizes and stamps, from as few listings as possible."""
+"""Find files with their sizes and stamps, in as few requests as possible."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from clip_transforms.storage.retry import retried
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file as a listing shows it.
+    """A file as its folder shows it.
 
     Attributes:
-        uri: normalised, see `normalise`.
-        size: bytes.
-        stamp: size and etag; locally size and mtime in ns. It differs when the file was changed.
+        uri: normalised URI, see `normalise`.
+        size: size in bytes.
+        stamp: size and etag, or on this machine size and mtime in ns; it changes whenever the file does.
     """
 
     uri: str
@@ -50,27 +50,27 @@ class FilesBelow:
 
 
 def exists(uri: str) -> bool:
-    """Whether something lies there.
+    """Return whether a file or folder exists.
 
     Raises:
-        OSError: if that cannot be told.
+        OSError: if storage does not answer.
     """
     return _type_of(uri) is not None
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder lies there.
+    """Return whether a folder exists.
 
     Raises:
-        OSError: if that cannot be told.
+        OSError: if storage does not answer.
     """
     return _type_of(uri) == "directory"
 
 
 def _type_of(uri: str) -> str | None:
-    """`file`, `directory` or another word; None where nothing is.
+    """Return `file`, `directory` or another word of fsspec; None if nothing exists.
 
-    Not the file systems' own `exists`, most of which take every failure for a no.
+    It does not use the `exists` of the file systems, since most of them take every failure for a no.
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
@@ -122,9 +122,9 @@ def _find(fs: AbstractFileSystem, path: str, uri: str) -> list[FileInfo]:
 
 
 def _walk(roots: Iterable[tuple[str, str]], skip: Callable[[str], bool]) -> dict[str, FilesBelow]:
-    """List folders of this machine: real ones first, then those that are links, then the links within them."""
+    """List folders of this machine: real ones first, then those that are links, then links that were met in them."""
     found = {uri: FilesBelow() for uri, _ in roots}
-    paths: dict[tuple[int, int], str] = {}  # device and inode of a folder → the path that it is listed under
+    paths: dict[tuple[int, int], str] = {}  # (device, inode) of a folder → the path that it is listed under
     linked = [(uri, path) for uri, path in roots if os.path.realpath(path) != path]
     stages = [[root for root in roots if root not in linked], linked]
     links: list[tuple[str, str]] = []  # (URI of the root, path of the link)
@@ -159,7 +159,7 @@ def _walk_real(
         for entry in entries:
             try:
                 status = entry.stat()
-            except OSError as error:  # a link to nothing; listed, so that it is missed when it is read
+            except OSError as error:  # a broken link; it is listed, so that reading it becomes a reject
                 if is_of_the_machine(error):
                     raise
                 found.files.append(FileInfo(entry.path, 0, "broken link"))
@@ -177,7 +177,7 @@ def _local_info(path: str, status: os.stat_result) -> FileInfo:
 
 
 def list_matching(pattern: str) -> tuple[list[FileInfo], list[str]]:
-    """The files, and the URIs of the folders, that a path or a glob names, sorted; none if nothing matches."""
+    """Return the files, and the URIs of the folders, that a path or a glob names, both sorted."""
     fs, path = filesystem(pattern)
     if isinstance(fs, LocalFileSystem):
         return _matching_here(fs.glob(path) if is_glob(pattern) else [path])
@@ -201,7 +201,7 @@ def _matching_here(paths: Iterable[str]) -> tuple[list[FileInfo], list[str]]:
     infos, folders = [], []
     for path in paths:
         try:
-            status = os.stat(path)  # of what a link points to
+            status = os.stat(path)  # of the target, if it is a link
         except FileNotFoundError:
             continue
         if stat.S_ISREG(status.st_mode):
@@ -212,19 +212,19 @@ def _matching_here(paths: Iterable[str]) -> tuple[list[FileInfo], list[str]]:
 
 
 def is_glob(pattern: str) -> bool:
-    """Whether a path is a glob: it has one of its characters, and no file is called so."""
+    """Return whether a path is a glob: it has a wildcard, and no file or folder has this very name."""
     return any(character in pattern for character in "*?[") and not exists(pattern)
 
 
 def _leaves_out(fs: AbstractFileSystem) -> bool:
-    """Whether the file system goes through its folders as fsspec does by itself, without those that it cannot list."""
+    """Return whether `find` is fsspec's default, which silently leaves out folders that cannot be listed."""
     if isinstance(fs, AsyncFileSystem):
         return type(fs)._find is AsyncFileSystem._find
     return type(fs).find is AbstractFileSystem.find
 
 
 def _below(fs: AbstractFileSystem, path: str, depth: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path → info of all below a folder, up to a depth; what cannot be listed is an error."""
+    """Yield (path, info) of everything below a folder, up to a depth. A folder that cannot be listed is an error."""
     for info in fs.ls(path, detail=True):
         name = info["name"].rstrip("/")
         if name != path.rstrip("/"):
@@ -256,7 +256,10 @@ def _infos(fs: AbstractFileSystem, found: dict[str, dict]) -> list[FileInfo]:
 
 
 def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
-    """Name → bytes of what lies in a folder, from one listing; folders and broken links too. Empty if there is none."""
+    """Map the names in a folder to sizes in bytes, in one request; empty if there is no such folder.
+
+    Folders and broken links are included.
+    """
     fs, path = filesystem(uri)
 
     def list_it() -> list[dict[str, Any]]:
@@ -266,7 +269,7 @@ def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
     try:
         if isinstance(fs, LocalFileSystem):
             with os.scandir(path) as here:
-                # Of a link its own size: what it points to may be gone, and the link is there all the same.
+                # The size of a link itself, since its target may be missing.
                 return {e.name: e.stat(follow_symlinks=False).st_size for e in here if e.name.endswith(suffix)}
         entries = retried(list_it, uri)
     except (FileNotFoundError, NotADirectoryError):
@@ -276,5 +279,5 @@ def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
 
 
 def names_in(uri: str, suffix: str = "") -> list[str]:
-    """The names of `sizes_in`."""
+    """Return the names in a folder, as `sizes_in` does."""
     return list(sizes_in(uri, suffix))

@@ -1,4 +1,4 @@
-"""URIs: what they name, which file system reaches it, and what must not stand in them."""
+"""Parse URIs: which file system reaches them, what they name, and whether they contain secrets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clip_transforms.storage.errors import is_of_the_machine
 
-# What object stores call the thing that changes whenever the bytes do, in the order in which it is trusted.
+# Names that file systems give to the value that changes whenever the bytes do; the most trusted ones first.
 _ETAG_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5", "version_id", "generation")
 _TIME_KEYS = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
 
-# user:password@host, and an authority with a colon that is no port, since a secret key may hold slashes; neither an ARN
-# nor an IPv6 address.
+# Matches user:password@host, and an authority with a colon that no port follows, since a secret key may have slashes.
+# ARNs and IPv6 addresses do not match.
 _SECRET = re.compile(r"^[^/]*://(?!arn:|\[)(?:[^/@]*:[^/@]*@|[^/]*:(?!\d*(?:/|$)))")
-# A signed URL lets whoever reads it read the file, as a password would.
+# Anybody who reads a signed URL can read the file, as with a password.
 _SIGNED = re.compile(
     r"[?&](?:sig|signature|x-(?:amz|goog)-[^=]*|awsaccesskeyid|googleaccessid|(?:[a-z]+[-_])?(?:token|key|secret|password)"
     r"|apikey)=",
@@ -33,16 +33,16 @@ _LOCAL = LocalFileSystem()
 
 
 class StorageError(ValueError):
-    """A URI that cannot be used, in one sentence for the person who wrote it."""
+    """A URI cannot be used; the message is one sentence for the person who wrote it."""
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI, and the path in it.
+    """Return the file system of a URI, and the path in it.
 
     Raises:
-        StorageError: if its protocol is unknown, its package is not installed, or a password stands in it.
+        StorageError: if its protocol is unknown, its package is not installed, or it contains a password.
     """
-    if "://" not in uri:  # fsspec would take :: in a name for a chain of file systems
+    if "://" not in uri:  # fsspec would read :: in a name as a chain of file systems
         return _LOCAL, os.path.abspath(uri)
     refuse_secrets(uri)
     try:
@@ -53,19 +53,19 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}.get(protocol)
         cure = f"pip install {package}" if package else str(error)
         raise StorageError(f"{uri} needs a package that is not installed: {cure}") from error
-    except Exception as error:  # each file system has its own way to say that a URI is not for it
+    except Exception as error:  # each file system raises its own errors for a URI that it cannot use
         if is_of_the_machine(error):
             raise
         raise StorageError(f"{uri} cannot be opened: {error or type(error).__name__}") from error
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI is a path of this machine."""
+    """Return whether a URI is a path on this machine."""
     return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
 def normalise(uri: str) -> str:
-    """Absolute, without `file://`, without a trailing slash: the name under which a shard is known."""
+    """Return the name that a shard is known by: absolute, without `file://` and without a trailing slash."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return path
@@ -73,48 +73,48 @@ def normalise(uri: str) -> str:
 
 
 def join(base: str, *names: str) -> str:
-    """A path below a URI."""
+    """Return a path below a URI."""
     return posixpath.join(base, *names)
 
 
 def check_writable(uri: str) -> None:
-    """Refuse a local folder that cannot be written to, or not be made, without writing anything.
+    """Refuse a folder on this machine that cannot be written to or made; write nothing.
 
     Raises:
-        StorageError: naming it.
+        StorageError: naming the folder.
     """
     if not is_local(uri):
-        return  # an object store says so at the first upload
+        return  # an object store refuses the first upload
     place = Path(normalise(uri))
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise StorageError(
-            f"--output {uri} cannot be written to: {place} is read-only or no folder; choose another place"
+            f"--output {uri} cannot be written to: {place} is read-only or not a folder; choose another place"
         )
 
 
 def refuse_secrets(uri: str) -> None:
-    """Refuse what would be found again in run.json, in messages and in every part.
+    """Refuse a URI with a secret, which would appear in run.json, in messages and in every part.
 
     Raises:
-        StorageError: which does not repeat it.
+        StorageError: without repeating the secret.
     """
     if _SECRET.match(uri):
         scheme, _, rest = uri.partition("://")
         host = rest.rpartition("@")[2] if "@" in rest else "…"
         raise StorageError(
-            f"{scheme}://…@{host} has a password or key in it, which would be found again in the dataset; give "
+            f"{scheme}://…@{host} contains a password or key, which would appear in the dataset; give "
             "credentials where its package looks for them (the environment, a file in the home folder)"
         )
     if _SIGNED.search(uri):
         raise StorageError(
-            f"{uri.partition('?')[0]}?… is a signed URL, and the signature would be found again in the dataset; give "
+            f"{uri.partition('?')[0]}?… is a signed URL, and its signature would appear in the dataset; give "
             "the URI without it, and credentials where its package looks for them"
         )
 
 
 def token_of(info: Mapping[str, Any]) -> str:
-    """What changes whenever the bytes of a remote file do: its etag, or else its time; empty if there is neither."""
+    """Return a value that changes whenever a remote file does: its etag, else its time; empty if it has neither."""
     token = next((str(info[key]) for key in (*_ETAG_KEYS, *_TIME_KEYS) if info.get(key)), "")
     return token.strip('"')

@@ -1,4 +1,4 @@
-"""Open and read files; what breaks off on its way is opened again and goes on where it stopped."""
+"""Open and read files. A transfer that breaks off continues at the same byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clip_transforms.storage.errors import FileChangedError
 from clip_transforms.storage.location import filesystem, token_of
 from clip_transforms.storage.retry import retried
 
-# Of one request; s3fs alone would take 50 MB, for each of the files that are open at a time.
+# Size of one request. The default of s3fs is 50 MB for each open file.
 _BLOCK_BYTES = 8 << 20
 _SKIP_BYTES = 1 << 20
 
@@ -46,7 +46,7 @@ def read_bytes(uri: str) -> bytes:
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """A path of this machine with a file's bytes: the file itself, or a copy that is gone after the block."""
+    """Yield a path on this machine: the file itself, or a copy of it that is removed after the block."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         yield path
@@ -61,13 +61,13 @@ def local_copy(uri: str) -> Iterator[str]:
 
 
 def sha256(uri: str) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file."""
     with open_input(uri) as file:
         return sha256_of(file)
 
 
 def sha256_of(file: IO[bytes]) -> str:
-    """Hex SHA-256 of an open file, from where it stands to its end."""
+    """Return the hex SHA-256 of an open file, from its current position to its end."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -75,16 +75,16 @@ def sha256_of(file: IO[bytes]) -> str:
 
 
 class ResumingFile(io.RawIOBase):
-    """A file of any fsspec file system, for reading; where that breaks off, it is opened again at the same byte.
+    """A readable file of any fsspec file system. If a transfer breaks off, the file is opened again at the same byte.
 
-    `read` gives as many bytes as were asked for, or up to the end, like a file on this machine.
+    `read(n)` returns n bytes unless the file ends, like a file on this machine.
     """
 
     def __init__(self, fs: AbstractFileSystem, path: str, uri: str):
-        """Open it.
+        """Open the file.
 
         Raises:
-            OSError: if it cannot be opened, also after some tries where that may help.
+            OSError: if it cannot be opened; a transient failure is tried again first.
         """
         super().__init__()
         self._fs, self._path, self._uri = fs, path, uri
@@ -94,13 +94,13 @@ class ResumingFile(io.RawIOBase):
         retried(self._open, uri)
 
     def _open(self) -> None:
-        """Open the file at the place where it was left.
+        """Open the file at the current place.
 
         Raises:
-            FileChangedError: if it is another one by now.
+            FileChangedError: if it has changed since it was first opened.
         """
         if self._version is not None:
-            self._fs.invalidate_cache(self._path)  # else its old size and etag would be believed
+            self._fs.invalidate_cache(self._path)  # otherwise fsspec would return its old size and etag
         file = self._fs.open(self._path, "rb", block_size=_BLOCK_BYTES)
         try:
             info = getattr(file, "details", None) or {}
@@ -119,7 +119,7 @@ class ResumingFile(io.RawIOBase):
     def _go_to_place(self, file: Any) -> None:
         try:
             file.seek(self._place)
-        except ValueError:  # a server that knows no ranges
+        except ValueError:  # the server does not support ranges
             left = self._place
             while left:
                 skipped = len(file.read(min(left, _SKIP_BYTES)))
@@ -134,7 +134,7 @@ class ResumingFile(io.RawIOBase):
         """Read `size` bytes, or all that are left.
 
         Raises:
-            OSError: if that fails for good.
+            OSError: if it fails and trying again does not help.
         """
         if size is None or size < 0:
             return self.readall()
@@ -148,14 +148,14 @@ class ResumingFile(io.RawIOBase):
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def readall(self) -> bytes:
-        """Read all that is left."""
+        """Read all bytes that are left."""
         blocks = []
         while block := self.read(_BLOCK_BYTES):
             blocks.append(block)
         return b"".join(blocks)
 
     def _read_once(self, size: int) -> bytes:
-        """At least a byte, or none at the end."""
+        """Read up to `size` bytes, at least one unless the file ends."""
         if self._file is None:
             self._open()
         try:
@@ -167,7 +167,7 @@ class ResumingFile(io.RawIOBase):
             return block
         except Exception as error:
             self._drop()
-            if type(error).__name__ == "FileExpired":  # s3fs, which compares the etags itself
+            if type(error).__name__ == "FileExpired":  # from s3fs, which compares etags itself
                 raise self._changed() from error
             raise
 
@@ -180,24 +180,24 @@ class ResumingFile(io.RawIOBase):
         file.close()
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; the number of bytes."""
+        """Read into a buffer; return the number of bytes."""
         block = self.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is, unless the server of this file knows no ranges; then `seek` says so."""
+        """Return True; if the server does not support ranges, `seek` raises."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to another place.
 
         Raises:
-            io.UnsupportedOperation: if the server of this file knows no ranges.
+            io.UnsupportedOperation: if the server does not support ranges.
         """
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size or 0}[whence]
         if self._file is not None:
@@ -209,11 +209,11 @@ class ResumingFile(io.RawIOBase):
         return self._place
 
     def tell(self) -> int:
-        """The place of the next byte."""
+        """Return the place of the next byte."""
         return self._place
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         if self._file is not None:
             self._drop()
         super().close()

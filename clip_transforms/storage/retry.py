@@ -1,4 +1,4 @@
-"""What storage does now and then and would not do again: timeouts, 5xx, throttling, broken connections."""
+"""Try again after transient failures of storage: timeouts, 5xx, throttling, broken connections."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from clip_transforms.storage.errors import FileChangedError, is_transient
 _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-# Constants, not flags. Eight tries with 0.5, 1, 2, … 32 s between them bridge about a minute of an outage, on top of
-# what the file systems' packages try themselves; where each try hangs until its timeout, PATIENCE ends it.
+# Constants, not flags. Eight tries with 0.5, 1, 2, … 32 s between them outlast an outage of about a minute, besides the
+# retries of the file systems' own packages. If each try hangs until its timeout, PATIENCE ends the series.
 TRIES = 8
 FIRST_WAIT, MAX_WAIT = 0.5, 32.0  # seconds
 PATIENCE = 600.0  # seconds
-_QUIET_TRIES = 2  # hiccups that are over at once are nobody's business
+_QUIET_TRIES = 2  # the first failures are not logged, since most are over at once
 
 _NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
 
 
 def retried(call: Callable[[], _T], what: str) -> _T:
-    """Call, and call again after exponential waits while what it raises is transient.
+    """Call a function, and again after exponential waits while its error is transient.
 
     Args:
-        call: without effect where it raises, or with one that a second call may have again.
-        what: URI, for the warnings.
+        call: the function; it must be harmless to call it again after it raised.
+        what: the URI, for warnings.
+    Returns:
+        The result of `call`.
     Raises:
-        OSError: the last one of `call`: at once if it is final, else when the tries are used up. What packages raise
-            that is none, such as missing credentials, becomes one.
+        OSError: the last error of `call`: at once if it is final, else after the last try. Errors of packages that are
+            not OSErrors, such as missing credentials, become OSErrors.
     """
     for wait in _waits():
         try:
             return call()
-        except Exception as error:  # each file system has its own; what is not known to be transient goes on up
+        except Exception as error:  # each file system raises its own; any that is not known to be transient is raised
             if wait is None or not is_transient(error):
                 final = _as_os_error(error, what)
                 raise final from final.__cause__
@@ -46,7 +48,7 @@ def retried(call: Callable[[], _T], what: str) -> _T:
 
 
 def _as_os_error(error: Exception, what: str) -> Exception:
-    """The same error, as Python itself would have raised it: an OSError with a number, a text and the file's name."""
+    """Return the error as Python itself would raise it: an OSError with a number, a text and the name of the file."""
     if isinstance(error, FileChangedError) or (type(error).__module__ == "builtins" and not isinstance(error, OSError)):
         return error
     if getattr(error, "errno", None) is not None and isinstance(error, OSError):
@@ -68,8 +70,9 @@ def _pause(wait: tuple[int, float], what: str, error: Exception) -> None:
 
 
 def _waits() -> Iterator[tuple[int, float] | None]:
-    """(number, seconds) of the wait before the next try, with jitter, so that workers do not come back together; None
-    where there is none.
+    """Yield (number, seconds) of the wait before each next try, and at last None.
+
+    The waits have jitter, so that workers do not all try again at the same moment.
     """
     start = time.monotonic()
     for number in range(1, TRIES):

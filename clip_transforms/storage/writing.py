@@ -1,4 +1,4 @@
-"""Whole files only: what appears under its final name is complete."""
+"""Write whole files only: a file that appears under its final name is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clip_transforms.storage.retry import retried
 
 
 def make_folder(uri: str) -> None:
-    """Make a folder and those above it, where the file system has folders.
+    """Make a folder and the folders above it, if the file system has folders.
 
     Raises:
         StorageError: if it cannot be made.
@@ -31,22 +31,22 @@ def make_folder(uri: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder with all below it; nothing happens if it is not there."""
+    """Remove a file, or a folder with everything below it, if it exists."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else Path(path).unlink(missing_ok=True)
     elif exists(uri):
         try:
             retried(lambda: fs.rm(path, recursive=True), uri)
-        except FileNotFoundError:  # by another run, or by a try whose answer was lost
+        except FileNotFoundError:  # removed by another run, or by a try whose answer was lost
             return
 
 
 def commit_file(local: str, uri: str) -> None:
-    """Let a finished local file appear under its final name, whole and at once.
+    """Move a finished local file to its final name, so that it appears there whole and at once.
 
-    Locally: fsync, one rename, fsync of the folder; `local` must lie on the same file system. On an object store: one
-    upload, of which a killed one leaves no object. `local` is gone afterwards.
+    On this machine: fsync, a single rename, fsync of the folder; `local` must lie on the same file system. On an object
+    store: a single upload; if interrupted, it leaves no object. `local` no longer exists afterwards.
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
@@ -55,17 +55,19 @@ def commit_file(local: str, uri: str) -> None:
         os.replace(local, path)
         _fsync_folder(os.path.dirname(path))
     else:
-        retried(lambda: fs.put_file(local, path), uri)  # again from its start: half an upload leaves nothing
+        retried(
+            lambda: fs.put_file(local, path), uri
+        )  # a new try starts from the beginning, since an interrupted upload leaves nothing
         os.unlink(local)
 
 
 def write_bytes(uri: str, data: bytes, scratch: str) -> None:
-    """Replace a small file whole.
+    """Replace a small file as a whole.
 
     Args:
-        uri: of the file.
-        data: all of it.
-        scratch: URI of a folder on the same file system, where a half-written file may lie when the process dies.
+        uri: URI of the file.
+        data: its new bytes.
+        scratch: URI of a folder on the same file system; if the process dies, a half-written file may be left there.
     """
     handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
     try:

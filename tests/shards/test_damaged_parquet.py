@@ -138,7 +138,7 @@ def test_a_broken_file_named_beside_good_inputs_of_another_kind_is_a_reject(tmp_
 
 def test_a_flag_that_no_parquet_file_can_follow_is_wrong_whatever_else_there_is(tmp_path):
     inputs = [make_parquet(tmp_path / "a.parquet", 4), make_tar(tmp_path / "b.tar", 2)]
-    with pytest.raises(PlanError, match="--key_column nope is no column"):
+    with pytest.raises(PlanError, match="--key_column nope is not a column"):
         take_inventory(inputs, ReaderOptions(key_column="nope"))
 
 
@@ -224,7 +224,7 @@ def test_a_column_of_ones_own_may_be_missing_in_some_files_but_not_in_all(tmp_pa
     pq.write_table(table.append_column("licence", pa.array(["x", "y"])), tmp_path / "b.parquet")
     rows, notes, _ = read(tmp_path, tmp_path, ReaderOptions(columns=(Column("licence", "licence"),)))
     assert [row["licence"] for row in rows] == [None, None, "x", "y"] and not notes
-    with pytest.raises(PlanError, match="--columns license is no column"):
+    with pytest.raises(PlanError, match="--columns license is not a column"):
         take_inventory([str(tmp_path)], ReaderOptions(columns=(Column("license", "license"),)))
 
 
