@@ -106,7 +106,7 @@ def _open(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[mmap.mmap, StoredT
                 f"{checkpoint.where} has SHA-256 {found}, but the run was planned with {checkpoint.sha256}: the file "
                 "has changed, or this worker sees a different file"
             )
-        tensors = {}
+        tensors: dict[str, tuple[mmap.mmap, StoredTensor]] = {}
         for file in files:
             file.seek(0)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns about read-only memory

@@ -246,10 +246,9 @@ def _hugging_face_pixels(processor: Mapping[str, Any], side: int) -> Preprocessi
 
 def _square(size: Any, name: str) -> int:
     """Return the side in pixels, given a number, a list of two numbers, or a mapping with height and width."""
+    sides: list[Any] = size if isinstance(size, list) else [size]
     if isinstance(size, Mapping):
         sides = [size.get("height"), size.get("width")]
-    else:
-        sides = size if isinstance(size, list) else [size]
     if len(set(sides)) != 1 or not _is_size(sides[0]):
         raise ValueError(f"its {name} is {size}, but pictures must be square")
     return sides[0]

@@ -46,9 +46,10 @@ def _scaled(name: str, factor: float) -> dict[str, Callable[[Read], torch.Tensor
 
 def _without_norm(parent: nn.Module, conv: str, norm: str, place: str) -> dict[str, Callable[[Read], torch.Tensor]]:
     """Give a convolution a bias, and remove the batch norm behind it."""
-    old, eps = parent.get_submodule(conv), parent.get_submodule(norm).eps
-    size = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
-    setattr(parent, conv, nn.Conv2d(old.in_channels, old.out_channels, **size, device=old.weight.device))
+    convolution, replaced = parent.get_submodule(conv), parent.get_submodule(norm)
+    assert isinstance(convolution, nn.Conv2d) and isinstance(replaced, nn.BatchNorm2d)
+    eps = replaced.eps
+    convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device=convolution.weight.device))
     setattr(parent, norm, nn.Identity())
 
     def factor(read: Read) -> torch.Tensor:

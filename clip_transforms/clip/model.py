@@ -22,7 +22,7 @@ class ClipModel(nn.Module):
     """CLIP. `encode_*` returns features, with gradients; `embed_*` returns unit-length float32 embeddings on the CPU.
 
     Attributes:
-        visual: the vision tower.
+        visual: the vision tower; None in a model that was loaded without it.
         text: the text tower.
         logit_scale: the published log parameter, a float32 scalar: logits are `logit_scale.exp()` times the cosine.
         precision: the precision of the towers' weights and sums, `fp32`, `bf16` or `fp16`; embeddings are always
@@ -44,7 +44,7 @@ class ClipModel(nn.Module):
             architecture.image_side, context_length=architecture.context_length
         )
         self.precision = "fp32"
-        self.visual = (
+        self.visual: ModifiedResNet | VisionTransformer | None = (
             ModifiedResNet(architecture) if architecture.is_resnet else VisionTransformer(architecture, activation)
         )
         self.text = TextTransformer(architecture, activation)
@@ -67,6 +67,8 @@ class ClipModel(nn.Module):
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels uint8 [n, 3, r, r] → features [n, d], not scaled."""
+        if self.visual is None:
+            raise ValueError("this model was loaded without its vision tower; load it with vision=True")
         return self.visual(pixels, self.preprocessing.mean, self.preprocessing.std)
 
     def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -89,8 +91,6 @@ class ClipModel(nn.Module):
         Raises:
             ValueError: if the shape or dtype is wrong, r is not this model's image side, or there is no vision tower.
         """
-        if self.visual is None:
-            raise ValueError("this model was loaded without its vision tower; load it with vision=True")
         if isinstance(pixels, (list, tuple)):
             images = [self._pixels(image) for image in pixels]
             pixels = torch.cat(images) if images else torch.empty((0, *self._shape), dtype=torch.uint8)
@@ -100,7 +100,7 @@ class ClipModel(nn.Module):
     def _shape(self) -> tuple[int, int, int]:
         return (3, self.image_side, self.image_side)
 
-    def _pixels(self, pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
+    def _pixels(self, pixels: object) -> torch.Tensor:
         """Check a batch of images, or one image, and return it as uint8 [n, 3, r, r]."""
         if not isinstance(pixels, (torch.Tensor, np.ndarray)):
             raise ValueError(

@@ -154,13 +154,14 @@ class ClipSpec:
                 f"--activation is {self.activation}, but {found.where} was trained with {found.activation}; omit the "
                 "flag"
             )
-        if not (found.activation or self.activation):
+        activation = found.activation or self.activation
+        if not activation:
             raise CheckpointError(
                 f"--model {self.model} does not say which activation it was trained with, and the wrong one gives "
                 "wrong vectors without any error: give --activation quick_gelu (OpenAI's models and models fine-tuned "
                 "from them) or --activation gelu (most of LAION's and DataComp's models)"
             )
-        return dataclasses.replace(found, activation=found.activation or self.activation)
+        return dataclasses.replace(found, activation=activation)
 
 
 def _fold(name: str) -> str:
@@ -184,7 +185,8 @@ def _published(name: str) -> Checkpoint:
 def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoint:
     """Recognise a checkpoint by its files; the activation is empty if they do not name it."""
     tensors: dict[str, StoredTensor] = {}
-    hashes, kinds, metadata = [], [], {}
+    hashes, kinds = [], []
+    metadata: dict[str, str] = {}
     for uri in files:
         with storage.local_copy(uri) as path:
             hashes.append(storage.sha256(path))
@@ -200,8 +202,8 @@ def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoi
     _check_numbers(sources, tensors)
     architecture = architecture_of(
         _shapes(sources, tensors),
-        configuration and configuration.vision_head_width,
-        configuration and configuration.text_head_width,
+        configuration.vision_head_width if configuration else None,
+        configuration.text_head_width if configuration else None,
     )
     digest = combined_sha256(hashes)
     known = next((name for name, published in PUBLISHED.items() if published.sha256 == digest), None)
@@ -230,7 +232,7 @@ def _check_sizes(configuration: Configuration, architecture: Architecture) -> No
         found[f"{tower}_mlp_width"] = found[f"{tower}_mlp_width"] or 4 * found[f"{tower}_width"]
     preprocessing = configuration.preprocessing
     of_input = {"image_side": preprocessing.side, "context_length": preprocessing.context_length}
-    for name, said in (of_input | configuration.sizes).items():
+    for name, said in {**of_input, **configuration.sizes}.items():
         if said is not None and said != found[name]:
             raise ValueError(
                 f"its configuration says {name.replace('_', ' ')} {said}, but its tensors are for {found[name]}"

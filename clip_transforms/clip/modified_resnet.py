@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
         self.bn3 = _batch_norm(outputs)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             # These are the published names; "-1" is the pool, which has no parameters.
             self.downsample = nn.Sequential(
@@ -98,6 +98,7 @@ class ModifiedResNet(nn.Module):
         self.bn3 = _batch_norm(width)
         self.avgpool = nn.AvgPool2d(2)
         inputs = width
+        assert isinstance(architecture.vision_layers, tuple), "a Vision Transformer has one depth"
         for stage, blocks in enumerate(architecture.vision_layers):
             planes = width * 2**stage
             strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
@@ -123,12 +124,12 @@ class ModifiedResNet(nn.Module):
         x = F.relu_(self.bn1(self.conv1(x)))
         x = F.relu_(self.bn2(self.conv2(x)))
         x = self.avgpool(F.relu_(self.bn3(self.conv3(x))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for stage in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.attnpool(x)
 
     def _normalised(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
         """Normalise pixels. Weights cannot absorb this step: the first convolution pads with zeros, the mean colour."""
-        mean, std = (255 * torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
-        x = pixels.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+        m, s = (255 * torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
+        x = pixels.to(torch.float32, memory_format=torch.channels_last).sub_(m).div_(s)
         return x.to(self.conv1.weight.dtype)

@@ -103,7 +103,8 @@ class Taxonomy:
         """
         if storage.exists(storage.join(uri, _CLASS_NAMES)):
             classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, _CLASS_NAMES))))
-            templates, own = (DEFAULT_TEMPLATE,), storage.join(uri, _TEMPLATES)
+            own = storage.join(uri, _TEMPLATES)
+            templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
             if storage.exists(own):
                 templates = tuple(dict.fromkeys(_lines(_read(own))))
             return cls(posixpath.basename(storage.normalise(uri)), classes, templates)

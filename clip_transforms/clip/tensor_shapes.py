@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -46,36 +47,40 @@ def architecture_of(
         return None if found == 4 * width else found
 
     text_width = shape("ln_final.weight", 1)[0]
-    text = {
-        "embed_dim": shape("text_projection", 2)[1],
-        "text_width": text_width,
-        "text_layers": depth("transformer.resblocks."),
-        "context_length": shape("positional_embedding", 2)[0],
-        "vocab_size": shape("token_embedding.weight", 2)[0],
-        "text_head_width": text_head_width or HEAD_WIDTH,
-        "text_mlp_width": mlp_width("transformer.resblocks", text_width),
-    }
+    with_text = functools.partial(
+        Architecture,
+        embed_dim=shape("text_projection", 2)[1],
+        text_width=text_width,
+        text_layers=depth("transformer.resblocks."),
+        context_length=shape("positional_embedding", 2)[0],
+        vocab_size=shape("token_embedding.weight", 2)[0],
+        text_head_width=text_head_width or HEAD_WIDTH,
+        text_mlp_width=mlp_width("transformer.resblocks", text_width),
+    )
     if "visual.proj" in shapes:
         width, _, patch, _ = shape("visual.conv1.weight", 4)
         grid = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5)
-        architecture = Architecture(
+        architecture = with_text(
             image_side=patch * grid,
             vision_layers=depth("visual.transformer.resblocks."),
             vision_width=width,
             patch_size=patch,
             vision_head_width=vision_head_width or HEAD_WIDTH,
             vision_mlp_width=mlp_width("visual.transformer.resblocks", width),
-            **text,
         )
     else:
         grid = round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5)
-        architecture = Architecture(
+        architecture = with_text(
             image_side=32 * grid,  # the ResNet halves the side five times
-            vision_layers=tuple(depth(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+            vision_layers=(
+                depth("visual.layer1."),
+                depth("visual.layer2."),
+                depth("visual.layer3."),
+                depth("visual.layer4."),
+            ),
             vision_width=shape("visual.layer1.0.conv1.weight", 4)[0],
             patch_size=None,
             vision_head_width=vision_head_width or HEAD_WIDTH,
-            **text,
         )
     if architecture.vocab_size != Architecture.vocab_size:
         raise ValueError(
@@ -145,7 +150,7 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         **_norm("ln_final", a.text_width),
         **_blocks("transformer.resblocks", a.text_layers, a.text_width, a.text_mlp_width),
     }
-    if not a.is_resnet:
+    if a.patch_size is not None and isinstance(a.vision_layers, int):
         places = (a.image_side // a.patch_size) ** 2 + 1
         return shapes | {
             "visual.class_embedding": (a.vision_width,),
@@ -160,7 +165,9 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _resnet_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
-    w, shapes = a.vision_width, {}
+    assert isinstance(a.vision_layers, tuple)
+    w = a.vision_width
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def convolution(name: str, norm: str, outputs: int, inputs: int, side: int) -> None:
         shapes[f"visual.{name}.weight"] = (outputs, inputs, side, side)
@@ -192,7 +199,8 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _blocks(prefix: str, layers: int, width: int, mlp: int | None) -> dict[str, tuple[int, ...]]:
-    mlp, shapes = mlp or 4 * width, {}
+    mlp = mlp or 4 * width
+    shapes: dict[str, tuple[int, ...]] = {}
     for i in range(layers):
         shapes |= {
             f"{prefix}.{i}.attn.in_proj_weight": (3 * width, width),

@@ -89,7 +89,8 @@ class Tokenizer:
         alphabet = list(self._byte_symbols.values())
         # The file's first line is a comment. CLIP uses only as many merges as fill the vocabulary.
         lines = gzip.decompress(data).decode("utf-8").split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : 1 + VOCABULARY_SIZE - len(_SPECIAL) - 2 * len(alphabet)]]
+        lines = lines[1 : 1 + VOCABULARY_SIZE - len(_SPECIAL) - 2 * len(alphabet)]
+        merges = [(first, second) for first, second in map(str.split, lines)]
         symbols = alphabet + [s + _WORD_END for s in alphabet] + ["".join(m) for m in merges] + list(_SPECIAL)
         self._ids = {symbol: i for i, symbol in enumerate(symbols)}
         self._ranks = {merge: rank for rank, merge in enumerate(merges)}

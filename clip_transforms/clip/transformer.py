@@ -129,6 +129,7 @@ class Transformer(nn.Module):
     def forward(self, x: torch.Tensor, places: torch.Tensor, causal: bool = False) -> torch.Tensor:
         """[n, t, width] → [n, width]: the output at one place of each row; the last block computes only these."""
         *blocks, last = self.resblocks
+        assert isinstance(last, ResidualAttentionBlock)
         for block in blocks:
             x = block(x, causal)
         return last.at(x, places, causal)

@@ -20,14 +20,15 @@ class VisionTransformer(nn.Module):
     def __init__(self, architecture: Architecture, activation: str):
         """Build the tower with the sizes of `architecture` and the published parameter names."""
         super().__init__()
-        width, patch = architecture.vision_width, architecture.patch_size
+        width, patch, layers = architecture.vision_width, architecture.patch_size, architecture.vision_layers
+        assert patch is not None and isinstance(layers, int), "a ResNet has no patches"
         grid = architecture.image_side // patch
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(grid * grid + 1, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(
-            width, architecture.vision_layers, architecture.vision_heads, activation, architecture.vision_mlp_width
+            width, layers, architecture.vision_heads, activation, architecture.vision_mlp_width
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
@@ -57,10 +58,10 @@ class VisionTransformer(nn.Module):
         / std. Whole numbers from -128 to 127 are exact in every precision.
         """
         weight = self.conv1.weight.float()  # [width, 3, patch, patch]
-        mean, std = (torch.tensor(x, device=weight.device)[:, None, None] for x in (mean, std))
-        bias = (weight * ((_MIDDLE / 255 - mean) / std)).sum(dim=(1, 2, 3))
+        m, s = (torch.tensor(x, device=weight.device)[:, None, None] for x in (mean, std))
+        bias = (weight * ((_MIDDLE / 255 - m) / s)).sum(dim=(1, 2, 3))
         kind = self.conv1.weight.dtype
-        return (weight / (255 * std)).flatten(1).to(kind), bias.to(kind)
+        return (weight / (255 * s)).flatten(1).to(kind), bias.to(kind)
 
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
         """[n, 3, r, r] → [n, grid², 3 · patch²], each patch in the order of a kernel's weights."""

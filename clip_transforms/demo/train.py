@@ -58,8 +58,8 @@ def initialise(model: ClipModel) -> None:
     for block in model.text.modules():
         if isinstance(block, ResidualAttentionBlock):
             nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_proj.weight"), std=width**-0.5 * (2 * layers) ** -0.5)
 
 
 def draw_scenes(count: int, seed: int) -> tuple[list[Scene], np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 
@@ -23,7 +23,7 @@ class Ahead:
         name: str,
         room: Callable[[], int],
         size: Callable[[Any], int],
-        seconds: Counter,
+        seconds: defaultdict[str, float],
         begin: Callable[[Any], Any] = lambda item: item,
     ):
         """Store the settings; the thread starts when iteration does.
@@ -44,7 +44,7 @@ class Ahead:
         self._held = 0
         self._stopped = False
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """Yield the items.
 
         Raises:

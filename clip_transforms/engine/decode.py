@@ -11,8 +11,8 @@ import hashlib
 import logging
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class DecodeAhead:
         preprocessing: Preprocessing,
         ceiling: Ceiling,
         threads: int,
-        seconds: Counter | None = None,
+        seconds: defaultdict[str, float] | None = None,
         max_pixels: int = MAX_IMAGE_PIXELS,
         pinned: bool = False,
     ):
@@ -102,9 +102,9 @@ class DecodeAhead:
         set_up_decoders()
         if max_pixels > MAX_IMAGE_PIXELS:  # Pillow's own limit would refuse first
             Image.MAX_IMAGE_PIXELS = max_pixels
-        self.seconds = seconds if seconds is not None else Counter()
+        self.seconds = seconds if seconds is not None else defaultdict(float)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """Yield decoded batches, and the other items of the stream.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -73,7 +73,7 @@ class Embedder:
         self.ceiling = Ceiling()
         self._lock = threading.Lock()
 
-    def forward(self, items: Iterable[Any], seconds: Counter) -> Iterator[Any]:
+    def forward(self, items: Iterable[Any], seconds: defaultdict[str, float]) -> Iterator[Any]:
         """Embed a stream of decoded batches.
 
         Args:
@@ -97,19 +97,21 @@ class Embedder:
                 yield item
         yield from self._close(window, seconds)
 
-    def _close(self, window: list[tuple[DecodedBatch, Embedded]], seconds: Counter) -> Iterator[ForwardedBatch]:
+    def _close(
+        self, window: list[tuple[DecodedBatch, Embedded]], seconds: defaultdict[str, float]
+    ) -> Iterator[ForwardedBatch]:
         captions = self.embed_captions([batch for batch, _ in window], seconds)
         for (batch, images), embedded in zip(window, captions, strict=True):
             yield ForwardedBatch(batch.unit, batch, images, embedded)
 
-    def embed_images(self, batch: DecodedBatch, seconds: Counter) -> Embedded:
+    def embed_images(self, batch: DecodedBatch, seconds: defaultdict[str, float]) -> Embedded:
         """Embed a batch's pictures, in halves if they do not fit in the device's memory."""
         with self._timed(seconds) as took:
             pieces = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
         self.ceiling.add(batch.samples.num_rows, len(batch.pixels), took.seconds)
         return Embedded(pieces.embeddings, frozenset(pieces.too_large), pieces.halved)
 
-    def embed_captions(self, batches: Sequence[DecodedBatch], seconds: Counter) -> list[Embedded]:
+    def embed_captions(self, batches: Sequence[DecodedBatch], seconds: defaultdict[str, float]) -> list[Embedded]:
         """Embed the captions of several batches: equal captions once, and captions of similar length together.
 
         This keeps padding low.
@@ -142,14 +144,14 @@ class Embedder:
     def _tokens_at_a_time(self) -> int:
         return self.batch_size * self.model.architecture.context_length
 
-    def _timed(self, seconds: Counter) -> _Forward:
+    def _timed(self, seconds: defaultdict[str, float]) -> _Forward:
         return _Forward(self._lock, seconds)
 
 
 class _Forward:
     """A context in which one thread has the model to itself; it counts the seconds, except those of the wait."""
 
-    def __init__(self, lock: threading.Lock, counted: Counter):
+    def __init__(self, lock: threading.Lock, counted: defaultdict[str, float]):
         self._lock, self._counted = lock, counted
         self.seconds = 0.0
 

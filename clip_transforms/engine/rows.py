@@ -86,7 +86,8 @@ class _Modality:
             for row, reject in enumerate(refused.to_pylist())
             if reject is not None
         ]
-        failed = [(row, "decode", *rest) for row, *rest in batch.rejects if name == "image"]
+        decoded = batch.rejects if name == "image" else []
+        failed: list[tuple[int, str, str, str, int | None]] = [(reject[0], "decode", *reject[1:]) for reject in decoded]
         failed += [
             (row, "embed", *(_TOO_LARGE if place in embedded.too_large else _NOT_FINITE), None)
             for place, (row, ok) in enumerate(zip(places, finite, strict=True))
@@ -105,19 +106,20 @@ class _Modality:
 
 def _rows(batch: DecodedBatch, shard: str, image: _Modality, caption: _Modality, schema: pa.Schema) -> pa.RecordBatch:
     kept = np.flatnonzero((image.index >= 0) | (caption.index >= 0))
+    rows = kept.tolist()
     samples = batch.samples.take(pa.array(kept, pa.int64()))
     sizes = dict(zip(batch.image_rows, batch.sizes, strict=True))
     lengths = dict(zip(batch.caption_rows, batch.tokens.lengths.tolist(), strict=True))
     cut = dict(zip(batch.caption_rows, batch.tokens.truncated.tolist(), strict=True))
-    width, height = ([sizes.get(row, (None, None))[axis] for row in kept] for axis in (0, 1))
+    width, height = ([sizes.get(row, (None, None))[axis] for row in rows] for axis in (0, 1))
     columns = {
         **{name: samples.column(name) for name in schema.names if name in samples.schema.names},
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(kept)), pa.int32()), [shard]),
-        "caption_tokens": pa.array([lengths.get(row) for row in kept], pa.int16()),
-        "caption_truncated": pa.array([cut.get(row) for row in kept], pa.bool_()),
+        "caption_tokens": pa.array([lengths.get(row) for row in rows], pa.int16()),
+        "caption_truncated": pa.array([cut.get(row) for row in rows], pa.bool_()),
         "width": pa.array(width, pa.int32()),
         "height": pa.array(height, pa.int32()),
-        "image_sha256": pa.array([batch.sha256[row] for row in kept], pa.string()),
+        "image_sha256": pa.array([batch.sha256[row] for row in rows], pa.string()),
         "image_embedding": _lists(image.stored).take(image.take(kept)),
         "caption_embedding": _lists(caption.stored).take(caption.take(kept)),
         "clip_score": _clip_scores(image, caption, kept),

@@ -68,16 +68,23 @@ def label_part(
     uri = part_uri(output, "embeddings", part)
     footer = read_footer(uri)
     if footer is None:
-        raise DatasetError(f"{uri} is missing or incomplete; run the same embed command again")
+        raise _missing(uri)
     rows = 0
     for taxonomy, classes_uri in classes.items():
         classifier = read_classifier(classes_uri, footers[taxonomy]["taxonomy_digest"])
         with storage.open_input(uri) as file, LabelsWriter(output, folder, taxonomy, part) as labels:
             parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            digest = (decode_footer(parquet.metadata.metadata, uri) or {}).get("digest")
+            read = decode_footer(parquet.metadata.metadata, uri)
+            if read is None:
+                raise _missing(uri)
             rows = parquet.metadata.num_rows
             for batch in parquet.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False):
                 labels.add(label_batch(batch, classifier, top_labels))
-            common = {key: value for key, value in footer.items() if key != "format"}
-            labels.commit({**common, **footers[taxonomy], "digest": digest})
+            made: Footer = {**footer, **footers[taxonomy], "digest": read["digest"]}
+            made.pop("format", None)
+            labels.commit(made)
     return rows
+
+
+def _missing(uri: str) -> DatasetError:
+    return DatasetError(f"{uri} is missing or incomplete; run the same embed command again")

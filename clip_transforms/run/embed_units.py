@@ -9,7 +9,7 @@ import itertools
 import operator
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -124,7 +124,7 @@ def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping
 
     settings = _part_settings(job, embedder)
     classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
-    seconds: Counter = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     cores = cores_of(job.launcher, job.workers)
     start = time.perf_counter()
     decoded = DecodeAhead(
