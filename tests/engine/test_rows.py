@@ -14,9 +14,7 @@ from clip_transforms.clip.preprocess import decode_image
 from clip_transforms.engine.decode import DecodeAhead
 from clip_transforms.engine.forward import Embedder
 from clip_transforms.engine.rows import finish_batch, shard_reject
-from clip_transforms.labels.batch import Classifier, label_batch
 from schemas.embeddings import embeddings_schema
-from schemas.labels import labels_schema
 from schemas.rejects import REASONS, rejects_schema
 from schemas.samples import IMAGE_URI, samples_schema
 
@@ -89,52 +87,10 @@ def test_the_numbers_are_the_models_and_the_score_is_of_what_is_stored(model, dt
 
 
 def test_an_embedding_that_is_not_finite_is_a_reject(model, monkeypatch):
-    monkeypatch.setattr(model, "embed_images", lambda pixels: load_nan(pixels, model))
+    monkeypatch.setattr(model, "embed_images", lambda pixels: torch.full((len(pixels), model.embed_dim), torch.nan))
     result = embed(model, ROWS[:2])
     assert [(r["row"], r["reason"]) for r in result.rejects.to_pylist()] == [(10, "not finite"), (11, "not finite")]
     assert result.rows.num_rows == 1 and result.rows.column("image_embedding").null_count == 1
-
-
-def load_nan(pixels, model):
-    import torch
-
-    return torch.full((len(pixels), model.embed_dim), float("nan"))
-
-
-def classifier(k, d=48, seed=0):
-    weights = np.random.default_rng(seed).normal(size=(k, d)).astype(np.float32)
-    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-    return Classifier(tuple(f"class {i}" for i in range(k)), weights, 100.0)
-
-
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 40])
-def test_labels_are_those_of_the_plain_formula(model, k):
-    classes = classifier(k)
-    result = embed(model, ROWS)
-    labels = label_batch(result.rows, classes, 5)
-    assert labels.schema.equals(labels_schema()) and labels.num_rows == result.rows.num_rows
-    for row, label in zip(result.rows.to_pylist(), labels.to_pylist(), strict=True):
-        assert label["row"] == row["row"]
-        if row["image_embedding"] is None:
-            assert all(label[name] is None for name in ("label", "probability", "similarity", "margin", "top"))
-            continue
-        x = np.array(row["image_embedding"], np.float64)
-        cosines = classes.weights.astype(np.float64) @ x / np.linalg.norm(x)
-        order = np.argsort(-cosines)
-        probabilities = np.exp(100 * (cosines - cosines.max()))
-        probabilities /= probabilities.sum()
-        assert label["label"] == f"class {order[0]}"
-        assert label["similarity"] == pytest.approx(cosines[order[0]], abs=1e-6)
-        assert label["probability"] == pytest.approx(probabilities[order[0]], abs=1e-4)
-        assert label["margin"] == (None if k == 1 else pytest.approx(cosines[order[0]] - cosines[order[1]], abs=1e-6))
-        assert [t["label"] for t in label["top"]] == [f"class {i}" for i in order[: min(k, 5)]]
-        assert [t["probability"] for t in label["top"]] == pytest.approx(probabilities[order[: min(k, 5)]], abs=1e-4)
-
-
-def test_one_label_in_top_still_has_its_margin(model):
-    rows = embed(model, ROWS[:2]).rows
-    (first, _) = label_batch(rows, classifier(4), 1).to_pylist()
-    assert len(first["top"]) == 1 and first["margin"] > 0
 
 
 def test_a_shard_that_could_not_be_read_is_one_row():
