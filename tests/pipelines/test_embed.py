@@ -62,9 +62,11 @@ def test_a_blemished_shard_is_accounted_for_to_the_last_modality(embed, tmp_path
 
 
 def test_the_rows_are_what_the_model_gives(embed, tmp_path, tiny_checkpoint):
-    embed(make_tar(tmp_path / "a.tar", 5), output=tmp_path / "out")
+    assert embed(make_tar(tmp_path / "a.tar", 5), output=tmp_path / "out") == 0
     model = clip.load(tiny_checkpoint, "cpu", precision="fp32")
-    for i, row in enumerate(rows_of(tmp_path / "out")):
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 5
+    for i, row in enumerate(rows):
         assert (row["key"], row["row"], row["width"], row["height"]) == (f"{i:06d}", i, 40, 30)
         assert row["shard"] == str(tmp_path / "a.tar")
         pixels = clip.decode_image(picture(i), side=model.image_side)
