@@ -28,6 +28,7 @@ from clip_transforms import storage
 # The mean and standard deviation of CLIP's training images, in [0, 1], RGB (published `clip.py`).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+FAST_DECODE = ", JPEG decoded at reduced size"  # in the description of a preprocessing
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own default: a quarter of a gibibyte at three bytes a pixel
 # Only these decoders are reachable, whatever else this Pillow was built with.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -107,7 +108,7 @@ class Preprocessing:
             if (self.mean, self.std) == (PIXEL_MEAN, PIXEL_STD)
             else f"mean {self.mean}, std {self.std}"
         )
-        fast = ", JPEG decoded at reduced size" if self.fast_decode else ""
+        fast = FAST_DECODE if self.fast_decode else ""
         return f"{step}, {self.interpolation} in Pillow{fast}, RGB, {scaling}; {self.context_length} tokens"
 
 

@@ -1,33 +1,61 @@
-"""The embedding fingerprint: what decides the numbers of a dataset."""
+"""The embedding fingerprint: everything that decides the numbers of a dataset."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+from clip_transforms.clip.preprocess import FAST_DECODE
 
 Fields = Mapping[str, str]
+# Every other field is named like the flag that sets it.
+_NAMES = {
+    "model": "the SHA-256 of --model",
+    "heads": "the number of attention heads (vision, text) of --model",
+    "preprocessing": "the preprocessing of --model",
+    "tokenizer": "the tokenizer of this package",
+}
 
 
 class FingerprintError(ValueError):
-    """An output that was made with other settings, in one sentence."""
+    """An output was made with other settings. The message is one sentence."""
 
 
 def fingerprint(fields: Fields) -> str:
-    """Hex digest, 32 characters, of the fields that decide the numbers."""
+    """Hash the fields that decide the numbers; returns 32 hex digits."""
     return hashlib.sha256(json.dumps(dict(fields), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def check_same(output: str, old: Fields, new: Fields) -> None:
     """Refuse to mix two fingerprints in one dataset.
 
+    Args:
+        output: URI of the dataset.
+        old: fields that the dataset was made with.
+        new: fields of this run.
     Raises:
-        FingerprintError: naming each field with its old and its new value.
+        FingerprintError: naming the flag, the old and the new value of each field that differs.
     """
-    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if differing:
-        changes = "; ".join(f"{name} is {old.get(name)!r}, but now {new.get(name)!r}" for name in differing)
+    if changes := list(_changes(old, new)):
         raise FingerprintError(
-            f"--output {output} holds a dataset made with other settings: {changes}. Give another --output, the old "
-            "settings, or --overwrite to replace it"
+            f"--output {output} holds a dataset made with other settings: {'; '.join(changes)}. Give another --output, "
+            "the old settings, or --overwrite to replace it"
         )
+
+
+def _changes(old: Fields, new: Fields) -> Iterator[str]:
+    for name in sorted({*old, *new}):
+        before, now = old.get(name), new.get(name)
+        if name == "preprocessing" and before and now:
+            if (FAST_DECODE in before) > (FAST_DECODE in now):
+                yield "--fast_decode was given, but is not given now"
+            if (FAST_DECODE in before) < (FAST_DECODE in now):
+                yield "--fast_decode was not given, but is given now"
+            before, now = before.replace(FAST_DECODE, ""), now.replace(FAST_DECODE, "")
+        if before != now:
+            yield f"{_NAMES.get(name, f'--{name}')} was {_shown(before)}, but is now {_shown(now)}"
+
+
+def _shown(value: str | None) -> str:
+    return "not recorded" if value is None else repr(value) if value else "not given"

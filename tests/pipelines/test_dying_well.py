@@ -236,7 +236,7 @@ def test_of_two_runs_at_once_of_two_fingerprints_the_later_one_stops(few, slow_c
     out = tmp_path / "slow"
     first = start(few, env=slow_commits)
     wait_for((out / "_dataset.json").exists)
-    with pytest.raises(ValueError, match="embedding_dtype is 'float32', but now 'float16'"):
+    with pytest.raises(ValueError, match="--embedding_dtype was 'float32', but is now 'float16'"):
         embed_main([*few, "--embedding_dtype", "float16"])
     assert not (out / "_SUCCESS").exists()
     assert first.wait(timeout=100) == 0

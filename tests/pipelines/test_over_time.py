@@ -219,7 +219,7 @@ def test_an_overwrite_that_was_killed_goes_on_with_what_is_left(embed, tmp_path,
 
     with pytest.raises(DatasetError, match="an --overwrite was interrupted"):
         check_dataset(str(out))
-    with pytest.raises(ValueError, match="embedding_dtype is 'float16', but now 'float32'"):
+    with pytest.raises(ValueError, match="--embedding_dtype was 'float16', but is now 'float32'"):
         embed(*inputs, output=out)
     # Without the flag: what is left of the old settings lies in this run's input, and is of no use any more.
     embed(*inputs, output=out, flags=flags[:2])

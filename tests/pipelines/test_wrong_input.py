@@ -95,14 +95,17 @@ CASES = {
     "column not there": ([*INPUT, "p.parquet", "--columns", "a=x"], ["--columns x is not a column", "caption"]),
     "several captions": ([*INPUT, "lists.parquet", "--caption_column", "captions"], ["captions[0]"]),
     "flag for another format": ([*GOOD, "--image_column", "x"], ["--image_column x is for Parquet files"]),
-    "made by another model": (["--input", "a.tar", "--output", "done", "--model", "demo"], ["model is '", "but now"]),
+    "made by another model": (
+        ["--input", "a.tar", "--output", "done", "--model", "demo"],
+        ["the SHA-256 of --model was '", "but is now"],
+    ),
     "made with other columns": (
         [*GOOD[:2], "--output", "done", *GOOD[4:], "--columns", "a"],
-        ["columns is '', but now"],
+        ["--columns was not given, but is now 'a=a:string'"],
     ),
     "made with another dtype": (
         [*DONE, "--embedding_dtype", "float16"],
-        ["embedding_dtype is 'float32', but now 'float16'", "--overwrite"],
+        ["--embedding_dtype was 'float32', but is now 'float16'", "--overwrite"],
     ),
     "output is a file": ([*GOOD[:2], "--output", "a.tar", *GOOD[4:]], ["is a file", "must be a folder"]),
     "output is no text": ([*GOOD[:2], "--output", "o\udcff", *GOOD[4:]], ["cannot be printed", "rename it"]),

@@ -152,7 +152,7 @@ def test_the_flags_reach_the_run_and_are_part_of_the_fingerprint(embed, tmp_path
     embed(path, output=out, flags=flags, code=3)
     rejects = {(row["key"], row["modality"]): (row["stage"], row["reason"]) for row in rows_of(out, "rejects")}
     assert rejects == {("b", "image"): ("read", "image too large"), ("b", "caption"): ("read", "caption too large")}
-    with pytest.raises(ValueError, match="max_caption_bytes is '20', but now '16384'"):
+    with pytest.raises(ValueError, match="--max_caption_bytes was '20', but is now '16384'"):
         embed(path, output=out)
     embed(path, output=tmp_path / "pixels", flags=["--max_image_pixels", 400 * 300 - 1], code=3)
     (reject,) = rows_of(tmp_path / "pixels", "rejects")
