@@ -13,17 +13,20 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.parts.counts import counted
 from clip_transforms.run.plan import RunPlan
+from clip_transforms.run.processes import count_processes
 from clip_transforms.run.settings import RETRY_REJECTS, Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
-from clip_transforms.workers.machine import has_nvidia, torch_is_cpu_only
-from clip_transforms.workers.runner import is_direct, workers_of
+from clip_transforms.workers.machine import cores, gpus_for, has_nvidia, torch_is_cpu_only
+from clip_transforms.workers.runner import in_process, is_direct, workers_of
 from pipelines.beam_options import beam_parser
 from pipelines.command_line import Parser, UsageError
 from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
 _Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
+_PROCESSES_PER_GPU = 4  # with more, decoding and starting kernels gain nothing from another process
 _REQUIRED = (
     ("--model", "model", ": ViT-B/32 is the usual one, demo the small one that comes with this package"),
     ("--input", "inputs", "; see --help"),
@@ -248,17 +251,34 @@ def check_device(device: str, options: PipelineOptions) -> None:
 
 
 def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:
-    """One line for each usual mistake that is no error."""
+    """Return one line for each common mistake that is not an error."""
     lines, device = [], plan.settings.model.device
     workers = max(workers_of(options), plan.settings.processes)
+    if in_process(options):
+        gpus = gpus_for(device)
+        processes = count_processes(plan.settings.processes, gpus, len(plan.pending))
+        if warning := too_many_processes(processes, gpus, cores()):
+            lines.append(warning)
     if len(plan.pending) == 1 and workers > 1:
         lines.append(
-            f"warning: one unit for {workers} workers, so one of them does it all; a tar is one unit, so cut it into "
-            "several, and write Parquet in row groups of at most 10,000 rows"
+            f"warning: there is one unit for {workers} workers, so one of them does all the work; split the input: a "
+            "tar is one unit, and Parquet is cut into units at row groups, which should have at most 10,000 rows"
         )
     if device == "auto" and is_direct(options) and has_nvidia() and torch_is_cpu_only():
         lines.append("warning: this machine has an NVIDIA device, but torch is built without CUDA, so the CPU is used")
     return lines
+
+
+def too_many_processes(processes: int, gpus: Sequence[str], machine_cores: int) -> str | None:
+    """Return a warning if more processes are to embed than the machine has room for, else None."""
+    most = _PROCESSES_PER_GPU * len(gpus) or machine_cores
+    if processes <= most:
+        return None
+    room = f"{_PROCESSES_PER_GPU} for each GPU" if gpus else f"the {counted(machine_cores, 'core')} of this machine"
+    return (
+        f"warning: {processes} processes are more than {room}, so they take turns and only need more memory; give "
+        f"--processes {most} or fewer, or omit the flag"
+    )
 
 
 def embed_settings(options: argparse.Namespace) -> Settings:

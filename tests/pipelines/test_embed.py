@@ -235,7 +235,7 @@ def test_a_part_removed_while_the_run_goes_on_is_missed_at_its_end(embed, tmp_pa
 def test_one_unit_for_several_workers_is_warned_of(workers, warned, embed, tmp_path, capsys):
     flags = ["--dry_run", "--direct_running_mode", "multi_processing", "--direct_num_workers", workers]
     embed(make_tar(tmp_path / "a.tar", 1), output=tmp_path / "out", flags=flags)
-    assert ("warning: one unit for 2 workers" in capsys.readouterr().out) is warned
+    assert ("warning: there is one unit for 2 workers" in capsys.readouterr().out) is warned
 
 
 def test_a_column_that_no_sample_has_is_warned_of(embed, tmp_path, capsys):

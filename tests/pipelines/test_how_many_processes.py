@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from conftest import make_tar
 
 from clip_transforms.run import processes
 from clip_transforms.run.job import Job
 from clip_transforms.workers import machine
 from clip_transforms.workers.runner import check_processes
+from pipelines import embed, options
 
 TWO = ["--processes", "2"]
 
@@ -85,6 +87,36 @@ def test_processes_beside_workers_of_the_runner_are_refused(asked, flags, said):
     with pytest.raises(ValueError, match=said):
         check_processes(asked, PipelineOptions(flags))
     check_processes(0, PipelineOptions(flags))
+
+
+@pytest.mark.parametrize(
+    "processes, gpus, machine_cores, said",
+    [
+        (1, [], 1, None),
+        (2, [], 2, None),
+        (3, [], 2, "3 processes are more than the 2 cores of this machine, {turns}; give --processes 2"),
+        (2, [], 1, "2 processes are more than the 1 core of this machine, {turns}; give --processes 1"),
+        (4, ["0"], 2, None),
+        (8, ["0", "1"], 2, None),
+        (9, ["0", "1"], 64, "9 processes are more than 4 for each GPU, {turns}; give --processes 8"),
+    ],
+)
+def test_more_processes_than_the_machine_has_room_for_are_warned_of(processes, gpus, machine_cores, said):
+    found = options.too_many_processes(processes, gpus, machine_cores)
+    turns = "so they take turns and only need more memory"
+    assert found == (said and f"warning: {said.format(turns=turns)} or fewer, or omit the flag")
+
+
+def test_the_command_warns_of_more_processes_than_cores_and_goes_on(tmp_path, tiny_checkpoint, monkeypatch, capsys):
+    for i in range(3):
+        make_tar(tmp_path / f"{i}.tar", 1, first=i)
+    monkeypatch.setattr(options, "cores", lambda: 2)
+    monkeypatch.setattr(options, "gpus_for", lambda device: [])
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    for number, warned in (("2", False), ("3", True), ("4", True), ("0", False)):
+        assert embed.main([*argv, "--processes", number, "--dry_run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any(line.startswith("warning: 3 processes are more than the 2 cores") for line in lines) is warned
 
 
 def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
