@@ -1,4 +1,4 @@
-"""What a run prints at its end, from run.json."""
+"""The lines that a run prints at its end, made from run.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.samples import MODALITIES
 
 
 def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
-    """The lines that say what became of every sample and what held the run back."""
+    """Return the lines that account for every sample and name the bottleneck."""
     units, counts, speed = run["units"], run["input"], run["speed"]
     kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), "rejects"])
     labelled = f", {units['labelled']:,} of them labelled" if units["labelled"] else ""
@@ -18,13 +18,13 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
-    lines += [f"warning: --columns {key[7:]} was found in no sample" for key in counts if _is_void(key, counts)]
+    lines += [f"warning: no sample has the field of --columns {key[7:]}" for key in counts if _is_void(key, counts)]
     for taxonomy, parts in run.get("unlabelled", {}).items():
         lines.append(
-            f"warning: labels/{taxonomy} lacks {counted(parts, 'part')}, whose embeddings are new; "
-            f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
+            f"warning: labels/{taxonomy} lacks {counted(parts, 'part')} with new embeddings; "
+            f"python -m pipelines.label --input {output} --taxonomy FILE adds them"
         )
-    plan = run.get("plan") or {"units": units["input"], "missing": 0, "counts": counts}  # what is there for a share
+    plan = run.get("plan") or {"units": units["input"], "missing": 0, "counts": counts}  # only a share has a plan
     if others := run["dataset"]["parts"] - (plan["units"] - plan["missing"]):
         samples = run["dataset"].get("samples", 0) - plan["counts"].get("samples", 0)
         lines.append(
@@ -41,7 +41,7 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
 
 
 def _share_line(plan: Mapping[str, Any]) -> str:
-    """What became of the whole plan of which this run did a share."""
+    """Return how far the whole plan is, of which this run did a share."""
     if not plan["missing"]:
         return f"share {plan['share']} is done, and with it the whole plan, {counted(plan['units'], 'unit')}"
     are = "is" if plan["missing"] == 1 else "are"
@@ -79,10 +79,10 @@ def _speed_line(speed: Mapping[str, Any]) -> str:
         if round(speed["fraction_of_ceiling"], 2) <= round(speed["bound"], 2):
             rate += f", {reached} of this process's ceiling ({speed['ceiling']:,.0f}), where {bound} is the most that "
             rate += "decoding leaves"
-        else:  # no run outdoes its ceiling: what was measured is none
+        else:  # a run faster than its ceiling means that the ceiling was mismeasured
             rate += (
-                f"; no ceiling is known, since the batches that it is measured on went slower ({speed['ceiling']:,.0f} "
-                "pairs/s) than the rest: something else used the machine then, or their pictures were larger"
+                f"; the ceiling is not known, since the batches that measure it ran slower ({speed['ceiling']:,.0f} "
+                "pairs/s) than the rest: something else used the machine then, or their images were larger"
             )
     elif "shares" in speed:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in speed["shares"].items())

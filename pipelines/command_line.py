@@ -1,4 +1,4 @@
-"""A command line that means nothing, said in one sentence: the flag, the value, what is allowed, and the way out."""
+"""Errors in a command line, each in one sentence: the flag, the value, the allowed values and the way out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import re
 from typing import Any, NoReturn
 
 _KINDS = {int: "a whole number", float: "a number", json.loads: "JSON"}
-_LONGEST = 80  # characters of a value that are shown
+_LONGEST = 80  # the most characters of a value that a message shows
 
 
 class UsageError(ValueError):
-    """A command line that means nothing, in one sentence."""
+    """An error in the command line. The message is one sentence."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but that its sentences read like ours, and raise instead of ending the process."""
+    """An ArgumentParser that rewrites argparse's messages and raises instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what argparse found.
+        """Raise an error in our words.
 
         Args:
-            message: of argparse: `argument --limit: invalid int value: 'x'`.
+            message: argparse's message, such as `argument --limit: invalid int value: 'x'`.
         Raises:
             UsageError: always.
         """
@@ -34,25 +34,23 @@ class Parser(argparse.ArgumentParser):
         flag = action.option_strings[0]
         if said.startswith("expected"):
             example = f"{flag} {_metavar(action)}"
-            raise UsageError(
-                f"{flag} stands without a value; write {example}, or {flag}=… where the value begins with a dash"
-            )
+            raise UsageError(f"{flag} needs a value; write {example}, or {flag}=… if the value begins with a dash")
         if said.startswith("ignored explicit argument"):
-            raise UsageError(f"{flag} is a switch and takes no value; write {flag} alone, or leave it away")
+            raise UsageError(f"{flag} is a switch and takes no value; write {flag} alone, or omit it")
         found = re.fullmatch(r"invalid (?:choice|[^:]* value): (.*?)(?: \(choose from .*)?", said, re.DOTALL)
         if not found:
             raise UsageError(f"{flag}: {said}; see --help")
         value = found[1] if len(found[1]) <= _LONGEST else f"{found[1][:_LONGEST]}…"
-        usual = "" if action.default in (None, "", [], {}) else f" for the usual {action.default}"
-        raise UsageError(f"{flag} is {value}, but it must be {_allowed(action)}; leave the flag away{usual}")
+        default = "" if action.default in (None, "", [], {}) else f" for the default, {action.default}"
+        raise UsageError(f"{flag} is {value}, but it must be {_allowed(action)}; correct it, or omit the flag{default}")
 
 
 def _allowed(action: argparse.Action) -> str:
     if action.choices:
         *others, last = map(str, action.choices)
         return f"{', '.join(others)} or {last}" if others else last
-    # Beam has flags with functions of its own, which all read JSON.
-    return _KINDS.get(action.type, "JSON") if action.type else "a text"
+    # The other types are functions of Beam's, and all of them read JSON.
+    return _KINDS.get(action.type, "JSON") if action.type else "text"
 
 
 def _metavar(action: argparse.Action) -> Any:

@@ -1,4 +1,4 @@
-"""See the whole thing work on drawn scenes: `python -m pipelines.demo`, or `make demo`."""
+"""Show a complete run on drawn scenes: `python -m pipelines.demo`, or `make demo`."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ WHERE l.probability > 0.9 GROUP BY l.label ORDER BY pictures DESC"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw what is missing, run the real command on it, and show what came out.
+    """Draw the scenes that are missing, run the real command on them, and show the result.
 
     Raises:
         UsageError: if there are arguments, or DuckDB is not installed.
     """
     if argv:
-        raise UsageError(f"{argv[0]} is an argument, but the demo takes none; it works in ./demo")
+        raise UsageError(f"{argv[0]!r} is an argument, but the demo takes none; omit it (the demo works in ./demo)")
     try:
         import duckdb
     except ImportError:
-        raise UsageError("the demo asks its last question with DuckDB: pip install duckdb") from None
+        raise UsageError(
+            "DuckDB is not installed, and the demo asks its last question with it; run pip install duckdb"
+        ) from None
     folder, out = Path("demo"), "demo/out"
     if written := write_demo_inputs(folder):
         say(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")
@@ -56,14 +58,14 @@ def main(argv: Sequence[str]) -> int:
     if code != DONE:
         return code
     say("\nFive rows of what was written:")
-    say(duckdb.sql(_ROWS.format(out=out)))
-    total, shapes, colors = duckdb.sql(_AGREEMENT.format(out=out)).fetchall()[0]
+    say(str(duckdb.sql(_ROWS.format(out=out))))
+    total, shapes, colors = duckdb.execute(_AGREEMENT.format(out=out)).fetchall()[0]
     say(f"labels that agree with what was drawn: shapes {shapes:,} of {total:,}, colors {colors:,} of {total:,}")
     say(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
-    say(duckdb.sql(_QUERY.format(out=out)))
+    say(str(duckdb.sql(_QUERY.format(out=out))))
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-    say("Your own pictures next: a folder (captions in .txt beside them), .tar or .parquet files.")
-    say("Put the words to label them with into my_words.txt, one a line, then:\n")
+    say("Next, try your own images: a folder (with captions in .txt files beside them), .tar or .parquet files.")
+    say("Write the words to label them with into my_words.txt, one per line, then run:\n")
     say(f"  {python} -m pipelines.embed --input ~/Pictures --output out --model ViT-B/32 --taxonomy my_words.txt")
     return DONE

@@ -24,10 +24,10 @@ from pipelines.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code.
+    """Run the command and return its exit code.
 
     Raises:
-        ValueError: if the command line or the existing output is wrong; nothing was started or written then.
+        ValueError: if the command line or the existing output is wrong. Nothing was started or written then.
     """
     options, beam_options = parse(embed_parser(), argv)
     settings = embed_settings(options)
@@ -49,14 +49,14 @@ def main(argv: Sequence[str]) -> int:
         succeeded = launch(pipeline, transform)
     if not succeeded:
         return FAILED
-    result = read_run(plan.settings.output, transform.run)  # not run.json: another run may have ended since
+    result = read_run(plan.settings.output, transform.run)  # not run.json: another run may have ended meanwhile
     for line in closing_lines(result, plan.settings.output):
         say(line)
     return INCOMPLETE if result["problems"] else DONE
 
 
 def print_plan(plan: RunPlan) -> None:
-    """What would be done."""
+    """Print what a run would do."""
     megabytes = sum(unit.num_bytes for unit in plan.pending) / 1e6
     say(
         f"{counted(len(plan.units), 'unit')}, each to become a part: {len(plan.pending):,} to embed "

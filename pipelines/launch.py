@@ -1,4 +1,4 @@
-"""Run a transform as a pipeline of its own, and end well however it ends."""
+"""Run a transform as a pipeline of its own. Clean up and say one sentence, whatever ends the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -39,33 +39,31 @@ from pipelines.terminal import complain, on_signals, silence, tracebacks_are_wan
 GO_ON = "what is committed stays; the same command goes on from there"
 _DEATH_SECONDS = 1.0  # until Beam's thread that waits for a dead worker says so
 _PATIENCE_SECONDS = 10.0  # until a run whose worker died is ended
-_DETACHED = "the job goes on without this command, and writes run.json at its end"
+_DETACHED = "the job goes on without this command and writes run.json at its end"
 
 
 def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    """A pipeline that is empty yet, so that wrong options of Beam's are found before anything is planned.
+    """Return an empty pipeline, so that wrong options of Beam's are found before anything is planned.
 
-    Beam's runners in this process are one: FnApiRunner. DirectRunner would first try to download another.
+    Every runner that works in this process becomes FnApiRunner. DirectRunner would first try to download another.
 
     Raises:
-        UsageError: if Beam refuses the options, or would refuse them later; if there is no temporary folder.
+        UsageError: if Beam refuses the options or would refuse them later, or if there is no temporary folder.
     """
     _check_temporary_folder()
     standard = options.view_as(StandardOptions)
     if is_direct(options):
         standard.runner = "FnApiRunner"
-    logging.disable(logging.WARNING)  # what Beam warns of here is in its refusal too
+    logging.disable(logging.WARNING)  # Beam's refusal repeats its warnings
     try:
         runner = _FnApiRunner() if is_direct(options) else create_runner(standard.runner)
         check_beam_options(options, runner)
         return beam.Pipeline(runner=runner, options=options)
     except UsageError:
         raise
-    except Exception as error:  # a runner that is none raises what it likes
+    except Exception as error:  # a wrong name of a runner can raise any error
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(
-            f"Beam refuses these options: {said}; see its own documentation, or leave --runner away"
-        ) from None
+        raise UsageError(f"Beam refuses these options: {said}; see Beam's documentation, or omit --runner") from None
     finally:
         logging.disable(logging.NOTSET)
 
@@ -82,31 +80,32 @@ def _check_temporary_folder() -> None:
 
 
 class _FnApiRunner(FnApiRunner):
-    """Beam's own, but that its worker processes end with this one.
+    """FnApiRunner whose workers exit when this process does.
 
-    Beam starts them behind a shell, which keeps them from seeing that their launcher died: killed at the wrong moment,
-    it would leave them waiting for ever.
+    Beam starts its workers through a shell, so they do not see that their launcher died, and could wait forever.
     """
 
     def run_via_runner_api(self, pipeline_proto: Any, options: PipelineOptions) -> Any:
         """Replace the command of the worker processes."""
-        print_no_tracebacks()  # of workers that are threads of this process
+        print_no_tracebacks()  # in workers that are threads of this process
         command = f"exec {shlex.quote(sys.executable)} -m pipelines.beam_worker {os.getpid()}"
         environment = SubprocessSDKEnvironment.from_command_string(command)
         for proto in pipeline_proto.components.environments.values():
             if proto.urn == python_urns.SUBPROCESS_SDK:
-                proto.payload = environment.to_runner_api_parameter(None)[1]
+                proto.payload = environment.to_runner_api_parameter(cast(Any, None))[1]  # it uses no context
         return super().run_via_runner_api(pipeline_proto, options)
 
 
 def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
-    """Run a pipeline of one transform; whether it succeeded. What went wrong is said on stderr.
+    """Run a pipeline of one transform. The reason for a failure goes to stderr, in one line.
 
     Args:
         pipeline: from `make_pipeline`.
-        transform: with a `run_folder`, which is removed at the end.
+        transform: a transform with a `run_folder`, which is removed at the end.
+    Returns:
+        Whether the run succeeded.
     Raises:
-        ValueError: if another run began on the same output; nothing was started then.
+        ValueError: if another run began on the same output. Nothing was started then.
     """
     detached, result = not is_direct(pipeline.options), None
 
@@ -120,12 +119,12 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
             result = start(pipeline, transform)
             result.wait_until_finish()
         return True
-    except Exception as error:  # whatever ended the run: its reason is said in one line
+    except Exception as error:  # whatever ended the run, its reason becomes one line
         if isinstance(error, (ValueError, OSError)) and transform.run_folder is None:
             raise  # nothing was started yet
         if detached and not _has_ended(result):
-            transform.run_folder = None  # the job's, which still writes there
-            return _failed(error, "the job may go on without this command, and then writes run.json at its end")
+            transform.run_folder = None  # it belongs to the job, which still writes there
+            return _failed(error, "the job may go on without this command; it then writes run.json at its end")
         return _failed(error)
     finally:
         if transform.run_folder is not None:
@@ -139,10 +138,10 @@ def start(pipeline: beam.Pipeline, transform: Any) -> PipelineResult:
 
 
 def _has_ended(result: Any) -> bool:
-    """Whether a job is known to have ended, or never to have begun; not where its service does not answer."""
+    """Return whether a job has certainly ended or never begun; False if its service does not answer."""
     try:
         return result is None or PipelineState.is_terminal(result.state)
-    except Exception:  # whatever the runner's client raises when it cannot ask
+    except Exception:  # a runner's client may raise anything if it cannot ask
         return False
 
 
@@ -156,10 +155,10 @@ def _end(transform: Any) -> None:
 
 
 def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
-    """Download a published model before a run on this machine starts; workers elsewhere have caches of their own.
+    """Download a published model before a run on this machine starts. Workers elsewhere have their own caches.
 
     Raises:
-        CheckpointError: if it cannot be had.
+        CheckpointError: if the model cannot be downloaded.
     """
     if checkpoint.published and is_direct(options):
         fetch(checkpoint.published)
@@ -173,19 +172,19 @@ def _failed(error: BaseException, go_on: str = GO_ON) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the line that says what went wrong: the last one, since Beam puts the traceback of a worker before it."""
+    """Return the line that says what went wrong: the last one, because a worker's traceback comes before it."""
     text = str(error).strip()
-    if found := re.search(r'^\s*details = "(.*)"$', text, re.MULTILINE):  # gRPC ends with a lone bracket
+    if found := re.search(r'^\s*details = "(.*)"$', text, re.MULTILINE):  # the last line of gRPC's text is a bracket
         return found[1]
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[while running")]
     said = re.sub(r"\s*\[while running '.*'\]$", "", lines[-1].strip()) if lines else ""  # Beam's step, not the cause
     if text.startswith("Traceback"):
-        said = re.sub(r"^([\w.]+(Error|Exception): )+(?=.)", "", said)  # names of classes, the outermost first
+        said = re.sub(r"^([\w.]+(Error|Exception): )+(?=.)", "", said)  # class names, the outermost first
     return said or type(error).__name__
 
 
 def _children() -> list[int]:
-    """The processes that this one started, where the kernel tells."""
+    """Return the process ids of this process's children; none if the kernel does not list them."""
     try:
         threads = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
     except OSError:
@@ -201,8 +200,8 @@ def end_at_signals(go_on: str, clean_up: Callable[[], None]) -> Iterator[None]:
     name only when it is whole.
 
     Args:
-        go_on: how to go on, for the sentence that is said.
-        clean_up: ends child processes and removes temporary files; whatever is printed meanwhile is dropped.
+        go_on: the part of the sentence that says how to go on.
+        clean_up: a function that ends child processes and removes temporary files. Nothing is printed meanwhile.
     """
 
     def end(number: int, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""The known models, and what a checkpoint is: `python -m pipelines.models`, `… --check FILE`."""
+"""List the known models, or describe a checkpoint: `python -m pipelines.models`, `… --check FILE`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipelines.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table, or what a checkpoint is; the exit code.
+    """Print the table of models or the description of a checkpoint, and return the exit code.
 
     Raises:
-        ValueError: if the command line is wrong, or the checkpoint is none.
+        ValueError: if the command line is wrong, or the file is not a checkpoint.
     """
     options = _parser().parse_args(argv)
     for line in check_lines(options.check) if options.check is not None else table_lines():
@@ -34,46 +34,57 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m pipelines.models",
-        description="The models that are known by name; or what a checkpoint is. Nothing is downloaded.",
+        description="List the models that are known by name, or describe a checkpoint. This downloads nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("--check", metavar="FILE", help="a checkpoint: file or folder, path or URI, or demo")
+    parser.add_argument(
+        "--check", metavar="FILE", help="checkpoint to describe: path or URI of a file or folder, or demo"
+    )
     return parser
 
 
 def table_lines() -> list[str]:
-    """The known models, a line each."""
+    """Return the table of known models, one line each."""
     lines = [f"{'name':16}{'image side':>11}{'d':>7}{'vision':>32}{'text width':>12}{'parameters':>13}  cached"]
     for name, known in PUBLISHED.items():
         a = known.architecture
-        layers = "-".join(map(str, a.vision_layers)) if a.is_resnet else f"{a.vision_layers} layers"
+        layers = (
+            f"{a.vision_layers} layers" if isinstance(a.vision_layers, int) else "-".join(map(str, a.vision_layers))
+        )
         vision = f"{'ResNet' if a.is_resnet else f'ViT/{a.patch_size}'} {a.vision_width} wide, {layers}"
         lines.append(
             f"{name:16}{a.image_side:>11}{a.embed_dim:>7}{vision:>32}{a.text_width:>12}"
             f"{parameters(a) / 1e6:>11.1f} M  {'yes' if cached(name) else 'no'}"
         )
-    return [*lines, f"cache: {cache_folder()}; demo comes with this package; --check FILE says what a checkpoint is"]
+    return [*lines, f"cache: {cache_folder()}; demo comes with this package; --check FILE describes a checkpoint"]
 
 
 def check_lines(model: str) -> list[str]:
-    """What a checkpoint is, and by what it was recognised."""
+    """Return the description of a checkpoint, and how it was recognised."""
     spec = ClipSpec(model)
     path = cached(spec.published_name) if spec.published_name else None
     if spec.published_name and path is None:
         raise CheckpointError(
-            f"--check {model}: that model is not in the cache ({cache_folder()}); a run downloads it, or give a file"
+            f"--check is {model}, but that model is not in the cache ({cache_folder()}); a run downloads it, or give a "
+            "file"
         )
     checkpoint = ClipSpec(str(path) if path else model).recognise()
     named = next((name for name, p in PUBLISHED.items() if p.sha256 == checkpoint.sha256), None)
     alike = next((name for name, p in PUBLISHED.items() if p.architecture == checkpoint.architecture), None)
-    what = f"OpenAI's {named}" if named else f"a CLIP of the sizes of {alike}" if alike else "a CLIP of its own sizes"
+    what = (
+        f"OpenAI's {named}"
+        if named
+        else f"a CLIP with the sizes of {alike}"
+        if alike
+        else "a CLIP with sizes of its own"
+    )
     return [
         f"{what}, in the layout of {checkpoint.layout}",
         *(f"file           {uri}" for uri in checkpoint.files),
         f"SHA-256        {checkpoint.sha256}",
         f"sizes          {checkpoint.architecture.describe()}",
         f"parameters     {parameters(checkpoint.architecture) / 1e6:.1f} M",
-        f"activation     {checkpoint.activation or 'it does not say; give --activation where you use it'}",
+        f"activation     {checkpoint.activation or 'the checkpoint does not say; give --activation when you use it'}",
         f"recognised by  {checkpoint.recognised_by}",
         f"preprocessing  {checkpoint.preprocessing.describe()}",
     ]

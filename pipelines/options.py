@@ -1,4 +1,4 @@
-"""Command lines: our own flags, Beam's behind them, and one sentence for what is neither."""
+"""Command lines: our own flags, then Beam's, and one sentence about a flag that is neither."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
 from schemas.samples import Column
 
 _Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
-_PROCESSES_PER_GPU = 4  # with more, decoding and starting kernels gain nothing from another process
+_PROCESSES_PER_GPU = 4  # beyond this, another process only takes more of the GPU's memory
 _REQUIRED = (
-    ("--model", "model", ": ViT-B/32 is the usual one, demo the small one that comes with this package"),
+    ("--model", "model", "; ViT-B/32 is the usual model, and demo is a small one that comes with this package"),
     ("--input", "inputs", "; see --help"),
     ("--output", "output", "; see --help"),
 )
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 the run failed; 2 the command line or the output is wrong, nothing was started; 3 finished, "
-    "but too many rejects or an unreadable shard. Beam's own flags may follow; --runner is FnApiRunner, in this "
-    "process, unless it is given."
+    "Exit codes: 0: done. 1: the run failed. 2: the command line or the existing output is wrong; nothing was started. "
+    "3: the run finished, but with too many rejects or an unreadable shard. Beam's own flags may follow; the default "
+    "of --runner is FnApiRunner, which works in this process."
 )
 
 
@@ -175,7 +175,7 @@ def embed_parser() -> argparse.ArgumentParser:
 
 
 def _set_defaults(parser: argparse.ArgumentParser) -> None:
-    """Take the default of every flag from the field of the same name, so that each default stands in one place."""
+    """Take the default of every flag from the field of the same name, so that each default is written once."""
     fields = [field for cls in (Settings, ReaderOptions, ClipSpec) for field in dataclasses.fields(cls)]
     flags = {action.dest for action in parser._actions}
     for field in fields:
@@ -211,30 +211,30 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     """Split a command line into our options and Beam's.
 
     Raises:
-        UsageError: if a flag is neither's. Beam itself would drop it without a word.
+        UsageError: if a flag is unknown to both. Beam itself would drop it silently.
     """
     argv = list(argv)
     own, behind = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     options, rest = parser.parse_known_args(own)
     beams = beam_parser()
     _, unknown = beams.parse_known_args(rest)
-    beams.parse_known_args(behind)  # what Beam knows must be right there too; it would end the process with its usage
+    beams.parse_known_args(behind)  # check Beam's flags there too: for a wrong value Beam would exit with its usage
     if unknown:
         if not unknown[0].startswith("-"):
-            raise UsageError(f"{unknown[0]!r} stands without a flag; write --input {unknown[0]} if it is to be read")
+            raise UsageError(f"{unknown[0]!r} has no flag before it; write --input {unknown[0]} to read it")
         flag = unknown[0].split("=")[0]
         known = [name for p in (parser, beams) for action in p._actions for name in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(
-            f"{flag} is no flag of this command or of Beam; {hint}--help lists ours; what must go through unseen goes "
-            "behind --"
+            f"{flag} is not a flag of this command or of Beam; {hint}--help lists ours; to pass a flag on unchecked, "
+            "put it after --"
         )
     return options, PipelineOptions([*rest, *behind])
 
 
 def check_device(device: str, options: PipelineOptions) -> None:
-    """Refuse `--device cuda` where the work is done on this machine and it has no CUDA; torch is not imported for it.
+    """Refuse `--device cuda` if the run works on this machine and the machine has no CUDA. This imports no torch.
 
     Raises:
         UsageError: naming what is missing.
@@ -245,7 +245,7 @@ def check_device(device: str, options: PipelineOptions) -> None:
         raise UsageError("--device is cuda, but this machine shows no NVIDIA device; use --device auto or --device cpu")
     if torch_is_cpu_only():
         raise UsageError(
-            f"--device is cuda, but torch {importlib.metadata.version('torch')} is built without it; install a CUDA "
+            f"--device is cuda, but torch {importlib.metadata.version('torch')} is built without CUDA; install a CUDA "
             "build of torch, or use --device cpu"
         )
 
@@ -282,10 +282,10 @@ def too_many_processes(processes: int, gpus: Sequence[str], machine_cores: int) 
 
 
 def embed_settings(options: argparse.Namespace) -> Settings:
-    """Our options → the settings of a run.
+    """Return the settings of a run for a parsed command line.
 
     Raises:
-        ValueError: with one sentence for the first setting that is wrong.
+        ValueError: naming the first wrong setting in one sentence.
     """
     for flag, dest, hint in _REQUIRED:
         if not getattr(options, dest):
@@ -300,7 +300,7 @@ def embed_settings(options: argparse.Namespace) -> Settings:
 
 
 def _fill(cls: type[_Record], values: Mapping[str, Any]) -> _Record:
-    """Build a record from the values that are called like its fields; lists become tuples."""
+    """Build a record from the values named like its fields; lists become tuples."""
     names = [field.name for field in dataclasses.fields(cls) if field.name in values]
     found: dict[str, Any] = {name: tuple(v) if isinstance(v := values[name], list) else v for name in names}
     return cls(**found)

@@ -1,4 +1,4 @@
-"""A bar over what a run has done, fed by a thread; quiet when not a terminal."""
+"""A progress bar, fed by a thread. It shows nothing if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,12 +23,16 @@ def progress_bar(plan: RunPlan, in_process: bool) -> Iterator[None]:
     """Show the progress of a run while the block runs.
 
     Args:
-        plan: of the run.
-        in_process: whether the work is done by this process, which then knows of every sample; otherwise committed
-            parts are counted.
+        plan: plan of the run.
+        in_process: whether this process embeds and so knows about every sample; otherwise the bar counts committed
+            parts.
     """
-    # A terminal that does not know its width gets a bar all the same.
-    style = {"desc": "embedding", "disable": None, "ncols": None if shutil.get_terminal_size((0, 0)).columns else 80}
+    # A terminal that does not report its width gets a bar of 80 columns.
+    style: dict[str, Any] = {
+        "desc": "embedding",
+        "disable": None,
+        "ncols": None if shutil.get_terminal_size((0, 0)).columns else 80,
+    }
     total = sum(unit.num_bytes for unit in plan.pending)
     if in_process:
         bar = tqdm(total=total, unit="B", unit_scale=True, **style)

@@ -1,1 +1,1 @@
-"""Worker processes: what their machine has, who ends with whom, and what Beam's options say of them."""
+"""Worker processes: the resources of their machine, how they end, and the runner's options about them."""

@@ -1,6 +1,6 @@
-"""What the runner's options say: how many workers there are, and whether they end with the launcher.
+"""Questions about the runner's options: how many workers it has, and whether they end with the launcher.
 
-The options are Beam's `PipelineOptions`; Beam itself is not needed to read them.
+The options are Beam's `PipelineOptions`. Reading them does not need Beam itself.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ _PROCESSES_PER_CORE = 16
 
 
 class Options(Protocol):
-    """What of Beam's PipelineOptions is needed here."""
+    """The part of Beam's PipelineOptions that is used here."""
 
     def get_all_options(self) -> dict[str, Any]:
-        """Every option by name, with its value."""
+        """Return every option's value by name."""
 
 
 def workers_of(options: Options) -> int:
-    """How many workers the runner's options name."""
+    """Return the number of workers that the runner's options ask for."""
     known = options.get_all_options()
     if is_direct(options):
         asked = known.get("direct_num_workers")
-        return 1 if in_process(options) else asked or os.cpu_count() or 1  # Beam's 0 is one a core
+        return 1 if in_process(options) else asked or os.cpu_count() or 1  # Beam's 0 means one per core
     return max([1, *(int(known.get(name) or 1) for name in ("max_num_workers", "num_workers", "parallelism"))])
 
 
 def is_direct(options: Options) -> bool:
-    """Whether the runner works in this process or in children of it, and so ends with it."""
+    """Return whether the runner works in this process or its children, and so ends with this process."""
     runner = options.get_all_options().get("runner") or "DirectRunner"
     return runner.rpartition(".")[2].lower() in _DIRECT_RUNNERS
 
 
 def in_process(options: Options) -> bool:
-    """Whether the work is done inside this process, or in children of it that tell it of every sample."""
+    """Return whether this process embeds, alone or with children that report every sample to it."""
     return is_direct(options) and _running_mode(options) in (None, "in_memory")
 
 
@@ -46,22 +46,24 @@ def _running_mode(options: Options) -> str | None:
 
 
 def check_processes(asked: int, options: Options) -> None:
-    """Refuse processes of ours beside workers of the runner's.
+    """Refuse our own processes where the runner starts the workers.
 
     Args:
-        asked: `--processes`.
-        options: of the runner.
+        asked: value of `--processes`.
+        options: the runner's options.
     Raises:
-        ValueError: naming the flag that is in the way.
+        ValueError: naming the flag that conflicts.
     """
     most = _PROCESSES_PER_CORE * cores()
     if asked > most:
-        raise ValueError(f"--processes is {asked}, but it must be 1 to {most} on this machine, or 0 to choose by it")
+        raise ValueError(
+            f"--processes is {asked}, but it must be 1 to {most} on this machine, or 0 to choose the number for it"
+        )
     if not asked or in_process(options):
         return
     flag = f"--runner {options.get_all_options().get('runner')}"
     if is_direct(options):
         flag = f"--direct_running_mode {_running_mode(options)}"
     raise ValueError(
-        f"--processes is {asked}, but with {flag} it is the runner that starts the workers; give one of the two flags"
+        f"--processes is {asked}, but with {flag} the runner starts the workers; give one of the two flags"
     )

@@ -70,7 +70,7 @@ def test_no_run_claims_more_than_its_ceiling_leaves(fraction, bound, claimed):
     last = closing_lines(RUN | {"speed": figures}, "out/")[-1]
     assert ("of this process's ceiling" in last) is claimed
     assert (
-        "no ceiling is known, since the batches that it is measured on went slower (123 pairs/s)" in last
+        "the ceiling is not known, since the batches that measure it ran slower (123 pairs/s)" in last
     ) is not claimed
 
 

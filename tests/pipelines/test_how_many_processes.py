@@ -77,9 +77,13 @@ def test_each_process_counts_on_its_share_of_the_cores_that_a_scheduler_left(mon
 @pytest.mark.parametrize(
     "asked, flags, said",
     [
-        (2, ["--direct_running_mode=multi_processing"], "with --direct_running_mode multi_processing it is the runner"),
-        (1, ["--direct_running_mode=multi_threading"], "with --direct_running_mode multi_threading it is the runner"),
-        (2, ["--runner=FlinkRunner"], "with --runner FlinkRunner it is the runner that starts the workers"),
+        (
+            2,
+            ["--direct_running_mode=multi_processing"],
+            "--direct_running_mode multi_processing the runner starts",
+        ),
+        (1, ["--direct_running_mode=multi_threading"], "with --direct_running_mode multi_threading the runner starts"),
+        (2, ["--runner=FlinkRunner"], "with --runner FlinkRunner the runner starts the workers"),
         (100_000, [], "--processes is 100000, but it must be 1 to"),
     ],
 )

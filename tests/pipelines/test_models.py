@@ -35,20 +35,18 @@ def test_a_checkpoint_says_what_it_is_and_by_what(capsys, tmp_path):
     torch.save(published_model("vit", 0).state_dict(), tmp_path / "a.pt")
     text = "\n".join(printed(["--check", str(tmp_path / "a.pt")], capsys))
     for piece in (
-        "a CLIP of its own sizes, in the layout of OpenAI",
+        "a CLIP with sizes of its own, in the layout of OpenAI",
         "ViT/8",
-        "it does not say",
+        "the checkpoint does not say",
         "(state dict)",
         "side 32",
     ):
         assert piece in text
     text = "\n".join(printed(["--check", "demo"], capsys))
-    assert "activation     quick_gelu" in text and "activation)" in text
+    assert "activation     quick_gelu" in text and "whose header names the activation" in text
 
 
-@pytest.mark.parametrize(
-    "name, sentence", [("", "this folder holds no model"), ("hf://", "names neither a file nor a folder")]
-)
+@pytest.mark.parametrize("name, sentence", [("", "holds no model"), ("hf://", "names neither a file nor a folder")])
 def test_a_name_of_nothing_is_one_sentence(name, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=sentence):
