@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -17,7 +17,7 @@ slow: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-#	$(BIN)/mypy
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.forward --model ViT-B/32

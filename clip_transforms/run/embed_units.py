@@ -208,7 +208,8 @@ def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
 def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
     """Read the units one after the other: (place of the unit, batch) for each batch, and a mark after each unit."""
     for place, unit in enumerate(units):
-        samples, notes, error = 0, Counter(), None
+        samples, error = 0, None
+        notes: Counter = Counter()
         try:
             for batch in read_unit(unit, job.settings.reader, batch_size, notes, job.folder):
                 samples += batch.num_rows
