@@ -1,4 +1,4 @@
-"""The benchmarks run, on tiny inputs; what they time is not looked at."""
+"""The benchmarks run on tiny inputs; their times are not checked."""
 
 import importlib
 import io
@@ -22,7 +22,7 @@ MODULES = sorted(path.stem for path in (Path(ROOT) / "benchmarks").glob("*.py") 
 
 @pytest.fixture
 def bench(monkeypatch, capsys):
-    """Run a benchmark in this process; what it prints."""
+    """Run a benchmark in this process and return its output."""
 
     def run(name, *flags):
         module = importlib.import_module(f"benchmarks.{name}")
@@ -35,7 +35,7 @@ def bench(monkeypatch, capsys):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Commands run in this process, which has imported everything already."""
+    """Run commands in this process, which has imported everything already."""
     from pipelines.embed import main
 
     def run(argv):
@@ -45,23 +45,23 @@ def in_process(monkeypatch):
     monkeypatch.setattr(commands, "seconds_of", run)
 
 
-def test_every_benchmark_stands_in_the_documents_and_those_of_make_bench_exist():
+def test_every_benchmark_is_documented_and_those_of_make_bench_exist():
     text = "".join((Path(ROOT) / "docs" / name).read_text() for name in ("performance.md", "fidelity.md"))
     assert len(MODULES) > 10 and [name for name in MODULES if f"python -m benchmarks.{name}" not in text] == []
     assert set(re.findall(r"-m benchmarks\.(\w+)", (Path(ROOT) / "Makefile").read_text())) <= set(MODULES)
 
 
-def test_captions_are_as_long_as_the_webs_and_no_two_are_equal():
+def test_captions_have_the_lengths_of_web_captions_and_are_distinct():
     captions = inputs.web_captions(3_000)
     lengths = default_tokenizer().tokenize(captions).lengths
     assert len(set(captions)) == 3_000 and inputs.web_captions(10) == inputs.web_captions(10)
     assert np.median(lengths) == 12 and 13 < lengths.mean() < 16 and lengths.min() == 3 and 60 < lengths.max() <= 77
 
 
-def test_pictures_cost_what_photographs_cost():
+def test_pictures_have_the_size_of_photographs():
     for data in inputs.photographs(2, 320, 240):
         assert Image.open(io.BytesIO(data)).size == (320, 240)
-        assert 1 < 8 * len(data) / (320 * 240) < 4  # bits a pixel
+        assert 1 < 8 * len(data) / (320 * 240) < 4  # bits per pixel
 
 
 def test_captions_by_length(bench):
@@ -83,7 +83,7 @@ def test_readers_read_every_format(bench):
     assert "of unpacking" in said
 
 
-def test_a_reading_that_loses_a_picture_gives_no_rate(bench, monkeypatch):
+def test_a_reader_that_loses_a_picture_gives_no_rate(bench, monkeypatch):
     write = inputs.write_tar
     monkeypatch.setattr("benchmarks.readers.write_tar", lambda path, pairs: write(path, list(pairs)[1:]))
     with pytest.raises(RuntimeError, match="9 of 10 pictures"):

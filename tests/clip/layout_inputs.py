@@ -1,4 +1,4 @@
-"""The same inputs for our models and for those of other libraries."""
+"""Inputs for both our models and those of other libraries."""
 
 import torch
 

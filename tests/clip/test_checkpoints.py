@@ -1,4 +1,4 @@
-"""What is loaded, and what is refused in one sentence."""
+"""Checkpoints that are loaded, and files that are refused in one sentence."""
 
 import json
 import subprocess
@@ -59,13 +59,13 @@ def test_sizes_are_read_off_the_tensors(state):
     assert (sizes.vision_heads, sizes.text_heads) == (2, 1)
 
 
-def test_a_file_without_its_activation_needs_the_flag_and_the_sentence_says_why(state, tmp_path):
+def test_a_file_that_omits_its_activation_needs_the_flag(state, tmp_path):
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="--activation quick_gelu .* or --activation gelu"):
         load(str(tmp_path / "a.pt"))
 
 
-def test_a_file_that_says_its_activation_is_not_contradicted(tiny_checkpoint):
+def test_a_flag_cannot_contradict_the_activation_in_the_file(tiny_checkpoint):
     with pytest.raises(CheckpointError, match="trained with quick_gelu"):
         load(tiny_checkpoint, activation="gelu")
 
@@ -110,7 +110,7 @@ def with_(name, tensor):
         *("two lengths of embeddings", "a weight more", "another vocabulary", "code"),
     ],
 )
-def test_what_is_no_clip_is_refused_in_one_sentence(write, sentence, state, tmp_path, capsys):
+def test_a_file_that_is_no_clip_is_refused_in_one_sentence(write, sentence, state, tmp_path, capsys):
     path = tmp_path / "model.pt"
     write(path, state)
     with pytest.raises(CheckpointError, match=sentence):
@@ -142,7 +142,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
         ClipSpec("ViT-B/23").resolve()
 
 
-def test_cuda_is_never_a_cpu_run_without_a_word(tiny_checkpoint):
+def test_cuda_never_falls_back_to_the_cpu_silently(tiny_checkpoint):
     if torch.cuda.is_available():
         pytest.skip("there is CUDA here")
     with pytest.raises(RuntimeError, match="--device is cuda"):
@@ -174,7 +174,7 @@ def broken_header(text):
     [b'{"a":5}', b'{"a":{}}', b'{"a":{"shape":null}}', b"[" * 200_000, b'{"__metadata__":null}', b"{"],
     ids=["number", "no shape", "null shape", "nested", "null metadata", "cut"],
 )
-def test_a_malformed_safetensors_header_is_one_sentence(text, tmp_path):
+def test_a_malformed_safetensors_header_is_refused_in_one_sentence(text, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(broken_header(text))
     with pytest.raises(CheckpointError, match="a.safetensors"):
         ClipSpec(str(tmp_path / "a.safetensors"), "gelu").resolve()
@@ -202,14 +202,14 @@ def test_a_safetensors_file_that_is_cut_off_is_refused_before_a_run(tiny_checkpo
         ),
     ],
 )
-def test_tensors_from_which_no_vector_could_come_are_refused(change, sentence, state, tmp_path):
+def test_tensors_that_cannot_give_embeddings_are_refused(change, sentence, state, tmp_path):
     path = tmp_path / "odd.safetensors"
     safetensors.torch.save_file({n: t.contiguous() for n, t in state.items()} | change, path)
     with pytest.raises(CheckpointError, match=sentence):
         ClipSpec(str(path), "gelu").resolve()
 
 
-def test_a_file_of_an_old_torch_is_told_how_to_be_saved_again(state, tmp_path):
+def test_the_refusal_of_an_old_torch_file_says_how_to_save_it_again(state, tmp_path):
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match="format of torch before 1.6.*save it again"):
         ClipSpec(str(tmp_path / "old.pt"), "gelu").resolve()

@@ -1,4 +1,4 @@
-"""The download of published checkpoints, from a server on this machine that breaks off, lies and stalls."""
+"""Downloads of published checkpoints from a local server that breaks off, lies and stalls."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ NAME = "ViT-B/32"
 
 
 class Server:
-    """Serves one body; `faults` are taken one a request, in order, and then it behaves."""
+    """Serves one body. Each request takes the next of `faults`; when none is left, the server behaves."""
 
     def __init__(self, body):
         self.body, self.faults, self.ranges = body, [], []
@@ -152,7 +152,7 @@ def test_a_published_name_is_downloaded_once_and_loaded(server, tmp_path):
     ],
     ids=["broken", "broken thrice", "stalled", "busy", "all of it", "a server without ranges"],
 )
-def test_a_download_goes_on_where_it_broke(faults, server, tmp_path, checkpoint_bytes):
+def test_a_broken_download_resumes_at_the_same_byte(faults, server, tmp_path, checkpoint_bytes):
     server.faults = list(faults)
     assert downloads.fetch(NAME).read_bytes() == checkpoint_bytes
     assert files(tmp_path) == ["ViT-B-32.pt"]
@@ -161,7 +161,7 @@ def test_a_download_goes_on_where_it_broke(faults, server, tmp_path, checkpoint_
     assert starts == sorted(starts)
 
 
-def test_what_a_dead_download_left_is_taken_over(server, tmp_path, checkpoint_bytes):
+def test_the_part_of_a_dead_download_is_taken_over(server, tmp_path, checkpoint_bytes):
     (tmp_path / "cache").mkdir()
     left = tmp_path / "cache" / "ViT-B-32.pt.0123.part"
     left.write_bytes(checkpoint_bytes[:1000])
@@ -182,7 +182,7 @@ def test_a_part_that_is_whole_or_longer_ends_well(extra, server, tmp_path, check
     assert downloads.fetch(NAME).read_bytes() == checkpoint_bytes
 
 
-def test_what_has_another_hash_is_deleted_and_said(server, tmp_path):
+def test_a_download_with_another_hash_is_deleted_and_reported(server, tmp_path):
     server.faults = [lie]
     with pytest.raises(CheckpointError, match=r"has SHA-256 \w+, not \w+, and was deleted"):
         downloads.fetch(NAME)
@@ -209,30 +209,30 @@ def test_several_at_once_all_end_with_the_whole_file(server, tmp_path, checkpoin
 
 
 @pytest.mark.parametrize("fault, reason", [(gone, "404"), (busy, "503"), (say_nothing, "timed out")])
-def test_what_cannot_be_had_is_one_sentence_with_the_way_by_hand(fault, reason, server, tmp_path, monkeypatch):
+def test_a_failed_download_says_in_one_sentence_how_to_do_it_by_hand(fault, reason, server, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "_ATTEMPTS", 2)
-    server.body = b""  # so that no attempt brings anything
+    server.body = b""  # so that no attempt makes progress
     server.faults = [fault] * 9
     with pytest.raises(CheckpointError, match="cannot be downloaded from http") as caught:
         downloads.fetch(NAME)
     sentence = str(caught.value)
     assert reason in sentence and f"save it as {tmp_path / 'cache' / 'ViT-B-32.pt'}" in sentence
     assert "\n" not in sentence and PUBLISHED[NAME].url in sentence
-    assert len(server.ranges) == (1 if fault is gone else 2), "what is final is not asked for again"
+    assert len(server.ranges) == (1 if fault is gone else 2), "a final answer is not asked for again"
     assert files(tmp_path) == []
 
 
-def test_a_disk_that_is_full_is_told_from_a_network_that_breaks(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_not_reported_as_a_broken_network(server, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     part = tmp_path / "cache" / "ViT-B-32.pt.full.part"
     part.symlink_to("/dev/full")  # every write there fails as on a full disk
     monkeypatch.setattr(downloads, "_claim", lambda target: part)
     with pytest.raises(CheckpointError, match=f"cannot be saved in {tmp_path}/cache .No space left on device.; set"):
         downloads.fetch(NAME)
-    assert server.ranges == [None], "the bytes are asked for once: another try does not make room"
+    assert server.ranges == [None], "the bytes are asked for once, since another try does not make room"
 
 
-def test_no_network_is_told_at_once(server, tmp_path):
+def test_a_missing_network_is_reported_at_once(server, tmp_path):
     server.close()
     start = time.monotonic()
     with pytest.raises(CheckpointError, match="cannot be downloaded"):
@@ -241,7 +241,7 @@ def test_no_network_is_told_at_once(server, tmp_path):
     assert time.monotonic() - start < 20
 
 
-def test_a_server_that_never_ends_is_left(server, tmp_path, monkeypatch):
+def test_a_server_that_never_stops_sending_is_cut_off(server, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "_MAX_BYTES", 1 << 20)
     with pytest.raises(CheckpointError, match="sends more than"):
         downloads.fetch(NAME)
@@ -265,7 +265,7 @@ def test_a_dry_run_downloads_nothing_and_a_run_once(flags, requests, server, tmp
     assert len(server.ranges) == requests
 
 
-def test_an_existing_cache_of_the_user_is_found(monkeypatch, tmp_path):
+def test_the_default_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("CLIP_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert downloads.cache_folder() == tmp_path / "clip"
@@ -283,7 +283,7 @@ def a_link_to_nothing(path):
 
 
 @pytest.mark.parametrize("make", [a_file, a_link_to_nothing])
-def test_a_cache_that_is_no_folder_is_told_from_a_network_that_is_none(make, server, tmp_path):
+def test_a_cache_that_is_no_folder_is_not_reported_as_a_missing_network(make, server, tmp_path):
     make(tmp_path / "cache")
     with pytest.raises(
         CheckpointError, match=f"cannot be saved in {tmp_path}/cache .*set CLIP_CACHE to a writable folder"
@@ -298,7 +298,7 @@ def test_the_cache_may_be_named_from_the_home_folder(monkeypatch, tmp_path):
     assert downloads.cache_folder() == tmp_path / "models"
 
 
-def test_a_download_that_still_tries_is_not_taken_over():
+def test_a_download_that_is_still_trying_is_not_taken_over():
     attempts = range(downloads._ATTEMPTS)
     trying = sum(downloads._TIMEOUT_SECONDS + downloads._WAIT_SECONDS * 2 ** (n + 1) for n in attempts)
     assert downloads._ABANDONED_SECONDS > 2 * trying

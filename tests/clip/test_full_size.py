@@ -10,7 +10,7 @@ from benchmarks.published import published
 from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.checkpoints import load
 
-# Some 14 GB and a quarter of an hour: RN50x64 alone has 623 million weights, twice.
+# Slow: this takes 14 GB and a quarter of an hour. RN50x64 alone has 623 million weights, in memory twice.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -23,12 +23,12 @@ def build(name):
         for key, tensor in model.state_dict().items():
             if key.endswith("bn3.weight"):
                 # Published as zero, which would switch most of the network off. With twice as much the fp32 pass of
-                # the published RN50x64 is itself 1e-5 away from its fp64 pass, so that no other could be compared.
+                # the published RN50x64 is itself 1e-5 away from its fp64 pass, so nothing could be compared with it.
                 tensor.uniform_(0.05, 0.1)
             elif key.endswith("bias"):
                 tensor.normal_(0, 0.05)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        for norm in norms:  # statistics that fit the activations, then bent
+        for norm in norms:  # statistics that fit the activations, then perturbed
             norm.momentum = 1.0
         if norms:
             model.train().encode_image(pixels.float() / 127.5 - 1)

@@ -1,4 +1,4 @@
-"""State dicts as training wraps them, and what is no CLIP of the published kind."""
+"""State dicts with the prefixes of training, and models that are no CLIP of the published kind."""
 
 import pytest
 import safetensors.torch
@@ -22,14 +22,14 @@ from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
         ("text_model.embeddings.word_embeddings.weight", "BERT"),
     ],
 )
-def test_what_is_no_clip_of_this_kind_is_refused_by_name(name, sentence, tmp_path):
+def test_a_model_of_another_kind_is_refused_by_name(name, sentence, tmp_path):
     state = {n: t.contiguous() for n, t in published_model("vit", 0).state_dict().items()}
     safetensors.torch.save_file(state | {name: torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=sentence):
         ClipSpec(str(tmp_path / "other.safetensors"), "gelu").resolve()
 
 
-def test_a_wide_tower_needs_the_configuration_that_says_its_heads(tmp_path):
+def test_a_wide_tower_needs_a_configuration_with_its_heads(tmp_path):
     from clip_transforms.clip.architectures import Architecture
     from clip_transforms.clip.tensor_shapes import architecture_of, tensor_shapes
 
@@ -59,7 +59,7 @@ def test_a_wide_tower_needs_the_configuration_that_says_its_heads(tmp_path):
         *("lightning", "logit scale in a list", "what weights_only takes"),
     ],
 )
-def test_what_training_wraps_round_a_state_dict_is_looked_through(wrap, tmp_path):
+def test_prefixes_that_training_adds_to_a_state_dict_are_ignored(wrap, tmp_path):
     state = {name: tensor for name, tensor in published_model("vit", 0).state_dict().items()}
     torch.save(state, tmp_path / "plain.pt")
     torch.save(wrap(state), tmp_path / "wrapped.pt")

@@ -1,4 +1,4 @@
-"""Checkpoints that Hugging Face's transformers wrote itself, against the vectors that it gives."""
+"""Checkpoints that Hugging Face's transformers wrote, compared with its own embeddings."""
 
 import http.server
 import json
@@ -46,7 +46,7 @@ def hugging_face_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["quick_gelu", "gelu"])
 def hugging_face(request, tmp_path_factory):
-    """A folder as `save_pretrained` writes it, and the model."""
+    """A folder that `save_pretrained` wrote, and its model."""
     folder = tmp_path_factory.mktemp("hf")
     model = hugging_face_model(request.param)
     model.save_pretrained(folder)
@@ -59,7 +59,7 @@ def hugging_face_vectors(model, pixels, captions, **normalisation):
     return outputs.image_embeds, outputs.text_embeds
 
 
-def test_a_hugging_face_folder_gives_its_librarys_vectors_and_says_its_activation(hugging_face):
+def test_a_hugging_face_folder_gives_the_librarys_embeddings_and_its_activation(hugging_face):
     folder, theirs = hugging_face
     ours = load(str(folder), "cpu", precision="fp32")
     pixels = unlike_pictures(7, SIDE, 0)
@@ -87,7 +87,7 @@ def test_weights_in_several_files_are_one_checkpoint(hugging_face, tmp_path):
 
 
 @pytest.mark.parametrize("named", ["../model.safetensors", "/etc/passwd", "model-2.safetensors", "", ".."])
-def test_an_index_that_names_a_file_which_does_not_lie_beside_it_is_refused(named, hugging_face_folder, tmp_path):
+def test_an_index_that_names_a_file_elsewhere_is_refused(named, hugging_face_folder, tmp_path):
     shutil.copy(hugging_face_folder / "model.safetensors", tmp_path)
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_a_hugging_face_folder_on_another_file_system(hugging_face):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of Hugging Face's hub as its own file system asks for: one repository, `org/name`."""
+    """The part of Hugging Face's hub that its file system needs, with one repository, `org/name`."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes] = {}

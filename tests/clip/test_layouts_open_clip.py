@@ -1,4 +1,4 @@
-"""Checkpoints that open_clip wrote itself, against the vectors that it gives."""
+"""Checkpoints that open_clip wrote, compared with its own embeddings."""
 
 import importlib.util
 import json
@@ -52,7 +52,7 @@ PIXELS = {"mean": list(INCEPTION), "std": list(INCEPTION), "interpolation": "bil
 
 @pytest.fixture(scope="module")
 def open_clip_folders(tmp_path_factory):
-    """Folders that open_clip wrote, with what it made of some inputs, and the pixels of these."""
+    """Folders that open_clip wrote, its embeddings of some inputs, and the pixels of those inputs."""
     folders = {}
     for name, config in OPEN_CLIP.items():
         folders[name] = folder = tmp_path_factory.mktemp("open_clip")
@@ -70,7 +70,7 @@ def open_clip_folders(tmp_path_factory):
 
 @needs_open_clip
 @pytest.mark.parametrize("name", OPEN_CLIP)
-def test_an_open_clip_folder_gives_its_librarys_vectors(name, open_clip_folders):
+def test_an_open_clip_folder_gives_the_librarys_embeddings(name, open_clip_folders):
     folder, config = open_clip_folders[name], OPEN_CLIP[name]
     theirs, pixels = torch.load(folder / "outputs.pt"), torch.load(folder / "inputs.pt")["pixels"]
     ours = load(str(folder), "cpu", precision="fp32")
@@ -84,7 +84,7 @@ def test_an_open_clip_folder_gives_its_librarys_vectors(name, open_clip_folders)
 @needs_open_clip
 @pytest.mark.parametrize("file", ["open_clip_pytorch_model.bin", "epoch_3.pt"])
 @pytest.mark.parametrize("name", ["plain", "resnet"])
-def test_an_open_clip_file_alone_does_so_too_once_its_activation_is_given(name, file, open_clip_folders):
+def test_an_open_clip_file_alone_gives_them_too_with_the_activation_flag(name, file, open_clip_folders):
     folder = open_clip_folders[name]
     with pytest.raises(CheckpointError, match="does not say which activation"):
         load(str(folder / file), "cpu")
@@ -121,7 +121,7 @@ def test_an_open_clip_configuration_of_another_kind_is_refused_by_name(change, s
         ClipSpec(str(tmp_path)).resolve()
 
 
-def test_the_folder_is_named_in_what_is_said_of_an_activation_that_contradicts_it(tmp_path):
+def test_the_refusal_of_a_contradicting_activation_names_the_folder(tmp_path):
     torch.save(published_model("vit", 0).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP["plain"]}))
     assert ClipSpec(str(tmp_path)).resolve().activation == "gelu"

@@ -1,4 +1,4 @@
-"""Embeddings against the published model.py, loaded by path, on random weights that all matter."""
+"""Embeddings compared with the published model.py, loaded by path, with random weights that all matter."""
 
 import numpy as np
 import pytest
@@ -30,13 +30,13 @@ def saved(model, path):
 
 
 def unlike_pictures(n, side, seed):
-    """Coarse patterns of very different colours; pixel noise alone would look all the same to a ResNet."""
+    """Coarse patterns in very different colours; a ResNet cannot tell pictures of mere pixel noise apart."""
     coarse = torch.rand(n, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) ** 3 * 255
     return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").round().to(torch.uint8)
 
 
 def assert_close(ours, theirs):
-    """Per row within 1e-5, and within 1e-4 of how far apart the embeddings lie: random towers make all parallel."""
+    """Compare rows: within 1e-5, and within 1e-4 of the spread, since random towers make all embeddings parallel."""
     difference = (ours - theirs).norm(dim=1)
     spread = (theirs - theirs.mean(dim=0)).norm(dim=1).mean()
     assert (difference / theirs.norm(dim=1)).max() <= 1e-5
@@ -83,7 +83,7 @@ def test_embeddings_have_length_one_and_are_float32_on_the_cpu(tiny_checkpoint):
     ],
     ids=["another side", "channels last", "floats", "one of a list"],
 )
-def test_other_pixels_are_refused_with_what_is_expected(tiny_checkpoint, pixels):
+def test_the_refusal_of_other_pixels_says_what_is_taken(tiny_checkpoint, pixels):
     with pytest.raises(ValueError, match=r"uint8 \[n, 3, 32, 32\]"):
         load(tiny_checkpoint, "cpu").embed_images(pixels)
 
@@ -98,14 +98,14 @@ def test_images_come_as_a_batch_or_as_a_list_or_alone(tiny_checkpoint, form):
     assert model.embed_images([]).shape == (0, 48)
 
 
-def test_a_file_name_instead_of_pixels_is_told_what_to_call(tiny_checkpoint):
+def test_the_refusal_of_bytes_as_pixels_says_what_to_call(tiny_checkpoint):
     with pytest.raises(ValueError, match=r"pixels are bytes, .* model.decode_image\(data\)"):
         load(tiny_checkpoint, "cpu").embed_images(b"cat.jpg")
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_half_precision_is_near_fp32_and_what_it_gives_is_float32(kind, precision, dtype, tmp_path):
+def test_half_precision_is_near_fp32_and_gives_float32(kind, precision, dtype, tmp_path):
     path = saved(published_model(kind, 0), tmp_path / "model.pt")
     exact, half = (load(path, "cpu", activation="quick_gelu", precision=p) for p in ("fp32", precision))
     assert {p.dtype for n, p in half.named_parameters() if n != "logit_scale"} == {dtype}
@@ -138,14 +138,14 @@ def test_auto_is_bf16_on_a_gpu_from_ampere_on_and_fp16_before(capability, precis
     assert resolve_precision("auto", torch.device("cuda")) == precision
 
 
-def test_the_other_activation_gives_other_vectors(tmp_path):
+def test_the_other_activation_gives_other_embeddings(tmp_path):
     path = saved(published_model("vit", 0), tmp_path / "model.pt")
     quick, exact = (load(path, "cpu", activation=a).embed_captions("a cat") for a in ("quick_gelu", "gelu"))
     assert (quick - exact).norm() > 1e-3
 
 
 @pytest.mark.parametrize("captions", [None, 5, [1], b"a cat", ["a cat", None]], ids=str)
-def test_what_are_no_captions_is_told_what_they_are(captions, tiny_checkpoint):
+def test_the_refusal_of_other_things_than_captions_says_what_is_taken(captions, tiny_checkpoint):
     with pytest.raises(TypeError, match="but this model takes one str or several"):
         load(tiny_checkpoint, "cpu").embed_captions(captions)
 
@@ -155,7 +155,7 @@ def test_what_are_no_captions_is_told_what_they_are(captions, tiny_checkpoint):
     [torch.ones(7, dtype=torch.int32), torch.ones(1, 7), torch.ones(1, 78, dtype=torch.int32)],
     ids=["no batch", "no numbers of tokens", "too long"],
 )
-def test_other_tokens_are_refused_with_what_makes_them(tokens, tiny_checkpoint):
+def test_the_refusal_of_other_tokens_says_what_makes_them(tokens, tiny_checkpoint):
     with pytest.raises(ValueError, match=r"takes int32 \[n, t\] with t at most 77: Tokenizer"):
         load(tiny_checkpoint, "cpu").embed_tokens(tokens)
 
@@ -170,6 +170,6 @@ def test_mirrored_pixels_and_a_missing_tower(tiny_checkpoint):
 
 
 @pytest.mark.parametrize("data", ["cat.jpg", None, 5])
-def test_a_name_instead_of_bytes_is_told_what_to_call(data, tiny_checkpoint):
+def test_the_refusal_of_a_name_as_image_bytes_says_what_to_call(data, tiny_checkpoint):
     with pytest.raises(TypeError, match="it must be encoded bytes"):
         load(tiny_checkpoint, "cpu").decode_image(data)

@@ -1,4 +1,4 @@
-"""Pixels against resize, crop, convert written out, through Pillow, on every mode that Pillow has."""
+"""Pixels compared with the published steps, written out in Pillow calls, for every mode that Pillow has."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from clip_transforms.clip.preprocess import ImageError, Preprocessing, decode, decode_image, resized_size
 
 SIDE = 32
-# mode → a format that keeps it
+# mode → a format that preserves it
 MODES = {
     "1": "PNG",
     "L": "PNG",
@@ -36,7 +36,7 @@ MODES = {
     "F": "TIFF",
     "YCbCr": "JPEG",
 }
-# Around the side, odd and even differences of the crop, needles, and one large; forty in all.
+# Forty sizes: near the side, with odd and even margins to crop, needles, and one large picture.
 SIZES = [
     *((SIDE, SIDE), (SIDE + 1, SIDE + 1), (SIDE - 1, SIDE - 1), (SIDE, SIDE + 1), (SIDE + 1, SIDE), (SIDE - 1, SIDE)),
     *((SIDE, SIDE - 1), (SIDE - 1, SIDE + 1), (SIDE + 1, SIDE - 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3)),
@@ -68,7 +68,7 @@ def encoded(mode, size):
 
 
 def published_pixels(data, side):
-    """What torchvision's Resize, CenterCrop and the published convert do, as Pillow calls."""
+    """Resize, crop and convert as torchvision and the published code do, in Pillow calls."""
     image = Image.open(io.BytesIO(data))
     w, h = image.size
     short, long = min(w, h), max(w, h)
@@ -83,7 +83,7 @@ def published_pixels(data, side):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_pixels_are_those_of_the_published_steps_or_a_reject_where_they_raise(mode, size):
+def test_pixels_are_those_of_the_published_steps_and_a_reject_if_those_raise(mode, size):
     data = encoded(mode, size)
     try:
         expected = published_pixels(data, SIDE)
@@ -101,9 +101,9 @@ def test_there_are_forty_shapes():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr"])
-def test_pixels_are_those_of_transformers_where_the_two_agree_by_design(mode):
-    """Both resize and crop alike where the crop's margin is even; transformers converts first, which shows in palettes
-    and in what is not eight bits deep."""
+def test_pixels_are_those_of_transformers_in_the_cases_where_both_agree_by_design(mode):
+    """Both resize and crop alike if the crop's margin is even. Transformers converts to RGB first, which gives other
+    pixels for palettes and for images with more than eight bits per channel."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil(
@@ -137,7 +137,7 @@ def test_other_resize_modes_are_those_of_open_clip(mode, interpolation, size):
     np.testing.assert_array_equal(inner, np.asarray(whole.convert("RGB")).transpose(2, 0, 1))
     assert found.shape == (3, SIDE, SIDE)
     if mode in ("RGB", "L"):
-        assert found.astype(int).sum() == inner.astype(int).sum(), "what was padded is black"
+        assert found.astype(int).sum() == inner.astype(int).sum(), "the padding is black"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_other_resize_modes_are_those_of_open_clip(mode, interpolation, size):
     ],
     ids=str,
 )
-def test_a_preprocessing_that_cannot_be_is_refused(wrong):
+def test_an_impossible_preprocessing_is_refused(wrong):
     with pytest.raises(ValueError, match="its .* but it must be"):
         Preprocessing(SIDE, **wrong)
 
@@ -168,12 +168,12 @@ def test_a_palette_with_transparency_is_resized_before_it_is_converted():
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_every_format_is_told_by_its_bytes(format_):
+def test_every_format_is_recognised_by_its_bytes(format_):
     found = decode(picture(1, (40, 30), format_), Preprocessing(SIDE))
     assert (found.width, found.height) == (40, 30)
 
 
-def test_of_an_animation_the_first_frame_is_taken():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -204,7 +204,7 @@ GOOD = picture(0, (200, 150))
     ],
     ids=["empty", "text", "svg", "postscript", "half a jpeg", "fifteen bytes"],
 )
-def test_what_cannot_be_decoded_has_a_reason(data, reason):
+def test_a_picture_that_cannot_be_decoded_has_a_reason(data, reason):
     with pytest.raises(ImageError) as caught:
         decode_image(data, SIDE)
     assert caught.value.reason == reason
@@ -219,14 +219,14 @@ def test_too_many_pixels_is_known_before_anything_is_decoded():
         decode(GOOD, Preprocessing(SIDE), max_pixels=30_000)
 
 
-def test_a_needle_is_refused_for_what_resizing_would_make_of_it():
+def test_a_needle_is_refused_if_resizing_would_make_it_too_large():
     with pytest.raises(ImageError, match="resized"):
         decode_image(picture(0, (1, 5000), "PNG"), 224)
     assert resized_size(1, 5000, Preprocessing(224)) == (224, 1_120_000)
 
 
 def smooth(size, format_):
-    """A picture without detail that a smaller decode could miss, so that only the filters differ."""
+    """A picture without detail that decoding at a smaller size could lose, so that only the filters differ."""
     return picture(5, size, format_)
 
 
@@ -240,10 +240,10 @@ def test_fast_decode_decodes_a_jpeg_no_larger_than_it_must(size, decoded_at, mon
     monkeypatch.setattr(Image.Image, "resize", lambda image, *args: sizes.append(image.size) or original(image, *args))
     slow, found = decode(data, Preprocessing(SIDE)), decode(data, Preprocessing(SIDE, fast_decode=True))
     assert sizes == ([size, decoded_at] if min(size) > SIDE else [])
-    assert (found.width, found.height) == size, "the stored size is the picture's own"
+    assert (found.width, found.height) == size, "the stored size is reported, not the decoded one"
     difference = np.abs(slow.pixels.astype(int) - found.pixels)
     assert difference.mean() < 3
-    assert difference.any() == (decoded_at != size), "nothing changes where nothing can be saved"
+    assert difference.any() == (decoded_at != size), "pixels stay the same if no smaller size is possible"
 
 
 @pytest.mark.parametrize("format_", ["PNG", "WEBP", "GIF"])
@@ -273,7 +273,7 @@ MACHINE_FAULTS = [
     OSError(errno.EIO, os.strerror(errno.EIO)),
     RuntimeError("can't start new thread"),
     ImportError("cannot open shared object file: Too many open files"),
-    OSError("decoder error -9"),  # a codec of Pillow's got no memory
+    OSError("decoder error -9"),  # one of Pillow's codecs got no memory
 ]
 
 
@@ -303,7 +303,7 @@ def test_an_error_of_the_picture_itself_stays_a_reject(step, damage, monkeypatch
     assert caught.value.reason == "damaged"
 
 
-# In a process of its own, which says for each picture what came of it.
+# Runs in a process of its own and prints one line per picture.
 STARVED = """
 import os, resource, sys
 from pathlib import Path
@@ -344,7 +344,7 @@ def test_a_good_picture_is_not_rejected_where_memory_is_short(tmp_path):
 
 
 def test_a_process_without_a_free_descriptor_decodes_every_format(tmp_path):
-    """Pillow would import a decoder at the first picture that needs it, and do without one that it cannot open."""
+    """Pillow would import a decoder at the first picture that needs it, and silently go without if that fails."""
     formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
     for format_ in formats:
         (tmp_path / format_).write_bytes(picture(0, (60, 40), format_))
@@ -375,7 +375,7 @@ def test_a_tile_that_is_far_larger_than_its_picture_is_refused_unread(tile):
     ids=str,
 )
 def test_a_needle_is_refused_where_both_its_sides_are_resized_to_one(size, message):
-    """Pillow would need 80 million sets of weights for the one, and a picture of gigabytes between its two passes."""
+    """The one makes Pillow's counts overflow; the other needs gigabytes between Pillow's two passes."""
     buffer = io.BytesIO()
     Image.new("1", size).save(buffer, "TIFF", compression="group4")
     with pytest.raises(ImageError, match=message) as caught:

@@ -7,7 +7,7 @@ from clip_transforms.clip.tokenizer import default_tokenizer
 
 
 class CountingRanks(dict):
-    """The merges, which count how often they are asked."""
+    """The merges, with a count of look-ups."""
 
     asked = 0
 
@@ -25,7 +25,7 @@ def test_a_caption_of_one_long_word_merges_in_n_log_n_steps(unit):
         return ranks.asked
 
     limit = 16_384
-    assert steps(limit) <= 4 * limit  # each place is looked at when it comes into being; log n is the heap's
+    assert steps(limit) <= 4 * limit  # each place is looked up once when it is created; the factor log n is in the heap
     assert steps(limit) <= 2.2 * steps(limit // 2)
 
 

@@ -1,4 +1,4 @@
-"""Archives of torch, honest and hostile: nothing in them is run, and no size is believed."""
+"""Torch archives, honest and hostile: no code in them is run, and no size is trusted."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from clip_transforms.clip.weights_file import read_weights_file
 
 
 def script_of(kind, path):
-    """A TorchScript archive as the published ones: traced from the published class, in half precision."""
+    """A TorchScript archive like the published ones: traced from the published class, in half precision."""
     model = published_model(kind, 0)
     side = model.visual.input_resolution
     with torch.no_grad(), warnings.catch_warnings():
@@ -31,7 +31,7 @@ def script_of(kind, path):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_every_weight_of_a_script_is_that_of_the_model(kind, tmp_path):
+def test_every_weight_in_a_script_equals_that_of_the_model(kind, tmp_path):
     theirs = script_of(kind, tmp_path / "script.pt").state_dict()
     checkpoint = ClipSpec(str(tmp_path / "script.pt"), "quick_gelu").resolve()
     assert "TorchScript" in checkpoint.recognised_by
@@ -42,11 +42,11 @@ def test_every_weight_of_a_script_is_that_of_the_model(kind, tmp_path):
     for name, tensor in ours.items():
         assert torch.equal(tensor, same[name]), name
     kept = [name for name in ours if torch.equal(ours[name], theirs.get(name.removeprefix("text."), torch.empty(0)))]
-    assert len(kept) > len(ours) / 3, "what is not folded into a neighbour is as it was"
+    assert len(kept) > len(ours) / 3, "weights that are not folded stay the same"
 
 
 class Reduce:
-    """Pickles as a call."""
+    """An object whose pickle is a call."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -56,7 +56,7 @@ class Reduce:
 
 
 def archive(path, content=None, members=(), root="archive", **options):
-    """A zip file as torch writes it, with the pickle and the members that a test wants."""
+    """A zip file like torch's, with the given pickle and members."""
     with zipfile.ZipFile(path, "w", **options) as file:
         file.writestr(f"{root}/data.pkl", content if isinstance(content, bytes) else pickle.dumps(content, 2))
         for name, data in members:
@@ -65,7 +65,7 @@ def archive(path, content=None, members=(), root="archive", **options):
 
 
 def tensor_pickle(storage="FloatStorage", key="0", count=4, offset=0, shape=(4,), stride=(1,), name="weight"):
-    """The pickle of {name: a tensor} in torch's own form, whatever its numbers."""
+    """The pickle of {name: tensor} in torch's form, with any numbers."""
     out = io.BytesIO()
 
     class Storage:
@@ -97,7 +97,7 @@ def tensor_pickle(storage="FloatStorage", key="0", count=4, offset=0, shape=(4,)
     return out.getvalue()
 
 
-def test_the_tests_own_archives_are_read_where_they_are_honest(tmp_path):
+def test_the_honest_ones_of_the_tests_own_archives_are_read(tmp_path):
     data = struct.pack("<4f", 1, 2, 3, 4)
     path = archive(tmp_path / "a.pt", tensor_pickle(), [("archive/data/0", data)])
     with open(path, "rb") as file:
@@ -171,14 +171,14 @@ def test_a_bag_whose_state_is_never_set_is_empty(tmp_path):
         assert Archive(file).tensors == {}
 
 
-def test_dicts_that_hold_themselves_are_refused_and_not_walked_for_ever(tmp_path):
+def test_dicts_that_contain_themselves_are_refused(tmp_path):
     knot = {}
     knot |= {"a": knot, "b": knot}
     with open(archive(tmp_path / "a.pt", knot), "rb") as file, pytest.raises(ArchiveError, match="1,000,000 entries"):
         Archive(file)
 
 
-def test_a_zip_bomb_is_refused_before_it_unfolds(tmp_path):
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = archive(tmp_path / "a.pt", b"\0" * (200 << 20), compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 20
     tracemalloc.start()
@@ -222,7 +222,7 @@ def test_a_directory_that_lies_about_a_member_is_refused(edit, tmp_path):
         Archive(file)
 
 
-def test_a_script_that_is_cut_off_anywhere_is_one_sentence(tmp_path):
+def test_a_truncated_script_is_refused_in_one_sentence(tmp_path):
     script_of("vit", tmp_path / "script.pt")
     data = (tmp_path / "script.pt").read_bytes()
     for share in (0.001, 0.3, 0.9, 0.999):
@@ -231,7 +231,7 @@ def test_a_script_that_is_cut_off_anywhere_is_one_sentence(tmp_path):
             ClipSpec(str(tmp_path / "cut.pt"), "gelu").resolve()
 
 
-def test_mutated_archives_end_in_a_sentence_or_are_read(tmp_path):
+def test_mutated_archives_are_read_or_refused_in_one_sentence(tmp_path):
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The zero-shot classifier against its description written out."""
+"""The zero-shot classifier compared with its definition, written out."""
 
 import resource
 
@@ -54,4 +54,6 @@ def test_ten_thousand_classes_with_eighty_templates_take_little_memory(model):
     templates = tuple(f"{i} photos of a {{}}." for i in range(80))
     taxonomy = Taxonomy("t", tuple(TaxonomyClass(f"thing {i}") for i in range(10_000)), templates)
     assert zero_shot.zero_shot_classifier(model, taxonomy).shape == (10_000, 48)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10  # kB; the embeddings had 150 MB
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10
+    )  # kB; all prompts' embeddings would take 150 MB

@@ -1,4 +1,4 @@
-"""A stage ahead of the next: in order, bounded in bytes, with its clocks; errors are handed over."""
+"""A stage that runs ahead: it keeps the order and the bound in bytes, counts seconds, and passes errors on."""
 
 import threading
 import time
@@ -16,11 +16,11 @@ def ahead(stream, room=10, size=lambda item: 1, seconds=None, **more):
 def test_items_come_in_order_and_end():
     assert list(ahead(range(100))) == list(range(100))
     assert list(ahead([])) == []
-    assert list(ahead([None, 0, ""])) == [None, 0, ""], "no item is taken for an end"
+    assert list(ahead([None, 0, ""])) == [None, 0, ""], "no item is mistaken for the end"
 
 
 @pytest.mark.parametrize("room, size, held", [(10, 1, 10), (10, 4, 2), (10, 100, 1), (0, 1, 1)])
-def test_what_is_held_is_bounded_the_item_in_the_consumers_hands_included(room, size, held):
+def test_held_items_are_bounded_including_the_consumers_current_one(room, size, held):
     begun = []
     iterator = iter(ahead(range(30), room, lambda item: size, begin=lambda item: begun.append(item) or item))
     for taken in range(1, 5):

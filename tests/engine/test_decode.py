@@ -1,4 +1,4 @@
-"""Decoding ahead keeps the order, bounds its memory, and hands errors over."""
+"""Decoding ahead keeps the order, bounds its memory, and passes errors on."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def test_batches_and_marks_come_out_in_the_order_they_went_in():
     assert out[0].sizes == [(40, 30)] * 5 and out[2].tokens.lengths.tolist() == [4] * 3
 
 
-def test_what_cannot_be_decoded_is_a_reject_and_moves_no_other_row():
+def test_an_undecodable_image_is_a_reject_and_moves_no_other_row():
     images = [picture(0), b"broken", None, picture(3)]
     (out,) = decoded([(0, batch(0, 4, images, ["a", None, "b", "c"]))])
     assert out.image_rows == [0, 3] and out.caption_rows == [0, 2, 3]
@@ -60,7 +60,7 @@ def test_what_cannot_be_decoded_is_a_reject_and_moves_no_other_row():
     assert [bool(digest) for digest in out.sha256] == [True, True, False, True]
 
 
-def test_an_error_of_the_reader_reaches_the_consumer_after_what_came_before():
+def test_an_error_of_the_reader_reaches_the_consumer_after_the_batches_before_it():
     def stream():
         yield 0, batch(0, 2)
         raise OSError("the disk is gone")
@@ -72,7 +72,7 @@ def test_an_error_of_the_reader_reaches_the_consumer_after_what_came_before():
         next(iterator)
 
 
-def test_an_error_in_a_decode_thread_is_no_quiet_loss(monkeypatch):
+def test_an_error_in_a_decode_thread_reaches_the_consumer(monkeypatch):
     monkeypatch.setattr(decode_module, "decode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         decoded([(0, batch(0, 2))])
@@ -99,7 +99,7 @@ def test_a_fault_of_the_machine_in_a_decoder_reaches_the_consumer(fault, monkeyp
 
 
 @pytest.mark.parametrize("stage", ["read", "decode"])
-def test_a_thread_that_cannot_be_started_is_no_quiet_loss(stage, monkeypatch):
+def test_a_thread_that_cannot_be_started_is_an_error_for_the_consumer(stage, monkeypatch):
     original = threading.Thread.start
 
     def failing(thread):
@@ -112,7 +112,7 @@ def test_a_thread_that_cannot_be_started_is_no_quiet_loss(stage, monkeypatch):
         decoded([(0, batch(0, 5))])
 
 
-# Root may start any number of threads, so the limit holds for somebody else only.
+# Root may start any number of threads, so the limit only works for another user.
 WITHOUT_THREADS = """
 import os, resource, sys
 from clip_transforms.clip.preprocess import decode_image
@@ -127,14 +127,14 @@ print(decode_image(data, 32).shape)
 
 
 def test_an_avif_needs_no_thread_of_its_own(tmp_path):
-    """Its decoder would start one for each core, and report a damaged picture where that fails."""
+    """Its decoder would start a thread per core, and report a damaged picture if that fails."""
     (tmp_path / "picture.avif").write_bytes(picture(0, (300, 200), "AVIF"))
     argv = [sys.executable, "-c", WITHOUT_THREADS, str(tmp_path / "picture.avif")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "(3, 32, 32)\n", done.stderr
 
 
-def test_what_waits_for_the_model_is_bounded_in_bytes(monkeypatch):
+def test_batches_that_wait_for_the_model_are_bounded_in_bytes(monkeypatch):
     one = batch(0, 2)
     size = one.nbytes + 2 * 3 * 32 * 32
     monkeypatch.setattr(decode_module, "MAX_AHEAD_BYTES", 3 * size)
@@ -149,7 +149,7 @@ def test_what_waits_for_the_model_is_bounded_in_bytes(monkeypatch):
     for taken in range(1, 6):
         next(iterator)
         settle()
-        assert len(read) <= taken + 3 + 1  # three wait, and one is in the reader's hand
+        assert len(read) <= taken + 3 + 1  # three wait, and the reader holds one
     iterator.close()
 
 
@@ -204,7 +204,7 @@ def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
     slow = Ceiling()
     slow.add(32, 32, 1.0)
     slow.add(32, 32, 2.0)
-    assert slow.rate is None, "no captions were seen, not even that there are none"
+    assert slow.rate is None, "no captions were counted yet, not even zero"
     slow.add_captions(64, 4.0)
     assert slow.rate == 8, "1/16 s for the picture and 1/16 s for the caption"
     slow.add_captions(64, 12.0)
@@ -215,7 +215,7 @@ def test_pixels_for_a_gpu_lie_in_pinned_memory(monkeypatch):
     made, original = [], decode_module.torch.empty
 
     def empty(*args, pin_memory=False, **more):
-        made.append(pin_memory)  # here is no GPU that could give such memory
+        made.append(pin_memory)  # pinned memory needs a GPU, which may be missing here
         return original(*args, **more)
 
     monkeypatch.setattr(decode_module.torch, "empty", empty)
@@ -225,14 +225,14 @@ def test_pixels_for_a_gpu_lie_in_pinned_memory(monkeypatch):
     assert made == [False, True]
 
 
-def test_a_ceiling_is_of_samples_as_they_are_with_pictures_and_without():
+def test_a_ceiling_counts_samples_with_and_without_pictures():
     ceiling = Ceiling()
     for _ in range(6):
         ceiling.add(32, 0, 0.001)
     ceiling.add_captions(192, 19.2)
-    assert not ceiling.measuring and ceiling.rate is None, "what pictures take was not measured"
+    assert not ceiling.measuring and ceiling.rate is None, "the time for pictures was not measured"
     ceiling.add(32, 32, 1.0)
-    assert ceiling.rate is None, "nor is it any more: others decode beside it by now"
+    assert ceiling.rate is None, "it is too late to measure: other batches are being decoded"
     some = Ceiling()
     for pictures in (32, 32, 32, 32, 32, 32, 0, 0, 0, 0, 0, 0):
         some.add(32, pictures, 3.2 * bool(pictures))

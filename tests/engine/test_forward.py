@@ -1,4 +1,4 @@
-"""Pictures go through the model batch by batch, captions by length out of a window; the order is kept."""
+"""Pictures go through the model batch by batch, captions by length within a window; the order is kept."""
 
 from collections import Counter
 
@@ -30,7 +30,7 @@ def batch(captions, images=0):
 
 
 class Watched:
-    """A model that notes what it is given."""
+    """A model that records its inputs."""
 
     def __init__(self, model):
         self._model = model
@@ -78,13 +78,13 @@ def test_equal_captions_of_a_window_are_embedded_once(model):
     assert np.array_equal(out[0].captions.embeddings[2], out[1].captions.embeddings[0])
 
 
-def test_captions_of_a_length_go_together_and_a_group_has_no_more_tokens_than_a_batch_of_full_length(model):
+def test_captions_are_grouped_by_length_within_the_tokens_of_a_full_batch(model):
     captions = [f"{word} " * length for length in (1, 30, 2, 70, 1, 40) for word in ("red", "green", "blue", "big")]
     _, calls = run(model, [(0, batch(captions[:12])), (0, batch(captions[12:])), "end"], batch_size=4)
     shapes = [shape for _, shape in calls]
     assert sum(n for n, _ in shapes) == len(set(captions)) and all(n * t <= 4 * 77 for n, t in shapes)
     assert [t for _, t in shapes] == sorted(t for _, t in shapes)
-    assert shapes[0][0] > 4, "short captions go many at a time"
+    assert shapes[0][0] > 4, "many short captions form one group"
 
 
 def test_a_group_that_is_large_enough_has_no_padding():
@@ -122,7 +122,7 @@ def test_pictures_without_captions_wait_for_nothing(model):
     out = embedder.forward(decoded, Counter())
     first = next(out)
     assert first.images.embeddings.shape == (1, 48) and first.captions.embeddings.shape == (0, 48)
-    assert "image" not in first.decoded.samples.schema.names, "encoded pictures are let go"
+    assert "image" not in first.decoded.samples.schema.names, "encoded pictures are released"
     assert len(list(out)) == 1
 
 

@@ -36,7 +36,7 @@ def embed(model, rows, dtype="float32"):
     return finish_batch(batch, "s", embeddings_schema(dtype))
 
 
-def test_what_the_model_cannot_embed_is_named_by_its_uri_too(model, monkeypatch):
+def test_an_image_that_the_model_cannot_embed_is_named_by_its_uri_too(model, monkeypatch):
     image = {"image": picture(0), IMAGE_URI: "a.jpg"}
     monkeypatch.setattr(model, "embed_images", lambda pixels: torch.full((len(pixels), model.embed_dim), torch.nan))
     result = embed(model, [image, {"image": picture(1), "caption": "a cat"}])
@@ -100,7 +100,7 @@ def test_a_shard_that_could_not_be_read_is_one_row():
 
 @contextlib.contextmanager
 def cramped(tower, room, huge=()):
-    """A tower on a device with room for `room` samples at a time; `huge` inputs do not fit even alone."""
+    """A tower on a device that fits `room` samples at a time; `huge` inputs do not fit even alone."""
     seen = []
 
     def check(module, args):
@@ -119,7 +119,7 @@ NINE = [{"image": picture(i), "caption": f"picture number {i}"} for i in range(9
 
 
 @pytest.mark.parametrize("room, halved", [(9, 0), (5, 1), (2, 4), (1, 8)])
-def test_a_batch_that_does_not_fit_into_memory_is_halved_and_loses_nothing(room, halved, model):
+def test_a_batch_that_does_not_fit_in_memory_is_halved_and_loses_nothing(room, halved, model):
     whole = embed(model, NINE)
     with cramped(model.visual, room) as images, cramped(model.text, room) as captions:
         result = embed(model, NINE)
@@ -133,7 +133,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_loses_nothing(room,
         assert ours == theirs
 
 
-def test_what_does_not_fit_even_alone_is_a_reject_and_the_others_are_embedded(model):
+def test_a_sample_that_does_not_fit_even_alone_is_a_reject_and_the_others_are_embedded(model):
     with cramped(model.visual, 9) as images:
         whole = embed(model, NINE).rows.to_pylist()
     with cramped(model.visual, 9, huge=[images[0][3], images[0][7]]):
@@ -149,7 +149,7 @@ def test_what_does_not_fit_even_alone_is_a_reject_and_the_others_are_embedded(mo
         np.testing.assert_allclose(rows[place]["image_embedding"], whole[place]["image_embedding"], atol=1e-5)
 
 
-def test_an_error_of_the_model_that_is_no_lack_of_memory_goes_on_up(model):
+def test_another_error_of_the_model_is_raised(model):
     def broken(module, args):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
