@@ -1,8 +1,8 @@
-"""What reading costs, by format, without decoding and without a model: `python -m benchmarks.readers`.
+"""Measure the cost of reading each format, without decoding and without a model: `python -m benchmarks.readers`.
 
-The same pairs as a tar, a gzipped tar, a folder, a Parquet file and a CSV that names pictures, read as a run reads them
-(planned units → record batches), as a ratio to reading the bare bytes of the same files, all in the page cache; a
-gzipped tar also as a ratio to unpacking it.
+The same pairs are written as a tar, a gzipped tar, a folder, a Parquet file and a CSV that names pictures. They are
+read as a run reads them, from planned units to record batches. The result is a ratio to reading the bare bytes of the
+same files, all in the page cache; for a gzipped tar also a ratio to unpacking it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ BATCH, ROW_GROUP, BLOCK = 32, 1_000, 1 << 20
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=4_000, help="of each format (%(default)s)")
-    parser.add_argument("--size", default="256x256", help="of the pictures (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of interleaved readings (%(default)s)")
+    parser.add_argument("--samples", type=int, default=4_000, help="number of samples in each format (%(default)s)")
+    parser.add_argument("--size", default="256x256", help="size of the pictures in pixels (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of interleaved rounds (%(default)s)")
     options = parser.parse_args(argv)
     print_facts()
     images = photographs(32, *map(int, options.size.split("x")))
@@ -70,10 +70,10 @@ FORMATS: dict[str, Callable[[Path, int, Sequence[bytes]], Path]] = {
 
 
 def measure(source: Path, plan_folder: Path, count: int, rounds: int) -> str:
-    """Rates of one format."""
+    """Return the rates of one format as a line."""
     inventory = take_inventory([str(source)], ReaderOptions())
     write_side_files(inventory, plan_folder)
-    top = source.parent if source.suffix == ".csv" else source  # the pictures lie beside the listing
+    top = source.parent if source.suffix == ".csv" else source  # a listing's pictures lie beside it
     files = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     unpack = {"unpacked": lambda: _read_bare(files, gzip.open)} if source.suffix == ".gz" else {}
@@ -92,10 +92,10 @@ def measure(source: Path, plan_folder: Path, count: int, rounds: int) -> str:
 
 
 def read(inventory: Inventory, plan_folder: Path, count: int) -> None:
-    """All batches of all units.
+    """Read all batches of all units.
 
     Raises:
-        RuntimeError: if a sample is missing; a rate of fewer would be none.
+        RuntimeError: if a sample is missing; the rate would be wrong then.
     """
     options, found = ReaderOptions(), 0
     for unit in inventory.units:

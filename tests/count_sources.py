@@ -1,7 +1,6 @@
-"""Counts samples with tarfile, csv, json and pyarrow alone, and compares with what a run says of them.
+"""Count samples with tarfile, csv, json and pyarrow alone, and compare the counts with those of a run.
 
-`python tests/count_sources.py out/run.json INPUT...`: exit code 1 where they differ. The readers share
-no line with it.
+`python tests/count_sources.py out/run.json INPUT...` exits with 1 if they differ. It shares no code with the readers.
 """
 
 import csv
@@ -20,7 +19,7 @@ TEXTS = (".txt", ".caption", ".text")
 
 
 def count(paths):
-    """`samples`, and the `image` and `caption` that are offered, of folders and files."""
+    """Count the `samples` in folders and files, and how many offer an `image` and a `caption`."""
     total = Counter(samples=0, image=0, caption=0)
     for path in paths:
         for image, caption in itertools.chain.from_iterable(map(rows_of, shards_below(path))):
@@ -43,7 +42,7 @@ def holds_images(file):
 
 
 def rows_of(shard):
-    """(whether an image is offered, whether a caption is) of each sample."""
+    """Return (whether it offers an image, whether it offers a caption) for each sample."""
     if os.path.isdir(shard):
         return folder_rows(shard)
     extension = shard.rpartition(".")[2]
@@ -52,7 +51,7 @@ def rows_of(shard):
     if extension == "parquet":
         table = pq.read_table(shard)
         for place, field in enumerate(table.schema):
-            if pa.types.is_string(field.type):  # which need not be UTF-8
+            if pa.types.is_string(field.type):  # it need not be UTF-8
                 table = table.set_column(place, field.name, table.column(place).cast(pa.binary()))
         return [table_row(row) for row in table.to_pylist()]
     with open(shard, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -97,7 +96,7 @@ def tar_rows(shard):
                 data = tar.extractfile(member).read() if member.isfile() else None
                 members.append((os.path.join(os.path.dirname(member.name), stem), "." + extension.lower(), data))
     except (tarfile.TarError, EOFError, OSError):
-        pass  # what is behind the damage is nobody's to count
+        pass  # nobody can count the samples after the damage
     for _, group in itertools.groupby(members, key=lambda member: member[0]):
         found = {extension: data for _, extension, data in reversed(list(group))}
         image = any(os.path.splitext("x" + extension)[1] in IMAGES for extension in found)
@@ -111,7 +110,7 @@ def tar_rows(shard):
 
 
 def compare(run, paths):
-    """What differs between a run's own counts and these, as sentences."""
+    """Return the differences between these counts and those of a run, as sentences."""
     counts, mine, wrong = run["input"], count(paths), []
     if counts["samples"] != mine["samples"]:
         wrong.append(f"the run read {counts['samples']} samples, the sources hold {mine['samples']}")

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback (moto), and in front of it a proxy that does what storage does on a bad day."""
+"""A proxy that fails as storage does on a bad day, for use in front of a real S3 server on loopback (moto)."""
 
 import contextlib
 import http.client
@@ -6,7 +6,7 @@ import http.server
 import threading
 import time
 
-HANG_SECONDS = 0.8  # beyond the client's timeout of half a second
+HANG_SECONDS = 0.8  # longer than the client's timeout of half a second
 
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>%s</Message></Error>"
 STATUSES = {
@@ -18,16 +18,16 @@ STATUSES = {
 
 
 class FaultyProxy:
-    """Hands requests on to a server, but for those that `fault` names something for.
+    """Forwards requests to a server, except those for which `fault` returns a fault.
 
-    `fault(number, method, path)` gives None, or one of STATUSES, or `hang` (no answer), `cut` (half of the body, then
-    the connection breaks), `slow` (the body in pieces), `reset` (the connection breaks before the request is heard),
-    `deaf` (the request is carried out, and the connection breaks before the answer).
+    `fault(number, method, path)` returns None, a key of STATUSES, or one of `hang` (no answer), `cut` (half of the
+    body, then the connection breaks), `slow` (the body in pieces), `reset` (the connection breaks before the request is
+    forwarded) and `deaf` (the request is carried out, but the connection breaks before the answer).
     """
 
     def __init__(self, port):
         self.seen = []  # (method, path, fault)
-        self.ranges = []  # as asked for
+        self.ranges = []  # the Range headers of the requests
         self.fault = lambda number, method, path: None
         self.lock = threading.Lock()
         proxy = self

@@ -1,7 +1,7 @@
-"""Mutated pictures and containers: no crash, no hang, nothing on the terminal, memory bounded.
+"""Mutated pictures and containers cause no crash, no hang and no output on the terminal, and memory stays bounded.
 
-All cases of a kind run in one process of their own, so that a crash in a C library is seen and ends no other test. Its
-name and its random seed make a case again: `python tests/test_fuzz.py pictures 17` prints what becomes of number 17.
+All cases of a kind run in a process of their own, so that a crash in a C library is seen and ends no other test. The
+kind and the number reproduce a case: `python tests/test_fuzz.py pictures 17` prints the outcome of number 17.
 """
 
 import gzip
@@ -25,12 +25,12 @@ from conftest import ROOT, make_parquet, make_tar, pair, picture, write_tar
 from PIL import Image
 
 SECONDS_A_CASE = 30
-# Numbers that mean something in headers: the largest and the smallest, signed and not, and sizes of pages and pictures.
+# Numbers with a meaning in headers: the largest and the smallest, signed and unsigned, and sizes of pages and pictures.
 NUMBERS = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000, 0xFFFFFF]
 
 
 def pictures():
-    """One encoded picture of every kind that has a decoder path of its own."""
+    """Return one encoded picture of every kind that has its own path through a decoder."""
     image = Image.open(io.BytesIO(picture(1, size=(70, 50))))
     more = Image.open(io.BytesIO(picture(2, size=(70, 50))))
 
@@ -96,7 +96,7 @@ def containers(folder):
 
 
 def mutate(data, rng):
-    """Some bytes changed, cut out, put in or moved."""
+    """Return the data with some bytes changed, removed, inserted or moved."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 3, 8, 30])):
         place = rng.randrange(len(data) + 1) if rng.random() < 0.5 else rng.randrange(min(len(data), 600) + 1)
@@ -138,7 +138,7 @@ def picture_case(number, seeds, _):
 
 
 def container_case(number, seeds, folder):
-    """What became of one mutated container, alone and beside a whole one."""
+    """Return the outcome of reading one mutated container beside an intact one."""
     from reading import write_side_files
 
     from clip_transforms.shards.inventory import PlanError, take_inventory
@@ -175,7 +175,7 @@ CASES = {"pictures": picture_case, "containers": container_case}
 
 
 def main(kind, numbers):
-    """Run cases and print what became of them, as JSON; whatever else is printed is a fault."""
+    """Run cases and print their outcomes as JSON; any other output is a fault."""
     sys.path[:0] = [f"{ROOT}/tests", f"{ROOT}/tests/shards"]
     from clip_transforms.engine.decode import set_up_decoders
 
@@ -188,7 +188,7 @@ def main(kind, numbers):
         CASES[kind](-1, seeds, folder)  # imports what is needed
         before = peak()
         for number in numbers:
-            signal.alarm(SECONDS_A_CASE)  # its default action ends the process
+            signal.alarm(SECONDS_A_CASE)  # by default, the signal ends the process
             start = time.perf_counter()
             try:
                 outcomes[CASES[kind](number, seeds, folder)] += 1

@@ -1,4 +1,4 @@
-"""Reading in tests: from a path to rows, as the workers do it."""
+"""Read rows from a path, as the workers do."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def write_side_files(inventory, folder):
 
 
 def read(path, tmp_path, options=None, batch_size=3):
-    """All rows of an input, its notes, and the shard errors."""
+    """Return all rows of an input, its notes, and its shard errors."""
     options = options or ReaderOptions()
     inventory = take_inventory([str(path)], options)
     write_side_files(inventory, tmp_path)
@@ -35,7 +35,7 @@ def read(path, tmp_path, options=None, batch_size=3):
 
 
 def fetched(folder, tmp_path, *uris, **options):
-    """What a listing of these URIs gives: bytes, or the reason of a reject, a URI."""
+    """Read a listing of these URIs; return the bytes or the reason of the reject for each."""
     (folder / "l.csv").write_text("\n".join(["uri", *uris]))
     rows, _, errors = read(folder / "l.csv", tmp_path, ReaderOptions(**options))
     assert not errors and len(rows) == len(uris)

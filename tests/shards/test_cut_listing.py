@@ -1,4 +1,4 @@
-"""A listing is cut into units of so many rows, so that appending leaves the earlier ones alone."""
+"""A listing is cut into units with a fixed number of rows, so that appending changes no earlier unit."""
 
 import json
 
@@ -28,7 +28,7 @@ def stamps(path):
 
 
 @pytest.mark.parametrize("count, sizes", [(0, [0]), (9, [9]), (10, [10]), (11, [10, 1]), (30, [10, 10, 10])])
-def test_units_are_so_many_rows_in_file_order(count, sizes, small_units, tmp_path, monkeypatch):
+def test_units_have_a_fixed_number_of_rows_in_file_order(count, sizes, small_units, tmp_path, monkeypatch):
     monkeypatch.setattr(cut_listing, "_BYTES_PER_GROUP", 150)  # some row groups a unit
     (tmp_path / "l.csv").write_text(captions(count))
     units = take_inventory([str(tmp_path / "l.csv")], ReaderOptions()).units
@@ -59,7 +59,7 @@ def test_appending_leaves_the_earlier_units_alone(kind, small_units, tmp_path):
     assert not set(after.values()) & set(stamps(tmp_path / f"l.{kind}").values())
 
 
-def test_a_run_over_an_appended_listing_does_its_new_rows_alone(small_units, tmp_path, embed):
+def test_a_run_over_an_appended_listing_embeds_only_its_new_rows(small_units, tmp_path, embed):
     (tmp_path / "l.csv").write_text(captions(20))
     out = tmp_path / "out"
     embed(tmp_path / "l.csv", output=out)
@@ -76,7 +76,7 @@ def test_a_run_over_an_appended_listing_does_its_new_rows_alone(small_units, tmp
     assert len(rows_of(out)) == 12
 
 
-def test_only_the_rows_that_are_to_be_done_lie_beside_the_plan(small_units, tmp_path):
+def test_the_side_file_holds_only_rows_of_pending_units(small_units, tmp_path):
     (tmp_path / "l.csv").write_text(captions(25))
     plan = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
     (rows,) = plan.side_files.values()
@@ -84,7 +84,7 @@ def test_only_the_rows_that_are_to_be_done_lie_beside_the_plan(small_units, tmp_
     assert [table.num_rows for table in tables] == [0, 10, 0]
 
 
-def test_a_listing_that_is_changed_while_it_is_planned_is_no_quiet_mixture(small_units, tmp_path):
+def test_a_listing_that_changes_while_it_is_planned_is_refused(small_units, tmp_path):
     (tmp_path / "l.csv").write_text(captions(25))
     plan = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
     (tmp_path / "l.csv").write_text(captions(24) + "something else\n")

@@ -1,4 +1,4 @@
-"""Damaged Parquet: what can be read is read, what cannot is one shard error that names the rows."""
+"""Damaged Parquet: all readable rows are read, and one shard error names the others."""
 
 import base64
 
@@ -81,7 +81,7 @@ UNREADABLE = {
 
 
 def three_files(folder, name):
-    """Three files of four rows, of which the middle one is damaged; the flags that make it count."""
+    """Write three files of four rows with the middle one damaged; return the options that make the damage matter."""
     folder.mkdir()
     for i in range(3):
         make_parquet(folder / f"{i}.parquet", 4, first=4 * i)
@@ -118,7 +118,7 @@ def test_a_file_that_can_be_read_the_next_day_is_read_then(tmp_path, embed):
 
 
 @pytest.mark.parametrize("name", sorted(set(UNREADABLE) - {"encrypted columns", "images are texts"}))
-def test_a_file_that_cannot_be_read_and_is_all_there_is_stops_the_run_before_it_starts(name, tmp_path):
+def test_an_unreadable_file_that_is_the_only_input_is_refused_before_the_run_starts(name, tmp_path):
     path = make_parquet(tmp_path / "a.parquet", 4)
     UNREADABLE[name](path)
     options = ReaderOptions(caption_column="caption") if name == "captions are numbers" else ReaderOptions()
@@ -143,7 +143,7 @@ def test_a_flag_that_no_parquet_file_can_follow_is_wrong_whatever_else_there_is(
         take_inventory(inputs, ReaderOptions(key_column="nope"))
 
 
-def test_a_broken_parquet_beside_pictures_is_told_and_hides_none_of_them(tmp_path):
+def test_a_broken_parquet_file_beside_pictures_is_reported_and_hides_none_of_them(tmp_path):
     make_folder(tmp_path, 3)
     (tmp_path / "metadata.parquet").write_text("no")
     found = take_inventory([str(tmp_path)], ReaderOptions())

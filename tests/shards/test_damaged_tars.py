@@ -1,4 +1,4 @@
-"""Damaged and odd tars: everything before the damage is a sample, one shard error says where, nothing hangs."""
+"""Damaged and odd tars: all samples before the damage are read, one shard error says where it is, nothing hangs."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from clip_transforms.shards.unit import ReaderOptions
 
 
 def block(name, data, **fields):
-    """The header and the body of a member as they lie in a tar."""
+    """Return the header and the body of a member as a tar has them."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     for field, value in fields.items():
@@ -22,7 +22,7 @@ def block(name, data, **fields):
 
 
 def raw(name, data, size=None, kind=b"0"):
-    """A member whose header says what it likes: `size` is the field's twelve bytes."""
+    """Return a member with an arbitrary header; `size` is the twelve bytes of that field."""
     header = bytearray(block(name, b"")[:512])
     header[124:136] = b"%011o\0" % len(data) if size is None else size
     header[156:157] = kind
@@ -39,7 +39,7 @@ END = b"\0" * 1024
 
 
 def rows_around(tmp_path, odd, behind=True):
-    """What is read of two good samples, something odd, and two more."""
+    """Read two good samples, some odd bytes, and two more good samples."""
     data = sample(0) + sample(1) + odd + (sample(2) + sample(3) + END if behind else b"")
     (tmp_path / "a.tar").write_bytes(data)
     rows, notes, errors = read(tmp_path / "a.tar", tmp_path)
@@ -76,7 +76,7 @@ DAMAGE = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_in_the_middle_is_one_error_behind_the_samples_before_it(name, tmp_path):
+def test_damage_in_the_middle_is_one_error_after_the_samples_before_it(name, tmp_path):
     keys, rows, errors = rows_around(tmp_path, DAMAGE[name])
     assert keys[:2] == ["0", "1"] and "2" not in keys
     (error,) = errors
@@ -123,7 +123,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_is_odd_and_no_damage_costs_nothing_else(name, tmp_path):
+def test_an_oddity_that_is_not_damage_costs_no_other_sample(name, tmp_path):
     data, expected = ODD[name]
     keys, rows, errors = rows_around(tmp_path, data)
     assert not errors and keys == ["0", "1", *(key for key, _, _ in expected), "2", "3"]
@@ -152,7 +152,7 @@ def test_a_pax_size_is_the_one_that_counts(tmp_path):
 
 @pytest.mark.parametrize("length", [b"99", b"0", b"-3", b"1", b""])
 def test_a_pax_header_that_lies_about_its_length_hangs_nothing(length, tmp_path):
-    """Later releases of Python call more of them damage than earlier ones."""
+    """Later releases of Python treat more of them as damage than earlier ones."""
     keys, _, errors = rows_around(tmp_path, raw("h", length + b" path=aa\n", kind=b"x") + raw("9.npy", b""))
     assert keys[:2] == ["0", "1"] and (errors or keys[-2:] == ["2", "3"])
 
@@ -163,7 +163,7 @@ def test_a_global_pax_header_is_no_member(tmp_path):
 
 
 def sparse(data_places, size, body, name="d.jpg"):
-    """A GNU sparse member: pieces of data at places of a file that is otherwise zero."""
+    """Return a GNU sparse member: pieces of data at given places of a file that is zero elsewhere."""
     header = bytearray(block(name, b"")[:512])
     header[124:136] = b"%011o\0" % len(body)
     header[156:157] = b"S"
@@ -190,7 +190,7 @@ def test_a_sparse_member_of_a_terabyte_is_a_reject_and_takes_no_memory(tmp_path)
 
 
 def test_sizes_that_add_up_beyond_all_numbers_are_one_reject(tmp_path):
-    """Sparse members are as large as they say, and take no place."""
+    """Sparse members may claim any size without taking space."""
     odd = b"".join(sparse([(0, 4)], 1 << 62, b"abcd", name) for name in ("d.jpg", "d.png"))
     keys, rows, errors = rows_around(tmp_path, odd)
     assert not errors and keys == ["0", "1", "d", "2", "3"]
@@ -201,7 +201,7 @@ def test_sizes_that_add_up_beyond_all_numbers_are_one_reject(tmp_path):
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("places", [[(100, 10), (0, 10)], [(0, 1 << 30)], [(1 << 30, 1)]], ids=str)
-def test_a_sparse_map_that_lies_hangs_nothing(places, tmp_path):
+def test_a_wrong_sparse_map_hangs_nothing(places, tmp_path):
     keys, _, errors = rows_around(tmp_path, sparse(places, 2000, b"abcd"))
     assert keys[:2] == ["0", "1"] and len(errors) <= 1
 
@@ -226,7 +226,7 @@ def test_a_flipped_bit_in_a_gzip_is_found_by_its_checksum(tmp_path):
     assert len(rows) == 4 and len(errors) == 1 and "CRC" in errors[0][1]
 
 
-def test_something_behind_a_gzip_is_said(tmp_path):
+def test_bytes_after_a_gzip_are_an_error(tmp_path):
     plain = open(make_tar(tmp_path / "plain", 2), "rb").read()
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(plain) + b"garbage")
     rows, _, errors = read(tmp_path / "a.tar.gz", tmp_path)
@@ -234,7 +234,7 @@ def test_something_behind_a_gzip_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\0" * 511, b"PAR1", b"\x28\xb5\x2f\xfd" + b"x" * 600], ids=len)
-def test_what_is_no_tar_at_all_is_one_error(data, tmp_path):
+def test_a_file_that_is_not_a_tar_is_one_error(data, tmp_path):
     (tmp_path / "a.tar").write_bytes(data)
     rows, _, errors = read(tmp_path / "a.tar", tmp_path)
     assert not rows and len(errors) == 1 and errors[0][0] == "unreadable"
@@ -256,7 +256,7 @@ def test_a_caption_of_fifty_megabytes_with_nul_and_marks(tmp_path):
 
 @pytest.mark.parametrize("cut", range(0, 12_000, 271))
 def test_a_cut_anywhere_is_one_shard_reject_and_the_counts_balance(cut, tmp_path):
-    """The reader alone, here; a run over some cuts is below."""
+    """This tests the reader alone; a run over some cuts is below."""
     members = [m for i in range(3) for m in pair(f"{i}", i, json=b'{"a": 1}', cls=b"3")]
     data = open(write_tar(tmp_path / "whole.tar", members), "rb").read()
     (tmp_path / "a.tar").write_bytes(data[:cut])
@@ -273,7 +273,7 @@ def test_a_cut_anywhere_is_one_shard_reject_and_the_counts_balance(cut, tmp_path
 
 
 @pytest.mark.parametrize("cut, whole", [(700, 0), (2500, 1), (4100, 2)])
-def test_a_run_over_a_cut_tar_embeds_what_is_before_the_cut(cut, whole, tmp_path, embed):
+def test_a_run_over_a_truncated_tar_embeds_the_samples_before_the_cut(cut, whole, tmp_path, embed):
     data = open(make_tar(tmp_path / "whole", 4), "rb").read()
     (tmp_path / "a.tar").write_bytes(data[:cut])
     out = tmp_path / "out"
@@ -284,7 +284,7 @@ def test_a_run_over_a_cut_tar_embeds_what_is_before_the_cut(cut, whole, tmp_path
     assert [row["image_embedding"] is not None for row in rows_of(out)] == [True] * whole
 
 
-def test_struct_is_what_the_headers_are_made_of():
-    """The helper above writes headers that `tarfile` itself takes."""
+def test_tarfile_accepts_the_headers_that_these_tests_write():
+    """Otherwise the tests above would prove nothing."""
     with tarfile.open(fileobj=io.BytesIO(raw("a.txt", b"hello") + END)) as tar:
         assert tar.extractfile("a.txt").read() == b"hello" and struct.calcsize("512s") == 512

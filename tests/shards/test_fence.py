@@ -1,4 +1,4 @@
-"""What a listing may name: nothing outside its fence, by no path, link or address."""
+"""A listing reaches nothing outside its fence, by no path, link or address."""
 
 import pytest
 from reading import fetched
@@ -29,14 +29,14 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("uri", OUTSIDE)
-def test_what_lies_outside_is_a_reject(uri, listed, tmp_path):
+def test_a_uri_outside_the_fence_is_a_reject(uri, listed, tmp_path):
     found = fetched(listed, tmp_path, uri.format(parent=listed.parent))
     # A path that is none, such as `simplecache::…`, is looked for in the folder and not found.
     assert found == ["not fetched" if "::" in uri and not uri.startswith("zip") else "not allowed"]
 
 
 @pytest.mark.parametrize("name", ["pipe.jpg", "sub", "gone.jpg", "a.jpg/b", "x" * 5000])
-def test_what_is_no_file_is_a_reject_and_waits_for_nothing(name, listed, tmp_path):
+def test_a_path_that_is_not_a_regular_file_is_rejected_at_once(name, listed, tmp_path):
     assert fetched(listed, tmp_path, name) == ["not fetched"]
 
 
@@ -104,7 +104,7 @@ def test_a_listing_of_an_object_store_reaches_no_file_of_this_machine():
 
 
 @pytest.mark.parametrize("secret", ["https://a.com/x.jpg?token=SECRET", "https://me:SECRET@a.com/x.jpg"])
-def test_no_message_holds_what_may_be_a_secret(secret):
+def test_messages_hold_no_query_and_no_password(secret):
     with pytest.raises(FenceError) as caught:
         Fence("/nowhere", ("https://b.com",)).resolve(secret)
     assert "SECRET" not in str(caught.value)

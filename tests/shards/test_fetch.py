@@ -1,4 +1,4 @@
-"""What a listing fetches over HTTP: in order, tried again where that helps, held to its fence."""
+"""Images over HTTP: in order, tried again if that helps, and never from outside the fence."""
 
 import contextlib
 import http.server
@@ -19,7 +19,7 @@ from schemas.samples import IMAGE_URI
 
 
 @pytest.mark.parametrize("uri", ["a.jpg", "./a.jpg", "sub/../a.jpg", "{}/a.jpg", "file://{}/a.jpg", "inner.jpg"])
-def test_what_lies_below_the_listing_is_read(uri, listed, tmp_path):
+def test_files_below_the_listing_are_read(uri, listed, tmp_path):
     assert fetched(listed, tmp_path, uri.format(listed)) == [b"inside"]
 
 
@@ -128,7 +128,7 @@ def test_pictures_come_over_http_in_order(get, server):
 
 
 @pytest.mark.parametrize("how", ["503", "500", "429", "short", "drop"])
-def test_what_is_transient_is_tried_again(how, get, server):
+def test_a_transient_failure_is_tried_again(how, get, server):
     assert get(f"{{}}/flaky-2-{how}") == [picture(1)]
     assert server.asked[f"/flaky-2-{how}"] == 3
     assert get(f"{{}}/flaky-9-{how}") == ["not fetched"]
@@ -136,7 +136,7 @@ def test_what_is_transient_is_tried_again(how, get, server):
 
 
 @pytest.mark.parametrize("code", ["403", "404", "410", "204", "304"])
-def test_what_is_final_is_asked_for_once(code, get, server):
+def test_a_final_failure_is_not_tried_again(code, get, server):
     assert get(f"{{}}/status-{code}") == ["not fetched"] and server.asked[f"/status-{code}"] == 1
 
 
@@ -154,7 +154,7 @@ def test_garbage_is_a_reject(get):
     assert get("{}/garbage") == ["not fetched"]
 
 
-def test_the_limit_of_bytes_is_told_by_the_header_or_found_in_the_stream(get, server):
+def test_an_image_over_the_limit_is_found_by_its_header_or_while_it_is_read(get, server):
     assert get("{}/long-70000000", "{}/chunked", max_image_bytes=100_000) == ["image too large"] * 2
     assert server.asked["/long-70000000"] == 1
 
@@ -190,7 +190,7 @@ def test_a_public_name_that_resolves_to_a_private_address_is_refused(get, server
 
 
 def test_a_listing_of_a_private_host_reaches_its_own_folder_and_no_other_host(server):
-    """Whoever named the listing by its address has named the address."""
+    """A user who gives a listing by its private address permits that address."""
     fence, stopped = Fence(server.url), threading.Event()
     found = [
         fetch.fetch_image(uri, fence, 1 << 20, stopped)
@@ -200,7 +200,7 @@ def test_a_listing_of_a_private_host_reaches_its_own_folder_and_no_other_host(se
     assert found[2]["image_reject"]["reason"] == "not allowed"
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_asked(get, server, monkeypatch):
+def test_the_connection_goes_to_the_address_that_was_checked(get, server, monkeypatch):
     # The second answer of the name server is the trap: whoever asks twice connects to it.
     resolver = rebinding([["127.0.0.1"], ["127.0.0.2"]])
     monkeypatch.setattr(fence_module.socket, "getaddrinfo", resolver)
@@ -224,7 +224,7 @@ def rebinding(answers):
 
 
 @pytest.mark.parametrize("how", ["drip", "silent"])
-def test_a_server_that_stalls_is_left(how, get, server, monkeypatch):
+def test_a_server_that_stalls_is_given_up(how, get, server, monkeypatch):
     monkeypatch.setattr(fetch, "_SILENCE", 0.3)
     monkeypatch.setattr(fetch, "_AT_MOST", 0.6)
     start = time.monotonic()
@@ -232,6 +232,6 @@ def test_a_server_that_stalls_is_left(how, get, server, monkeypatch):
     assert server.asked[f"/{how}"] == 3 and time.monotonic() - start < 8
 
 
-def test_no_proxy_of_the_environment_is_asked(get, monkeypatch):
+def test_proxies_of_the_environment_are_not_used(get, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1/")
     assert get("{}/picture-1") == [picture(1)]

@@ -1,4 +1,4 @@
-"""What is taken, how it is cut, and what it is called."""
+"""Which files are taken, how they are cut, and how parts are named."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def test_a_file_of_inputs_and_a_shard_that_is_named_twice(tars):
     assert len(plan(f"@{tars}/list.txt", tars / "00002.tar").units) == 3
 
 
-def test_many_files_that_are_named_one_by_one_are_one_line_and_one_listing(monkeypatch):
+def test_many_files_that_are_named_one_by_one_are_one_line_and_few_requests(monkeypatch):
     memory = fsspec.filesystem("memory")
     for i in range(300):
         memory.pipe(f"/many/{i:03d}.tar", b"")
@@ -83,7 +83,7 @@ def test_a_parquet_file_beside_a_folder_of_its_stem_is_a_sidecar(tmp_path):
     assert [unit.format for unit in plan(tmp_path).units] == ["folder"]
 
 
-def test_where_tars_lie_pictures_beside_them_are_not_read_and_the_line_says_so(tars):
+def test_pictures_beside_tars_are_not_read_and_the_line_says_so(tars):
     make_folder(tars / "more", 2)
     found = plan(tars)
     assert len(found.units) == 3 and "2 pictures" in found.detection[0]
@@ -125,7 +125,7 @@ def test_a_folder_is_cut_where_its_paths_say_so_and_a_new_picture_touches_one_un
     assert len(changed) == 1 and {u.shard for u in after} == {u.shard for u in before}
 
 
-def test_a_folder_without_a_fitting_path_is_cut_at_the_most():
+def test_a_folder_without_a_fitting_path_is_cut_at_the_maximum():
     keys = [k for k in (f"{i:06d}.jpg" for i in range(40_000))]
     keys = [k for k in keys if int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") % 2048]
     sizes = [unit.stop - unit.start for unit in folder_units(keys[:20_000])]
@@ -187,7 +187,7 @@ def test_an_input_that_cannot_be_used_is_one_sentence(prepare, options, sentence
         plan(prepare(tmp_path), **options)
 
 
-def test_several_captions_without_a_place_are_refused_with_the_cure(tmp_path):
+def test_several_captions_without_an_index_are_refused_with_the_cure(tmp_path):
     pq.write_table(pa.table({"image": [b"1"], "captions": [["a"]]}), tmp_path / "a.parquet")
     with pytest.raises(PlanError, match=re.escape("--caption_column 'captions[0]'")):
         plan(tmp_path / "a.parquet", caption_column="captions")
@@ -206,7 +206,7 @@ def test_planning_reads_no_image(tmp_path):
     assert opened == []
 
 
-def test_a_glob_or_a_named_picture_is_no_replacement_of_the_folders_unit(tmp_path):
+def test_a_glob_or_a_named_picture_does_not_replace_the_unit_of_the_folder(tmp_path):
     make_folder(tmp_path, 3)
     whole, some, one = (plan(tmp_path / p).units for p in ("", "*1.jpg", "000001.jpg"))
     assert len({unit.part for units in (whole, some, one) for unit in units}) == 3
@@ -261,13 +261,13 @@ def test_a_list_of_inputs_must_hold_some_and_no_other_list(tmp_path):
             plan(f"@{tmp_path}/list.txt")
 
 
-def test_a_list_of_inputs_that_is_no_text_is_told(tmp_path):
+def test_a_list_of_inputs_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"a\0.tar\n")
     with pytest.raises(PlanError, match="list.txt has a zero byte in it; it must be a text file in UTF-8"):
         plan(f"@{tmp_path}/list.txt")
 
 
-def test_a_parquet_file_of_words_beside_pictures_is_left_out_and_told(tmp_path):
+def test_a_parquet_file_of_words_beside_pictures_is_left_out_and_the_line_says_so(tmp_path):
     make_folder(tmp_path, 2)
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "metadata.parquet")
     (line,) = plan(tmp_path).detection
@@ -288,7 +288,7 @@ def test_with_input_format_parquet_a_file_beside_a_tar_of_its_stem_is_a_shard(tm
     assert [unit.format for unit in plan(tmp_path, input_format="parquet").units] == ["parquet"]
 
 
-def test_a_folder_that_links_lead_to_again_is_read_once_and_the_line_says_so(tmp_path):
+def test_a_folder_with_links_to_it_is_read_once_and_the_line_says_so(tmp_path):
     make_folder(tmp_path / "in" / "photos", 3)
     (tmp_path / "in" / "again").symlink_to("photos")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
@@ -324,7 +324,7 @@ def test_a_folder_of_links_to_itself_alone_is_empty(tmp_path):
 
 
 def test_links_to_files_are_pictures_of_their_own(tmp_path):
-    """Their names are other keys, and captions lie beside them: many datasets are laid out by links."""
+    """They have keys and captions of their own; many datasets are laid out by links."""
     make_folder(tmp_path / "all", 2)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "cat.jpg").symlink_to(tmp_path / "all" / "000000.jpg")

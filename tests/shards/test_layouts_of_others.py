@@ -98,7 +98,7 @@ def test_img2datasets_layouts_may_be_named_file_by_file(layout, named, tmp_path)
             assert found.units == whole.units
 
 
-def test_a_sidecar_or_statistics_alone_are_what_they_are(tmp_path):
+def test_a_sidecar_alone_is_a_listing_and_statistics_alone_are_refused(tmp_path):
     sidecar(tmp_path)
     assert [unit.format for unit in take_inventory([f"{tmp_path}/00000.parquet"], ReaderOptions()).units] == ["listing"]
     with pytest.raises(ValueError, match="00000_stats.json holds no pictures .* but 1 statistics"):
@@ -143,7 +143,7 @@ def test_a_clip_benchmark_dataset_is_input_and_taxonomy(tmp_path, embed):
     assert (tmp_path / "out" / "labels" / "wds_digits").is_dir()
 
 
-def test_a_shard_that_nshards_knows_of_and_that_is_not_there_is_said(tmp_path):
+def test_a_shard_that_nshards_counts_and_that_is_missing_is_warned_of(tmp_path):
     folder = clip_benchmark(tmp_path / "wds", count=2, said=5)
     assert take_inventory([str(folder)], ReaderOptions()).detection[1] == (
         f"warning: {folder}/test/nshards.txt says 5 shards, but 2 tars lie beside it"
@@ -152,7 +152,7 @@ def test_a_shard_that_nshards_knows_of_and_that_is_not_there_is_said(tmp_path):
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar"])
-def test_a_compressed_tar_is_told_by_its_bytes(compress, name, tmp_path):
+def test_a_compressed_tar_is_recognised_by_its_bytes(compress, name, tmp_path):
     plain = make_tar(tmp_path / "plain", 5)
     (tmp_path / name).write_bytes(compress(open(plain, "rb").read()))
     rows, _, errors = read(tmp_path / name, tmp_path)

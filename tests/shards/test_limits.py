@@ -1,4 +1,4 @@
-"""Limits: what is over them is a reject with its own reason, and is not read where its size is known before."""
+"""Data over a limit is a reject with its own reason, and is not read if its size is known before."""
 
 import io
 import tarfile

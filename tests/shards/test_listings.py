@@ -125,7 +125,7 @@ def test_a_key_of_the_csv_named_by_flag(tmp_path):
     assert [row["key"] for row in rows] == ["one", "1"]
 
 
-def test_images_over_the_limit_and_large_ones(tmp_path, monkeypatch):
+def test_large_images_are_fetched_up_to_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "_SMALL", 1000)
     for name, size in (("small", 1000), ("large", 5000), ("limit", 6000), ("over", 6001)):
         (tmp_path / f"{name}.jpg").write_bytes(b"x" * size)
@@ -156,7 +156,7 @@ def test_planning_and_reading_a_long_listing_take_no_more_memory_than_a_short_on
     assert peak(15_000) < 1.1 * peak(5_000)
 
 
-def test_images_are_fetched_some_at_a_time_and_handed_out_in_order(tmp_path, monkeypatch):
+def test_several_images_are_fetched_at_a_time_and_rows_keep_their_order(tmp_path, monkeypatch):
     names = [f"{i:03d}.jpg" for i in range(200)]
     pictures(tmp_path, names)
     (tmp_path / "l.csv").write_text("\n".join(["uri", *names]))
@@ -180,7 +180,7 @@ def test_images_are_fetched_some_at_a_time_and_handed_out_in_order(tmp_path, mon
     assert 1 < max(most) <= 16
 
 
-def test_what_lies_in_a_folder_decides_what_is_taken(tmp_path):
+def test_tars_come_before_pictures_and_pictures_before_listings(tmp_path):
     pictures(tmp_path)
     (tmp_path / "l.csv").write_text("caption\na\n")
     found = take_inventory([str(tmp_path)], ReaderOptions())
@@ -199,7 +199,7 @@ def test_what_lies_in_a_folder_decides_what_is_taken(tmp_path):
     assert found.detection[0] == f"{tmp_path / 'u'}: 2 listings"
 
 
-def test_a_listing_whose_uris_all_lie_elsewhere_is_warned_of_before_the_run(tmp_path):
+def test_a_listing_whose_uris_all_point_elsewhere_is_warned_of_before_the_run(tmp_path):
     (tmp_path / "l.csv").write_text("url,caption\nhttps://example.com/a.jpg?token=secret,a\nhttps://example.com/b,b\n")
     found = take_inventory([str(tmp_path / "l.csv")], ReaderOptions())
     assert found.detection[1] == (

@@ -1,4 +1,4 @@
-"""Rows that a listing should not have, and listings cut off: each costs itself and no other row."""
+"""Malformed rows and truncated listings: each bad row costs itself and no other row."""
 
 import tracemalloc
 
@@ -45,7 +45,7 @@ def test_an_odd_csv_costs_no_row(name, tmp_path):
     assert notes == (few if name == "too few fields" else {})
 
 
-def test_a_tsv_of_a_program_that_knows_no_quotes(tmp_path):
+def test_a_tsv_of_a_program_that_does_not_quote(tmp_path):
     (tmp_path / "l.tsv").write_text('caption\tn\n"Hello" she said\t1\n"open\t2\nplain\t3\n"quoted\tone"\t4\n')
     rows, _, _ = read(tmp_path / "l.tsv", tmp_path)
     assert [row["caption"] for row in rows] == ['"Hello" she said', '"open', "plain", "quoted\tone"]
@@ -117,7 +117,7 @@ def test_an_odd_jsonl_costs_no_row(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_row_of_fifty_megabytes_is_one_reject_and_takes_no_such_memory(kind, tmp_path):
+def test_a_row_of_fifty_megabytes_is_one_reject_and_takes_little_memory(kind, tmp_path):
     path = tmp_path / f"l.{kind}"
     with open(path, "wb") as file:
         file.write(b"caption\na\n" if kind == "csv" else b'{"caption": "a"}\n')
@@ -133,7 +133,7 @@ def test_a_row_of_fifty_megabytes_is_one_reject_and_takes_no_such_memory(kind, t
     assert "more than 1,048,576 bytes" in rows[1]["caption_reject"]["message"]
 
 
-def test_a_uri_that_is_no_text_and_one_that_is_not_there(tmp_path):
+def test_a_uri_that_is_not_text_and_a_missing_file_are_rejects(tmp_path):
     (tmp_path / "l.jsonl").write_text('{"uri": 7}\n{"uri": "gone.jpg"}\n{"uri": "   "}\n{"uri": "."}\n')
     rows, _, _ = read(tmp_path / "l.jsonl", tmp_path)
     reasons = [row["image_reject"] and row["image_reject"]["reason"] for row in rows]

@@ -1,4 +1,4 @@
-"""Whatever lies in the shards: nothing is lost, nothing is counted twice, and how it was read makes no difference."""
+"""Whatever the shards hold: nothing is lost or counted twice, and the way of reading changes no row."""
 
 import csv
 import gzip
@@ -61,7 +61,7 @@ FORMATS = ("tar", "tar.gz", "folder", "parquet", "csv", "tsv", "jsonl", "listing
 
 
 def write(format_, samples, root, damage):
-    """Write samples in a format, damaged or not; what to give as input."""
+    """Write samples in a format, damaged or not; return the input to give."""
     if format_ in ("tar", "tar.gz"):
         write_tars(format_, samples, root / "in.tar", damage)
         return root / ("in.tar" if format_ == "tar" else "in.tar.gz")
@@ -122,7 +122,7 @@ def write_listing(format_, uris, texts, root, damage):
 
 
 def flip(path, damage):
-    """Cut a file, or write over some of its bytes, at fractions of its length."""
+    """Truncate a file, or overwrite some of its bytes, at a fraction of its length."""
     if damage is None:
         return
     kind, place = damage
@@ -145,7 +145,7 @@ def embedder(tiny_checkpoint):
 
 
 def run(inputs, output, embedder, checkpoint):
-    """A run without Beam: plan, embed, commit; the counts of its parts."""
+    """Plan, embed and commit without Beam; return the counts of the parts."""
     made = Settings(tuple(map(str, inputs)), str(output), ClipSpec(checkpoint), reader=LIMITS)
     job, folder = begin_run(plan_run(made), 1, ())
     try:
@@ -190,7 +190,7 @@ def test_every_modality_of_every_sample_is_in_exactly_one_place(format_, kinds, 
 
 
 def check_output(out, total):
-    """The parts themselves, not the counters, say where each modality went."""
+    """Check by the parts themselves, not by counters, where each modality went."""
     embedded, rejected = rows_of(out), rows_of(out, "rejects")
     places = [(row["shard"], row["row"]) for row in embedded]
     assert len(set(places)) == len(places)

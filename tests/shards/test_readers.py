@@ -101,13 +101,13 @@ def test_rows_that_img2dataset_could_not_download_are_absent_in_both(tmp_path):
     assert [(row["image"], row["caption"]) for row in rows] == [(b"1", "a"), (None, None), (None, None), (None, "d")]
 
 
-def test_the_other_columns_are_metadata_but_no_bytes(tmp_path):
+def test_other_columns_without_bytes_are_metadata(tmp_path):
     path = parquet(tmp_path, image=[b"1"], caption=["a"], url=["http://x"], thumb=[b"2"], n=[3])
     rows, _, _ = read(path, tmp_path, ReaderOptions(columns=(Column("count", "n", "int8"),)))
     assert json.loads(rows[0]["metadata"]) == {"url": "http://x"} and rows[0]["count"] == 3
 
 
-def test_one_of_several_captions_is_picked_by_its_place(tmp_path):
+def test_one_of_several_captions_is_picked_by_its_index(tmp_path):
     path = parquet(tmp_path, image=[b"1", b"2", b"3"], captions=[["a", "b"], ["c"], None])
     rows, _, _ = read(path, tmp_path, ReaderOptions(caption_column="captions[1]"))
     assert [row["caption"] for row in rows] == ["b", None, None]
@@ -184,7 +184,7 @@ def test_upper_case_captions_and_names_of_any_bytes_in_a_folder(tmp_path):
     assert {row["key"]: row["caption"] for row in rows}["A.JPG"] == "a cat"
 
 
-def test_a_status_of_the_users_own_may_be_anything(tmp_path):
+def test_a_users_own_status_column_may_hold_anything(tmp_path):
     odd = pa.array([b"\xff", b"failed_to_resize", b"x"]).view(pa.string())
     table = pa.table({"image": [picture(0), None, picture(2)], "caption": ["a", "b", "c"], "status": odd})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -192,7 +192,7 @@ def test_a_status_of_the_users_own_may_be_anything(tmp_path):
     assert not errors and [row["caption"] for row in rows] == ["a", None, "c"]
 
 
-def test_text_in_parquet_that_is_no_utf8(tmp_path):
+def test_text_in_parquet_that_is_not_utf8_is_a_reject(tmp_path):
     bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"gr\xfcn"]).buffers())
     path = parquet(tmp_path, image=[b"1"], caption=bad, key=bad, other=bad, mine=bad)
     rows, notes, errors = read(path, tmp_path, ReaderOptions(columns=(Column("mine", "mine"),)))
@@ -219,6 +219,6 @@ def test_a_column_that_is_only_called_like_a_caption_is_passed_over(caption, tmp
     assert rows[0]["caption"] == (None if pa.types.is_null(caption.type) else "a cat")
 
 
-def test_a_key_of_bytes_is_text_and_a_nested_one_is_none(tmp_path):
+def test_a_key_of_bytes_becomes_text_and_a_nested_column_is_no_key(tmp_path):
     assert read(parquet(tmp_path, image=[b"1"], uid=[b"\xff1"]), tmp_path)[0][0]["key"] == "\ufffd1"
     assert read(parquet(tmp_path, image=[b"1"], key=[["a"]]), tmp_path)[0][0]["key"] == "0"

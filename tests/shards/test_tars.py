@@ -1,4 +1,4 @@
-"""What a webdataset tar gives: keys, images, captions, metadata, and what is damaged."""
+"""Webdataset tars: keys, images, captions, metadata and damage."""
 
 import io
 import tarfile
@@ -92,12 +92,12 @@ def test_a_key_that_comes_back_is_counted_and_a_sample_of_its_own(tmp_path):
     assert notes == {"keys that come back after others": 1}
 
 
-def test_a_group_without_image_or_caption_is_a_sample_and_dot_files_and_folders_are_none(tmp_path):
+def test_a_group_without_image_or_caption_is_a_sample_unlike_dot_files_and_folders(tmp_path):
     rows, _, _ = read(tar(tmp_path, [("._a.jpg", b"x"), ("a.npy", b"1"), (".hidden", b"2")]), tmp_path)
     assert [(row["key"], row["image"], row["caption"]) for row in rows] == [("a", None, None)]
 
 
-def test_json_that_is_none_is_counted_and_the_sample_lives(tmp_path):
+def test_malformed_json_is_counted_and_the_sample_stays(tmp_path):
     row, notes = one(tmp_path, pair("a", 0, json=b"{not json"))
     assert row["caption"] == "picture number 0" and row["metadata"] is None
     assert notes == {"JSON files that are not a JSON object": 1}
@@ -127,7 +127,7 @@ def test_half_a_surrogate_pair_is_a_reject_and_no_crash(tmp_path):
     assert notes == {"values that could not be cast": 1}
 
 
-def test_the_limit_counts_nothing_behind_it(tmp_path):
+def test_nothing_beyond_the_limit_is_counted(tmp_path):
     members = [m for i in range(4) for m in pair(f"{i}", i, json=b"{no json")]
     assert read(tar(tmp_path, members), tmp_path, ReaderOptions(limit=1))[1] == {
         "JSON files that are not a JSON object": 1
@@ -144,7 +144,7 @@ def test_a_tar_gives_its_samples_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(0, 10240, 300))
-def test_a_tar_cut_off_gives_the_samples_before_and_says_where(cut, tmp_path):
+def test_a_truncated_tar_gives_the_samples_before_the_cut_and_says_where_it_is(cut, tmp_path):
     path = tmp_path / "a.tar"
     make_tar(path, 4)
     whole = path.read_bytes()
@@ -165,7 +165,7 @@ def test_a_tar_cut_off_gives_the_samples_before_and_says_where(cut, tmp_path):
         assert row["image"] or row["image_reject"]["reason"] == "unreadable"
 
 
-def test_garbage_between_members_is_no_quiet_end(tmp_path):
+def test_garbage_between_members_is_an_error(tmp_path):
     path = tmp_path / "a.tar"
     make_tar(path, 4)
     data = bytearray(path.read_bytes())
@@ -194,7 +194,7 @@ def test_a_link_in_a_tar_is_a_reject_and_no_absence(kind, tmp_path):
     assert not errors and rows[1]["image"] is None and rows[1]["image_reject"]["reason"] == "unreadable"
 
 
-def test_two_tars_one_behind_the_other_are_no_quiet_loss(tmp_path):
+def test_two_concatenated_tars_are_an_error(tmp_path):
     a, b = (make_tar(tmp_path / name, 2) for name in ("a.tar", "b.tar"))
     (tmp_path / "c.tar").write_bytes(open(a, "rb").read() + open(b, "rb").read())
     rows, _, errors = read(tmp_path / "c.tar", tmp_path)

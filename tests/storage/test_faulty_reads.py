@@ -29,7 +29,7 @@ def upload(tmp_path, uri, data=DATA):
 
 
 def every_second(*kinds):
-    """Each second request fails, in each of the ways in turn."""
+    """Let every second request fail, in each of the ways in turn."""
     ways = itertools.cycle(kinds)
     return lambda number, method, path: next(ways) if number % 2 == 0 else None
 
@@ -44,7 +44,7 @@ def test_a_file_is_read_whole_however_often_its_server_fails(size, s3, tmp_path,
     assert len(s3.faults()) > 6
 
 
-def test_a_read_goes_on_at_the_byte_where_it_broke_off(s3, tmp_path, small_blocks):
+def test_a_read_continues_at_the_byte_where_it_broke_off(s3, tmp_path, small_blocks):
     upload(tmp_path, "s3://bucket/x")
     got = 0
 
@@ -60,7 +60,7 @@ def test_a_read_goes_on_at_the_byte_where_it_broke_off(s3, tmp_path, small_block
     assert starts == sorted(starts) and len(starts) == len(set(starts)) + 1, "bytes were read twice"
 
 
-def test_random_access_survives_too(s3, tmp_path, small_blocks):
+def test_random_access_survives_failures_too(s3, tmp_path, small_blocks):
     table = pa.table({"a": range(20_000)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2_000)
     upload(tmp_path, "s3://bucket/a.parquet", (tmp_path / "a.parquet").read_bytes())
@@ -71,7 +71,7 @@ def test_random_access_survives_too(s3, tmp_path, small_blocks):
 
 
 @pytest.mark.parametrize("broken", [True, False], ids=["between two connections", "on one connection"])
-def test_a_file_that_changes_between_two_halves_is_an_error_and_no_mixture(broken, s3, tmp_path, small_blocks):
+def test_a_file_that_changes_while_it_is_read_is_an_error(broken, s3, tmp_path, small_blocks):
     upload(tmp_path, "s3://bucket/x")
     with storage.open_input("s3://bucket/x") as file:
         assert file.read(5_000) == DATA[:5_000]
@@ -83,7 +83,7 @@ def test_a_file_that_changes_between_two_halves_is_an_error_and_no_mixture(broke
 
 
 @pytest.mark.parametrize("status, error", [("403", PermissionError), ("404", FileNotFoundError)])
-def test_what_is_final_is_asked_for_once(status, error, s3, tmp_path):
+def test_a_final_failure_is_not_tried_again(status, error, s3, tmp_path):
     upload(tmp_path, "s3://bucket/x")
     s3.seen.clear()
     s3.fault = lambda number, method, path: status if method == "GET" else None
@@ -95,7 +95,7 @@ def test_what_is_final_is_asked_for_once(status, error, s3, tmp_path):
     assert len(s3.faults()) == 2
 
 
-def test_listings_and_questions_survive(s3, tmp_path):
+def test_finding_files_survives_failures(s3, tmp_path):
     for name in ("a/x.tar", "a/y.tar", "b"):
         upload(tmp_path, f"s3://bucket/{name}", name.encode())
     ways = itertools.cycle(["503", "reset", "cut", "500", "deaf"])
@@ -112,7 +112,7 @@ def test_listings_and_questions_survive(s3, tmp_path):
     assert len(s3.faults()) > 5
 
 
-def test_a_question_that_cannot_be_answered_is_no_no(s3, monkeypatch):
+def test_a_failure_is_not_taken_for_a_missing_file(s3, monkeypatch):
     monkeypatch.setattr(retry, "TRIES", 2)
     s3.fault = lambda *_: "503"
     for ask in (storage.exists, storage.is_folder, storage.list_below, storage.sizes_in, storage.list_matching):
@@ -124,7 +124,7 @@ def test_a_question_that_cannot_be_answered_is_no_no(s3, monkeypatch):
 
 
 class Folders(fsspec.AbstractFileSystem):
-    """A file system that knows how to list a folder and leaves the rest to fsspec."""
+    """A file system that only implements `ls` and leaves the rest to fsspec."""
 
     protocol, broken = "folders", False
 
@@ -135,7 +135,7 @@ class Folders(fsspec.AbstractFileSystem):
         return [{"name": name, "type": type_, "size": 1} for name, type_ in found.get(path, [])]
 
 
-def test_the_generic_way_through_folders_leaves_none_out(monkeypatch):
+def test_folders_that_fsspec_would_leave_out_are_found_or_an_error(monkeypatch):
     fsspec.register_implementation("folders", Folders, clobber=True)
     assert len(storage.list_below("folders://top")) == len(storage.list_matching("folders://top/**/*.tar")[0]) == 2
     monkeypatch.setattr(Folders, "broken", True)
@@ -157,7 +157,7 @@ class Pieces(io.BytesIO):
 
 
 class Flaky(fsspec.AbstractFileSystem):
-    """A file system whose first answer ends early without an error, and which remembers what it was asked."""
+    """A file system whose first answers end early without an error, and which caches file information."""
 
     protocol, cachable = "flaky", False
     data, etag, remembered, opened, pieces = DATA, "1", None, 0, None
@@ -189,7 +189,7 @@ def test_an_answer_that_ends_early_without_an_error_is_not_the_end_of_the_file(f
     assert flaky.opened == 3
 
 
-def test_a_change_is_seen_also_where_the_file_system_remembers_the_old_file(flaky):
+def test_a_change_is_seen_even_if_the_file_system_caches_the_old_file(flaky):
     with storage.open_input("flaky://x") as file:
         file.read(90_000)
         flaky.data, flaky.etag = DATA[::-1], "2"
@@ -199,7 +199,7 @@ def test_a_change_is_seen_also_where_the_file_system_remembers_the_old_file(flak
 
 @pytest.mark.parametrize("size", [1, 99_999, 250_000, 300_000, 300_001])
 @pytest.mark.parametrize("place", ["here", "a file system that reads short"])
-def test_a_read_gives_what_it_was_asked_for_unless_the_file_ends(place, size, flaky, tmp_path):
+def test_a_read_returns_all_bytes_asked_for_unless_the_file_ends(place, size, flaky, tmp_path):
     (tmp_path / "x").write_bytes(DATA)
     flaky.pieces = 1_000
     with storage.open_input(str(tmp_path / "x") if place == "here" else "flaky://x") as file:
@@ -211,7 +211,7 @@ def test_a_read_gives_what_it_was_asked_for_unless_the_file_ends(place, size, fl
 
 
 @pytest.mark.parametrize("kind", ["503", "reset", "hang", "deaf", "500"])
-def test_an_upload_that_breaks_is_made_again(kind, s3, tmp_path):
+def test_an_upload_that_breaks_off_is_tried_again(kind, s3, tmp_path):
     s3.fault = lambda number, method, path: kind if method == "PUT" and len(s3.faults()) < 2 else None
     upload(tmp_path, "s3://bucket/x")
     assert s3.faults() == [kind] * 2 and storage.read_bytes("s3://bucket/x") == DATA
@@ -219,7 +219,7 @@ def test_an_upload_that_breaks_is_made_again(kind, s3, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["403", "503"])
-def test_an_upload_that_breaks_for_good_leaves_no_object(kind, s3, tmp_path, monkeypatch):
+def test_an_upload_that_keeps_failing_leaves_no_object(kind, s3, tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "TRIES", 3)
     s3.fault = lambda number, method, path: kind if method == "PUT" else None
     with pytest.raises(OSError):
@@ -230,7 +230,7 @@ def test_an_upload_that_breaks_for_good_leaves_no_object(kind, s3, tmp_path, mon
 
 
 @pytest.mark.parametrize("times", [1, 99], ids=["once", "for good"])
-def test_a_large_upload_that_breaks_in_a_part_is_aborted(times, s3, tmp_path, monkeypatch):
+def test_a_large_upload_that_fails_in_a_part_is_aborted(times, s3, tmp_path, monkeypatch):
     import s3fs.core
 
     monkeypatch.setattr(retry, "TRIES", 3)
@@ -257,7 +257,7 @@ def test_a_large_upload_that_breaks_in_a_part_is_aborted(times, s3, tmp_path, mo
 
 @pytest.fixture
 def http_server():
-    """A server that knows no ranges, and cuts the first two answers short."""
+    """A server that does not support ranges and truncates its first two answers."""
     answers = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What lies in a folder of this machine, and which errors say so."""
+"""Finding files on this machine: links, errors of the machine, and file systems that cannot be reached."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ class Entry:
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENFILE])
-def test_an_entry_that_the_machine_cannot_look_at_is_no_broken_link(number, tmp_path, monkeypatch):
+def test_an_error_of_the_machine_is_not_taken_for_a_broken_link(number, tmp_path, monkeypatch):
     def scandir(path):
         return [Entry(f"{path}/a.jpg", OSError(number, "x"))]
 
@@ -32,7 +32,7 @@ def test_an_entry_that_the_machine_cannot_look_at_is_no_broken_link(number, tmp_
     assert caught.value.errno == number
 
 
-def test_a_link_to_nothing_is_listed_so_that_it_is_missed(tmp_path):
+def test_a_broken_link_is_listed(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "a.jpg")
     os.symlink("b.jpg", tmp_path / "b.jpg")  # to itself
     assert [(info.uri, info.stamp) for info in storage.list_below(str(tmp_path))] == [
@@ -134,7 +134,7 @@ def test_a_folder_that_is_skipped_does_not_hide_the_link_to_it(tree):
     assert below(tree / "in", skip=lambda name: name.startswith(".")) == {"in": (["z/b", "z/deep/c"], [])}
 
 
-def test_a_tree_may_be_deeper_than_python_calls(tmp_path):
+def test_a_tree_may_be_deeper_than_the_recursion_limit(tmp_path):
     before = os.getcwd()
     try:
         for folder in [tmp_path, *["d"] * 1_500]:

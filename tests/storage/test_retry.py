@@ -1,4 +1,4 @@
-"""What is transient is tried again, what is final never; from the errors that the packages really raise."""
+"""Transient errors are tried again and final ones are not; the errors are those that the packages really raise."""
 
 import asyncio
 import errno
@@ -112,12 +112,12 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", MACHINE)
-def test_the_machine_ran_out_of_something(name):
+def test_running_out_of_something_is_of_the_machine(name):
     assert is_of_the_machine(MACHINE[name]()) and not is_transient(MACHINE[name]())
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_the_machine_is_not_to_blame(name):
+def test_other_errors_are_not_of_the_machine(name):
     assert not is_of_the_machine(DATA[name]())
 
 
@@ -151,13 +151,13 @@ def test_the_eighth_failure_is_the_last_and_names_the_file(sleeps):
     assert caught.value.filename == "s3://bucket/x" and len(sleeps) == 7
 
 
-def test_what_is_final_is_not_tried_again(sleeps):
+def test_a_final_error_is_not_tried_again(sleeps):
     with pytest.raises(PermissionError):
         retried(failing(1, PermissionError("no")), "x")
     assert sleeps == []
 
 
-def test_a_server_on_which_every_try_hangs_is_given_up_after_some_minutes(sleeps, monkeypatch):
+def test_a_server_that_hangs_at_every_try_is_given_up_after_some_minutes(sleeps, monkeypatch):
     clock = iter(range(0, 10_000, 250))  # seconds
     monkeypatch.setattr(retry.time, "monotonic", lambda: next(clock))
     with pytest.raises(TimeoutError):
@@ -165,7 +165,7 @@ def test_a_server_on_which_every_try_hangs_is_given_up_after_some_minutes(sleeps
     assert len(sleeps) == 2
 
 
-def test_what_packages_raise_becomes_an_os_error_that_readers_can_catch():
+def test_errors_of_packages_become_os_errors_that_readers_can_catch():
     from botocore.exceptions import NoCredentialsError
 
     with pytest.raises(OSError, match="NoCredentialsError: Unable to locate credentials: 's3://bucket/x'"):
@@ -174,7 +174,7 @@ def test_what_packages_raise_becomes_an_os_error_that_readers_can_catch():
         retried(failing(1, TypeError("a bug")), "x")
 
 
-def test_a_hiccup_is_quiet_and_an_outage_is_said(sleeps, caplog):
+def test_a_short_failure_is_quiet_and_a_long_one_is_logged(sleeps, caplog):
     with caplog.at_level(logging.WARNING):
         retried(failing(2, TimeoutError()), "s3://bucket/x")
         assert caplog.text == ""
