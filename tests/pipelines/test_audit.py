@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import ROOT, pair, picture, rows_of
 
-# The hook is set before anything is imported, and can not be taken away. What Python itself does on its own is known:
-# writing byte code is switched off, modules are compiled from where Python and the packages lie.
+# The hook is set before anything is imported, and it cannot be removed. Python's own events are known: it writes
+# no byte code here, and it compiles modules only from its own folders and those of the packages.
 AUDITED = """
 import json, os, sys, threading
 found, inside = [], [os.path.realpath(path) + os.sep for path in json.loads(sys.argv.pop(1))]
@@ -58,7 +58,7 @@ def hook(event, args):
             found.append((event, str(args)))
 sys.addaudithook(hook)
 from pipelines import embed
-import torch, clip_transforms.engine.forward  # platform queries at their import are theirs
+import torch, clip_transforms.engine.forward  # their imports query the platform
 started.append(True)
 code = embed.main(sys.argv[1:])
 started.clear()
@@ -88,7 +88,7 @@ EPS = (
 
 
 def hostile(path):
-    """A folder, a tar and a Parquet file that try what such files try."""
+    """Write a folder, a tar, a Parquet file and a listing that attempt every known attack."""
     bomb = pickle.dumps(Bomb())
     (path / "photos").mkdir(parents=True)
     for name, data in {
@@ -175,7 +175,7 @@ def test_nothing_of_a_hostile_source_is_executed_fetched_or_written_elsewhere(tm
 
 
 def test_the_hook_of_this_test_sees_what_it_is_there_for(tmp_path):
-    """Each thing that must not happen, done on purpose in place of the command."""
+    """Do each forbidden thing on purpose, in place of the command."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "evil.py").write_text("x = 1")

@@ -1,4 +1,4 @@
-"""The last printed lines, and the figures in them."""
+"""The last printed lines and the numbers in them."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Any moment to die: kills, signals, two runs at once; afterwards the dataset is as if nothing had happened."""
+"""A run may die at any moment, and two may run at once; afterwards the dataset is as if nothing had happened."""
 
 import json
 import os
@@ -37,12 +37,12 @@ def start(argv, **kwargs):
 
 
 def heed_hang_up():
-    """As in a terminal, though these tests themselves may run under nohup."""
+    """Heed SIGHUP as in a terminal, even if these tests run under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def descendants(pid):
-    """Process ids of all that a process started, itself left out."""
+    """Return the process ids of all descendants of a process."""
     done = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
     pairs = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     found, rest = [], [pid]
@@ -72,7 +72,7 @@ def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
     delays = []
     for _ in range(kills):
         process = start([*argv, "--output", out, *mode])
-        # From the first import to the last step; when the dataset is whole, what is left is short.
+        # This covers the first import to the last step; a run over a complete dataset is short.
         delays.append(rng.uniform(0.5, 9 if mode else 6))
         time.sleep(delays[-1])
         workers = descendants(process.pid)
@@ -85,7 +85,7 @@ def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
         while any(map(alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(map(alive, workers)), "an orphan lives on"
-        if rng.random() < 0.3 and files_of(out):  # so that there is something left to kill
+        if rng.random() < 0.3 and files_of(out):  # so that the next run has something to do
             victim = rng.choice(sorted((out / "embeddings").glob("*.parquet")) or [None])
             if victim:
                 victim.unlink()
@@ -113,7 +113,7 @@ def test_fifty_kills_change_no_byte(kind, kills, mode, tmp_path, tiny_checkpoint
 
 @pytest.fixture
 def few(tiny_checkpoint, tmp_path):
-    """The command line of a run of some seconds: five shards, whose parts take half a second each to be moved."""
+    """The command line of a run of some seconds: five shards. With `slow_commits`, each part takes half a second."""
     for i in range(5):
         make_tar(tmp_path / f"in-{i}.tar", 5, first=5 * i)
     output = str(tmp_path / "slow")
@@ -141,9 +141,9 @@ def test_a_signal_ends_a_run_within_seconds_with_the_line_that_says_how_to_go_on
 
 @pytest.fixture
 def slow_end(slow_commits, tmp_path):
-    """The environment of `slow_commits`, in which a run's folder also takes a second to be removed.
+    """The environment of `slow_commits`, where removing a run's folder also takes a second.
 
-    Beam's threads notice in that second that their workers are dead.
+    In that second Beam's threads notice that their workers are dead.
     """
     hook = slow_commits["PYTHONPATH"].split(os.pathsep)[0]
     path = tmp_path / "hook"
@@ -160,7 +160,7 @@ def slow_end(slow_commits, tmp_path):
 
 
 def interrupt(argv, out, env, whole_group):
-    """Start a run with two workers of Beam's, press Ctrl-C when parts appear, and return what it said."""
+    """Start a run with two workers of Beam's, press Ctrl-C when parts appear, and return its stderr."""
     process = start([*argv, *TWO_PROCESSES], env=env, start_new_session=True)
     try:
         wait_for(lambda: len(list(out.glob("embeddings/*.parquet"))) >= 2)
@@ -183,7 +183,7 @@ def test_ctrl_c_with_beams_workers_is_one_sentence_and_nothing_else(whole_group,
     assert not (tmp_path / "slow" / "_temporary").exists()
 
 
-@pytest.mark.slow  # ten runs of ten seconds each, at the speed at which users meet it
+@pytest.mark.slow  # ten runs of ten seconds each, without the artificial second
 @pytest.mark.timeout(600)
 def test_ctrl_c_with_beams_workers_is_one_sentence_every_time(few, slow_commits, tmp_path):
     for number in range(10):
@@ -206,7 +206,7 @@ def test_a_signal_before_anything_was_started_is_one_line_too(number, tmp_path, 
 
 
 def catches(pid, number):
-    """Whether a process has a handler of its own for a signal; Python itself has none for SIGTERM."""
+    """Return whether a process handles a signal itself; Python has no handler for SIGTERM."""
     with open(f"/proc/{pid}/status") as file:
         mask = next(line.split()[1] for line in file if line.startswith("SigCgt"))
     return bool(int(mask, 16) >> (number - 1) & 1)

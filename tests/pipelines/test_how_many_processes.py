@@ -1,4 +1,4 @@
-"""How many processes embed, which GPU and how many cores are whose, and which tasks they get; nothing is started."""
+"""The number of processes, and their GPUs, cores and tasks. No process is started here."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""A worker that is killed in the middle of a unit, under each runner that has workers; the rerun changes no byte."""
+"""Workers that are killed or fail, with every runner that has workers: one sentence, and a rerun changes no byte."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from pipelines import launch
 
 
 def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
-    """Kill one of the workers as soon as parts appear; then the launcher, if it waits for the dead; then run again."""
+    """Kill one of the workers when parts appear, then the launcher if it still waits, and return the command line."""
     for i in range(16):
         make_tar(tmp_path / f"{i:02d}.tar", 20, first=20 * i)
     argv = ["--input", str(tmp_path / "*.tar"), "--model", checkpoint, "--precision=fp32", *mode]
@@ -35,7 +35,7 @@ def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
         victim = workers_of(launcher.pid)[0]
         os.kill(victim, signal.SIGKILL)
         wait_for(lambda: not alive(victim), 10)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # Beam waits for ever for a worker that died
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a job service may wait forever for a dead worker
             assert launcher.wait(timeout=5) == 1
         assert not (out / "_SUCCESS").exists()
     finally:
@@ -63,7 +63,7 @@ GO_ON = "what is committed stays; the same command goes on from there"
 
 @pytest.fixture
 def started(tiny_checkpoint, slow_commits, tmp_path):
-    """Starts a run of some seconds over eight shards; returns it as soon as a part is there."""
+    """Start a run of some seconds over eight shards, and return it when the first part appears."""
     for i in range(8):
         make_tar(tmp_path / f"{i}.tar", 5, first=5 * i)
     out = tmp_path / "slow"
@@ -116,7 +116,7 @@ def test_a_killed_process_is_reported_once_and_without_a_traceback(flags, lines,
 
 @pytest.fixture(scope="module")
 def full_disk(tmp_path_factory):
-    """The environment of a process in which no part gets its name: the disk of an output called `full` is full."""
+    """An environment where no part of an output called `full` can get its final name, as on a full disk."""
     path = tmp_path_factory.mktemp("hook")
     (path / "sitecustomize.py").write_text(
         "import errno, os\n"

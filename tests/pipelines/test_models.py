@@ -1,4 +1,4 @@
-"""`pipelines.models`: the table, and what a checkpoint is."""
+"""`pipelines.models`: the table of models and the description of a checkpoint."""
 
 import pytest
 import torch

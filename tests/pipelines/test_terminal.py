@@ -1,4 +1,4 @@
-"""Streams and signals as a shell, a scheduler or a user may leave them."""
+"""Streams and signals in whatever state a shell, a scheduler or a user leaves them."""
 
 import logging
 import signal
@@ -17,7 +17,7 @@ def state():
     numbers = sorted(signal.valid_signals())
     return [signal.getsignal(n) for n in numbers], [sys.stdout, sys.stderr, sys.stdout.errors, sys.stderr.errors]
 os.close(0)
-sys.argv[:] = ["-m"]  # as Python has it while it imports the package of a command
+sys.argv[:] = ["-m"]  # as while Python imports the package of a command
 before = state()
 import {module}
 assert state() == before, (before, state())
@@ -87,7 +87,7 @@ def test_letters_that_the_terminal_lacks_are_escaped(tmp_path, tiny_checkpoint):
 def test_what_is_ignored_stays_ignored_as_under_nohup():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests too may be a background job
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests may run as a background job
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert set(terminal.on_signals(lambda *_: None)) == {signal.SIGINT, signal.SIGTERM}
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -111,7 +111,7 @@ def test_every_runner_of_this_process_is_the_one_whose_workers_end_with_it(name)
 
 
 class _Job:
-    """A detached job, whose service broke off while the launcher waited."""
+    """A detached job. Its service breaks off while the launcher waits."""
 
     def __init__(self, options, state):
         self.options, self._state, self.run_folder = options, state, self

@@ -1,4 +1,4 @@
-"""Every wrong setting is one sentence and exit 2, before anything is written, started, or torch imported."""
+"""Every wrong setting is one sentence and exit 2, before anything is written or started, and without torch."""
 
 import json
 import subprocess
@@ -131,7 +131,7 @@ CASES = {
 ENVIRONMENT = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
 RUN_ALL = """
 import contextlib, io, json, sys
-sys.modules["s3fs"] = None  # as where the extra is not installed
+sys.modules["s3fs"] = None  # as if the extra were not installed
 from pipelines import embed
 found = {}
 for name, argv in json.load(open("cases.json")).items():
@@ -192,7 +192,7 @@ def workplace(tmp_path_factory, tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def outcome(workplace, tmp_path_factory):
-    """All cases in one process, since starting one for each would take minutes."""
+    """The outcome of all cases. They run in one process, because one for each would take minutes."""
     (workplace / "cases.json").write_text(json.dumps({name: argv for name, (argv, _) in CASES.items()}))
     before = snapshot(workplace)
     done = subprocess.run(
