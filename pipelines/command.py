@@ -26,7 +26,7 @@ def run_command(module: str) -> NoReturn:
         module: full name of the command's module. Its `main(argv)` returns the exit code.
     """
     open_streams()
-    on_signals(_end_before_start)
+    on_signals(end_before_start)
     _check_temporary_folder()
     _import_beam()
     main = importlib.import_module(module).main
@@ -41,8 +41,15 @@ def run_command(module: str) -> NoReturn:
     sys.exit(code)
 
 
-def _end_before_start(number: int, _: Any) -> None:
+def end_before_start(number: int, _: Any) -> None:
+    """Handle a signal that comes before a run has begun."""
     complain(f"\nended by {signal.Signals(number).name}; nothing was started")
+    os._exit(FAILED)
+
+
+def end_after_run(number: int, _: Any) -> None:
+    """Handle a signal that comes after a run has ended."""
+    complain(f"\nended by {signal.Signals(number).name}; the run had ended before, and its results are there")
     os._exit(FAILED)
 
 

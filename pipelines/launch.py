@@ -32,7 +32,7 @@ from clip_transforms.workers.lifetime import how_it_ended
 from clip_transforms.workers.runner import in_process, is_direct
 from pipelines.beam_options import check_beam_options
 from pipelines.beam_worker import print_no_tracebacks
-from pipelines.command import FAILED
+from pipelines.command import FAILED, end_after_run, end_before_start
 from pipelines.command_line import UsageError
 from pipelines.terminal import complain, on_signals, silence, tracebacks_are_wanted
 
@@ -213,7 +213,7 @@ def end_at_signals(go_on: str, clean_up: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, end_after_run if handler is end_before_start else handler)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,11 @@ from schemas.embeddings import EMBEDDING_DTYPES
 RETRY_REJECTS = ("", "read", "all")
 # This names the tokenizer in the fingerprint. Change it if tokens ever change.
 _TOKENIZER = "bpe_simple_vocab_16e6, 924691ac288e5440"
+# Options of the readers that the fingerprint of every dataset names.
+_FIRST_OPTIONS = (
+    *("image_extension", "image_column", "caption_column", "key_column"),
+    *("limit", "max_image_bytes", "max_caption_bytes"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +115,12 @@ class Settings:
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
         """The settings that decide the numbers of the dataset, by name."""
+        decides_nothing = ("input_format", "columns", "allow_uri")
         reader_fields = {
-            k: v
-            for k, v in dataclasses.asdict(self.reader).items()
-            if k not in ("input_format", "columns", "allow_uri")
+            f.name: getattr(self.reader, f.name)
+            for f in dataclasses.fields(self.reader)
+            # An option that is younger than the format counts only if it is used, so that older datasets stay the same.
+            if f.name not in decides_nothing and (f.name in _FIRST_OPTIONS or getattr(self.reader, f.name) != f.default)
         }
         columns = [f"{c.name}={c.field}:{c.type}" for c in self.reader.columns]
         return {

@@ -192,6 +192,21 @@ def test_ctrl_c_with_beams_workers_is_one_sentence_every_time(few, slow_commits,
         assert interrupt(argv, out, slow_commits, whole_group=number % 2 == 0) == ENDED, number
 
 
+def test_a_signal_after_the_run_does_not_say_that_nothing_was_started(monkeypatch):
+    from pipelines.command import end_after_run, end_before_start
+    from pipelines.launch import end_at_signals
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler, after in ((end_before_start, end_after_run), (signal.SIG_DFL, signal.SIG_DFL)):
+            signal.signal(signal.SIGTERM, handler)
+            with end_at_signals("go on", lambda: None):
+                assert signal.getsignal(signal.SIGTERM) not in (handler, after)
+            assert signal.getsignal(signal.SIGTERM) == after
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_before_anything_was_started_is_one_line_too(number, tmp_path, tiny_checkpoint):
     make_tar(tmp_path / "a.tar", 2)
