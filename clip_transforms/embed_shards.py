@@ -8,8 +8,9 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
+from clip_transforms import storage
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.clip.taxonomy import Taxonomies, as_taxonomies
 from clip_transforms.run.begin import begin_run
 from clip_transforms.run.embed_units import PROGRESS, embed_run_classes, embed_task, load_embedder
 from clip_transforms.run.end import write_run
@@ -25,17 +26,22 @@ from clip_transforms.workers.runner import check_processes, in_process, is_direc
 
 
 def embed_shards(
-    inputs: Sequence[str], output: str, model: ClipSpec, taxonomies: Sequence[Taxonomy] = (), **settings: Any
+    inputs: storage.Places,
+    output: storage.Place,
+    model: ClipSpec | storage.Place,
+    taxonomies: Taxonomies = (),
+    **settings: Any,
 ) -> dict[str, Any]:
     """Embed shards in this process, or in several of this machine, without Beam.
 
     It makes the same checks, commits and bytes as `EmbedShards`, and goes on where an earlier run stopped.
 
     Args:
-        inputs: folders, tars, Parquet files, listings, globs, brace patterns or `@file`, on any fsspec file system.
-        output: URI of the dataset, new or to be continued.
-        model: the checkpoint.
-        taxonomies: classes to label with.
+        inputs: folders, tars, Parquet files, listings, globs, brace patterns or `@file`, on any fsspec file system; a
+            text or a Path, or several.
+        output: the dataset, new or to be continued; a text or a Path.
+        model: the checkpoint; a ClipSpec, or a text or a Path for one with its usual settings.
+        taxonomies: classes to label with; a Taxonomy, or a text or a Path of a file, or several.
         **settings: further fields of `run.settings.Settings`, such as `processes`.
     Returns:
         The content of `run.json`: counts, problems, speed. The run is complete if `complete` is true; `problems` says
@@ -56,15 +62,26 @@ class EmbedShards(beam.PTransform):
     """
 
     def __init__(
-        self, inputs: Sequence[str], output: str, model: ClipSpec, taxonomies: Sequence[Taxonomy] = (), **settings: Any
+        self,
+        inputs: storage.Places,
+        output: storage.Place,
+        model: ClipSpec | storage.Place,
+        taxonomies: Taxonomies = (),
+        **settings: Any,
     ):
-        """Check the settings; nothing is read yet. The arguments are those of `embed_shards`.
+        """Check the settings; only files of taxonomies are read yet. The arguments are those of `embed_shards`.
 
         Raises:
             ValueError: if a setting is wrong. If an input or the output is wrong, applying the transform raises it.
         """
         super().__init__()
-        self._settings = Settings(tuple(inputs), output, model, tuple(taxonomies), **settings)
+        self._settings = Settings(
+            inputs=storage.as_uris(inputs, "inputs"),
+            output=storage.as_uri(output, "output"),
+            model=ClipSpec.of(model),
+            taxonomies=as_taxonomies(taxonomies),
+            **settings,
+        )
         self._plan: RunPlan | None = None
         self._command: tuple[str, ...] = ()
         self.run = ""  # the run's id, once it has begun

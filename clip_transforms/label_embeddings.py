@@ -9,7 +9,7 @@ from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
-from clip_transforms.clip.taxonomy import Taxonomy, check_names
+from clip_transforms.clip.taxonomy import Taxonomies, Taxonomy, as_taxonomies, check_names
 from clip_transforms.labels.classes import check_classes, embed_classes
 from clip_transforms.labels.part import label_part, labels_footer, stale_labels
 from clip_transforms.parts.dataset import check_dataset
@@ -27,25 +27,44 @@ from clip_transforms.run.job import read_taxonomies, write_taxonomies
 from clip_transforms.run.over_parts import OverParts, PartsWork
 
 
-def label_embeddings(dataset: str, taxonomies: Sequence[Taxonomy], **options: Any) -> dict[str, Any]:
+def label_embeddings(
+    dataset: storage.Place, taxonomies: Taxonomies, model: ClipSpec | storage.Place | None = None, **options: Any
+) -> dict[str, Any]:
     """Label the parts of a dataset whose labels are missing or stale, in this process, without Beam.
 
-    It makes the same checks, commits and bytes as `LabelEmbeddings`. The arguments are those of `plan_labels`.
+    It makes the same checks, commits and bytes as `LabelEmbeddings`.
 
+    Args:
+        dataset: folder that `EmbedShards` wrote; a text or a Path.
+        taxonomies: classes to label with; a Taxonomy, or a text or a Path of a file, or several.
+        model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
+        **options: `top_labels` and `overwrite`; see `plan_labels`.
     Returns:
         What is also written to `runs/<run>.json`: the taxonomies, and how many parts and rows were labelled.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return LabelEmbeddings(dataset, taxonomies, **options).run_here()
+    return LabelEmbeddings(dataset, taxonomies, model, **options).run_here()
 
 
 class LabelEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of a part, rows)]: label the parts whose labels are missing or stale."""
 
-    def __init__(self, dataset: str, taxonomies: Sequence[Taxonomy], **options: Any):
-        """Keep the arguments, which are those of `plan_labels`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_labels(dataset, taxonomies, **options))
+    def __init__(
+        self,
+        dataset: storage.Place,
+        taxonomies: Taxonomies,
+        model: ClipSpec | storage.Place | None = None,
+        **options: Any,
+    ):
+        """Take the arguments of `label_embeddings`; applying the transform looks at the dataset.
+
+        Raises:
+            ValueError: if an argument has a wrong type, or a taxonomy cannot be used.
+        """
+        uri, classes = storage.as_uri(dataset, "dataset"), as_taxonomies(taxonomies)
+        spec = None if model is None else ClipSpec.of(model)
+        super().__init__(lambda: plan_labels(uri, classes, spec, **options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +160,8 @@ def plan_labels(
     """
     if not taxonomies:
         raise ValueError("--taxonomy is missing: give at least one .json or .txt file with classes")
+    top_labels = storage.as_setting(top_labels, "top_labels", "int")
+    overwrite = storage.as_setting(overwrite, "overwrite", "bool")
     if top_labels < 1:
         raise ValueError(f"--top_labels is {top_labels}, but it must be 1 or more")
     check_names(taxonomies)

@@ -7,35 +7,40 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 import pyarrow as pa
 
+from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.parts.reader import read_table
 
 
 def read_embeddings(
-    dataset: str, columns: Sequence[str] | None = None, labels: Sequence[str] = ()
+    dataset: storage.Place, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
     """Read a dataset, part by part, without Beam. It is `Dataset.open(dataset).batches(columns, labels)`.
 
     Args:
-        dataset: URI of the folder that `EmbedShards` wrote.
-        columns: columns to read, all by default; those of labels are called `<taxonomy>.label`, `.probability`,
-            `.similarity`, `.margin` and `.top`.
-        labels: taxonomies whose labels are joined.
-    Yields:
+        dataset: folder that `EmbedShards` wrote; a text or a Path.
+        columns: columns to read, one or several, all by default; those of labels are called `<taxonomy>.label`,
+            `.probability`, `.similarity`, `.margin` and `.top`.
+        labels: taxonomies whose labels are joined, one or several.
+    Returns:
         Record batches in the order of the parts; embeddings are FixedSizeList of d values.
     Raises:
         DatasetError: if it is no dataset, holds two fingerprints, or labels and embeddings do not belong together.
     """
-    yield from Dataset.open(dataset).batches(columns, labels)
+    return Dataset.open(storage.as_uri(dataset, "dataset")).batches(columns, labels)
 
 
 class ReadEmbeddings(beam.PTransform):
     """Pipeline → PCollection[pa.RecordBatch]: the batches of `read_embeddings`, in any order."""
 
-    def __init__(self, dataset: str, columns: Sequence[str] | None = None, labels: Sequence[str] = ()):
+    def __init__(
+        self, dataset: storage.Place, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = ()
+    ):
         """Keep the arguments, which are those of `read_embeddings`; applying the transform checks the dataset."""
         super().__init__()
-        self._dataset, self._columns, self._labels = dataset, columns, tuple(labels)
+        self._dataset = storage.as_uri(dataset, "dataset")
+        self._columns = None if columns is None else storage.as_names(columns, "columns")
+        self._labels = storage.as_names(labels, "labels")
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
         """Create one element a part, spread them over the workers, and read each part where it is used."""

@@ -22,8 +22,7 @@ from clip_transforms.workers.machine import cores, gpus_for, has_nvidia, torch_i
 from clip_transforms.workers.runner import in_process, is_direct, workers_of
 from pipelines.beam_options import beam_parser
 from pipelines.command_line import Parser, UsageError
-from schemas.embeddings import EMBEDDING_DTYPES, reserved_names
-from schemas.samples import Column
+from schemas.embeddings import EMBEDDING_DTYPES
 
 _Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
 _PROCESSES_PER_GPU = 4  # beyond this, another process only takes more of the GPU's memory
@@ -290,12 +289,9 @@ def embed_settings(options: argparse.Namespace) -> Settings:
     for flag, dest, hint in _REQUIRED:
         if not getattr(options, dest):
             raise UsageError(f"{flag} is missing{hint}")
-    columns = tuple(Column.parse(text, reserved_names()) for text in options.columns)
-    names = [column.name.lower() for column in columns]
-    if len(set(names)) < len(names):
-        raise UsageError("--columns names one column twice; give each its own name")
-    values = vars(options) | {"columns": columns, "taxonomies": [Taxonomy.load(uri) for uri in options.taxonomies]}
-    values |= {"model": _fill(ClipSpec, values), "reader": _fill(ReaderOptions, values)}
+    reader = _fill(ReaderOptions, vars(options))
+    values = vars(options) | {"taxonomies": [Taxonomy.load(uri) for uri in options.taxonomies], "reader": reader}
+    values |= {"model": _fill(ClipSpec, values)}
     return _fill(Settings, values)
 
 

@@ -6,13 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, files_of, make_folder, make_parquet, make_tar, pair, picture, write_tar
 
-from clip_transforms import ClipSpec, EmbedShards, LabelEmbeddings, Taxonomy, embed_shards, label_embeddings
+from clip_transforms import (
+    ClipSpec,
+    Dataset,
+    EmbedShards,
+    LabelEmbeddings,
+    ReadEmbeddings,
+    ReaderOptions,
+    Taxonomy,
+    embed_shards,
+    label_embeddings,
+    read_embeddings,
+)
 
 ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]})
 COLORS = Taxonomy.from_json("colors", {"classes": ["red", "green", "blue"]})
@@ -148,3 +161,164 @@ def test_a_killed_call_goes_on_to_the_same_bytes(number, tiny_checkpoint, tmp_pa
     embed_shards(tars, str(tmp_path / "calm"), spec, batch_size=4)
     assert result["units"]["skipped"] > 0 and files_of(slow) == files_of(tmp_path / "calm")
     assert not (slow / "_temporary").exists()
+
+
+# Types
+
+
+@pytest.mark.parametrize("as_", [str, Path, lambda folder: [Path(folder)], lambda folder: iter([str(folder)])])
+def test_inputs_are_one_text_or_path_or_several(as_, spec, tmp_path):
+    make_folder(tmp_path / "photos", 3)
+    result = embed_shards(as_(tmp_path / "photos"), tmp_path / "out", spec)
+    assert result["input"]["image.embedded"] == 3 and result["complete"]
+    assert Dataset.open(tmp_path / "out").to_table("key").to_pydict() == {"key": [f"{i:06d}.jpg" for i in range(3)]}
+
+
+def test_models_and_taxonomies_are_named_by_text_or_path(tiny_checkpoint, spec, tmp_path):
+    tar = make_tar(tmp_path / "a.tar", 4)
+    for name, taxonomy in (("animals", ANIMALS), ("colors", COLORS)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(taxonomy.class_names))
+    plain, named = tmp_path / "plain", tmp_path / "named"
+    usual = ClipSpec(tiny_checkpoint)
+    embed_shards([tar], str(plain), usual, [ANIMALS])
+    label_embeddings(str(plain), [COLORS, Taxonomy.load(tmp_path / "animals.txt")])
+    embed_shards(Path(tar), named, Path(tiny_checkpoint), str(tmp_path / "animals.txt"))
+    result = label_embeddings(named, [tmp_path / "colors.txt", ANIMALS], model=tiny_checkpoint)
+    assert result["labelled"]["parts"] == 1 and files_of(plain) == files_of(named) and len(files_of(named)) == 4
+    transform = EmbedShards(tar, tmp_path / "beam", tiny_checkpoint, (path for path in [tmp_path / "animals.txt"]))
+    with_beam(transform)
+    with_beam(LabelEmbeddings(tmp_path / "beam", COLORS, tiny_checkpoint))
+    assert files_of(plain) == files_of(tmp_path / "beam")
+
+
+def test_one_column_and_one_taxonomy_are_no_letters(spec, tmp_path):
+    out = tmp_path / "out"
+    embed_shards(make_tar(tmp_path / "a.tar", 2), out, spec, ANIMALS)
+    (batch,) = read_embeddings(out, "key", "animals")
+    assert batch.to_pydict() == {"key": ["000000", "000001"]}
+    (batch,) = read_embeddings(out, ["key", "animals.label"], "animals")
+    assert batch.schema.names == ["key", "animals.label"]
+    seen = []
+    with beam.Pipeline(runner="FnApiRunner", options=PipelineOptions([])) as pipeline:
+        rows = pipeline | ReadEmbeddings(out, "key", "animals") | beam.FlatMap(lambda batch: batch.to_pylist())
+        _ = (
+            rows
+            | beam.combiners.ToList()
+            | beam.Map(lambda rows: (tmp_path / "rows.json").write_text(json.dumps(rows)))
+        )
+    seen = json.loads((tmp_path / "rows.json").read_text())
+    assert sorted(row["key"] for row in seen) == ["000000", "000001"]
+
+
+def test_columns_and_places_of_a_reader_are_texts(spec, tmp_path):
+    tar = write_tar(tmp_path / "a.tar", pair("a", 1, json=b'{"width": 7, "licence": "CC0"}'))
+    reader = ReaderOptions(columns=["wide=width:int32", "licence"])
+    embed_shards(tar, tmp_path / "out", spec, reader=reader)
+    assert Dataset.open(tmp_path / "out").to_table(["wide", "licence"]).to_pylist() == [{"wide": 7, "licence": "CC0"}]
+    assert ReaderOptions(allow_uri="https://").allow_uri == ("https://",)
+    with pytest.raises(ValueError, match="--columns names one column twice"):
+        ReaderOptions(columns=["licence", "Licence=other"])
+
+
+def test_numbers_of_numpy_are_numbers(spec, tmp_path):
+    tar, reader = make_tar(tmp_path / "a.tar", 3), ReaderOptions(limit=np.int64(2))
+    numbers = {"top_labels": np.int64(2), "max_reject_fraction": np.float32(0.5), "batch_size": np.int16(2)}
+    result = embed_shards(np.array([tar]), tmp_path / "out", spec, ANIMALS, reader=reader, **numbers)
+    assert result["input"]["samples"] == 2 and result["complete"]
+
+
+PLACE = "a text or a Path"
+WRONG = {
+    "inputs": [
+        (3, f"inputs is an int (3), but it must be {PLACE}, or several"),
+        (None, f"inputs is None, but it must be {PLACE}, or several"),
+        (b"photos", f"inputs is a bytes (b'photos'), but it must be {PLACE}, or several"),
+        ({"photos": 1}, f"inputs is a dict ({{'photos': 1}}), but it must be {PLACE}, or several"),
+        (["a", 3], f"inputs[1] is an int (3), but it must be {PLACE}"),
+        ([], "--input is empty; name at least one folder, tar, Parquet file or pattern"),
+        ("", "inputs is an empty text, but it must name a file or a folder"),
+        (
+            Path("gs://web/photos"),
+            "inputs is PosixPath('gs:/web/photos'), but a Path cannot hold a URI, since it makes one slash of two; "
+            "give the text 'gs://web/photos'",
+        ),
+    ],
+    "output": [
+        (None, f"output is None, but it must be {PLACE}"),
+        (["out"], f"output is a list (['out']), but it must be {PLACE}"),
+        ("", "output is an empty text, but it must name a file or a folder"),
+    ],
+    "model": [
+        (None, "model is None, but it must be a text, a Path or a ClipSpec"),
+        (b"demo", "model is a bytes (b'demo'), but it must be a text, a Path or a ClipSpec"),
+    ],
+    "taxonomies": [
+        (None, "taxonomies is None, but it must be a Taxonomy, a text or a Path, or several"),
+        ([3], "taxonomies[0] is an int (3), but it must be a Taxonomy, a text or a Path"),
+        (
+            {"classes": 1},
+            "taxonomies is a dict ({'classes': 1}), but it must be a Taxonomy, a text or a Path, or several",
+        ),
+    ],
+    "reader": [
+        (
+            {"limit": 3},
+            "reader is a dict ({'limit': 3}), but it must be a ReaderOptions, such as ReaderOptions(limit=100)",
+        )
+    ],
+    "top_labels": [
+        ("5", "top_labels is a str ('5'), but it must be a whole number"),
+        (True, "top_labels is a bool (True), but it must be a whole number"),
+    ],
+    "max_reject_fraction": [("0.1", "max_reject_fraction is a str ('0.1'), but it must be a number")],
+    "overwrite": [("yes", "overwrite is a str ('yes'), but it must be True or False")],
+    "units": [(0, "units is an int (0), but it must be a text or None")],
+}
+
+
+@pytest.mark.parametrize("argument, value, said", [(name, *case) for name, cases in WRONG.items() for case in cases])
+def test_a_wrong_type_is_one_sentence(argument, value, said, tmp_path):
+    given = {"inputs": "photos", "output": tmp_path / "out", "model": "demo", argument: value}
+    for verb in (embed_shards, EmbedShards):
+        with pytest.raises(ValueError) as caught:
+            verb(**given)
+        assert str(caught.value) == said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: label_embeddings(3, "t.txt"), f"dataset is an int (3), but it must be {PLACE}"),
+        (
+            lambda: LabelEmbeddings("out", None),
+            "taxonomies is None, but it must be a Taxonomy, a text or a Path, or several",
+        ),
+        (
+            lambda: LabelEmbeddings("out", [ANIMALS], 3),
+            "model is an int (3), but it must be a text, a Path or a ClipSpec",
+        ),
+        (
+            lambda: label_embeddings("out", ANIMALS, top_labels="5"),
+            "top_labels is a str ('5'), but it must be a whole number",
+        ),
+        (lambda: read_embeddings(None), f"dataset is None, but it must be {PLACE}"),
+        (lambda: ReadEmbeddings(["out"]), f"dataset is a list (['out']), but it must be {PLACE}"),
+        (lambda: ReadEmbeddings("out", columns=3), "columns is an int (3), but it must be a text, or several"),
+        (
+            lambda: ReadEmbeddings("out", labels=[ANIMALS]),
+            f"labels[0] is a Taxonomy ({ANIMALS!r:.60}…), but it must be a text",
+        ),
+        (lambda: Dataset.open(3), f"uri is an int (3), but it must be {PLACE}"),
+        (lambda: Taxonomy.load(3), f"uri is an int (3), but it must be {PLACE}"),
+        (lambda: ClipSpec(3), "model is an int (3), but it must be a text, a Path or a ClipSpec"),
+        (lambda: ReaderOptions(limit="3"), "limit is a str ('3'), but it must be a whole number"),
+        (
+            lambda: ReaderOptions(columns=[3]),
+            "columns[0] is an int (3), but it must be a text such as 'width_px=width:int32'",
+        ),
+    ],
+)
+def test_the_other_doors_say_it_in_the_same_words(call, said):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value) == said and isinstance(caught.value, ValueError)

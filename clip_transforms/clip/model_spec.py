@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.resources
-import os
 from collections.abc import Mapping, Sequence
 
 from clip_transforms import storage
@@ -22,6 +21,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 DEMO = "demo"
+_MODEL = "a text, a Path or a ClipSpec"
 
 
 class CheckpointError(ValueError):
@@ -79,7 +79,7 @@ class ClipSpec:
 
     def __post_init__(self):
         """Refuse a wrong setting here, not on a worker."""
-        object.__setattr__(self, "model", os.fspath(self.model))
+        object.__setattr__(self, "model", storage.as_uri(self.model, "model", _MODEL))
         for field, value, allowed in (
             ("activation", self.activation, (None, *ACTIVATIONS)),
             ("precision", self.precision, PRECISIONS),
@@ -88,6 +88,15 @@ class ClipSpec:
             if value not in allowed:
                 names = " or ".join(str(a) for a in allowed if a)
                 raise ValueError(f"--{field} is {value!r}, but it must be {names}")
+
+    @classmethod
+    def of(cls, model: ClipSpec | storage.Place) -> ClipSpec:
+        """Return the spec itself, or the spec of a model that is named by a text or a Path.
+
+        Raises:
+            ArgumentTypeError: if it is something else.
+        """
+        return model if isinstance(model, ClipSpec) else cls(storage.as_uri(model, "model", _MODEL))
 
     @property
     def published_name(self) -> str | None:

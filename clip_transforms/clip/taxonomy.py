@@ -15,6 +15,7 @@ from clip_transforms import storage
 DEFAULT_TEMPLATE = "a photo of a {}."
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SLOTS = ("{}", "{c}")  # as OpenAI and as CLIP_benchmark write them
+_TAXONOMY = "a Taxonomy, a text or a Path"
 _CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # files in a CLIP_benchmark folder
 
 
@@ -92,15 +93,18 @@ class Taxonomy:
         return list(dict.fromkeys(texts))
 
     @classmethod
-    def load(cls, uri: str) -> Taxonomy:
+    def load(cls, uri: storage.Place) -> Taxonomy:
         """Read a taxonomy from JSON with `classes` and `templates`, or from a text file with one class per line.
 
         The taxonomy is named after the file, without its extension. A CLIP_benchmark folder is a taxonomy too, named
         after the folder: it has `classnames.txt` and perhaps `zeroshot_classification_templates.txt`.
 
+        Args:
+            uri: the file or folder, as a text or a Path.
         Raises:
             TaxonomyError: if the file is missing, empty or malformed; the message says where.
         """
+        uri = storage.as_uri(uri, "uri")
         if storage.exists(storage.join(uri, _CLASS_NAMES)):
             classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, _CLASS_NAMES))))
             own = storage.join(uri, _TEMPLATES)
@@ -141,6 +145,23 @@ class Taxonomy:
     def to_json(self) -> dict:
         """The inverse of `from_json`."""
         return {"templates": list(self.templates), "classes": [dataclasses.asdict(c) for c in self.classes]}
+
+
+Taxonomies = Taxonomy | storage.Place | Iterable[Taxonomy | storage.Place]
+
+
+def as_taxonomies(taxonomies: Taxonomies) -> tuple[Taxonomy, ...]:
+    """Return one or several taxonomies; those that are named by a text or a Path are read.
+
+    Raises:
+        ArgumentTypeError: if one is something else.
+        TaxonomyError: if a file cannot be used.
+    """
+    given = storage.several(taxonomies, "taxonomies", f"{_TAXONOMY}, or several", one=(Taxonomy,))
+    return tuple(
+        value if isinstance(value, Taxonomy) else Taxonomy.load(storage.as_uri(value, name, _TAXONOMY))
+        for name, value in given
+    )
 
 
 def check_names(taxonomies: Iterable[Taxonomy]) -> None:

@@ -78,16 +78,16 @@ class Dataset:
         self._footers = footers
 
     @classmethod
-    def open(cls, uri: str) -> Dataset:
+    def open(cls, uri: storage.Place) -> Dataset:
         """Open a dataset after the checks that every command makes.
 
         Args:
-            uri: folder that `EmbedShards` wrote, on any fsspec file system.
+            uri: folder that `EmbedShards` wrote, on any fsspec file system; a text or a Path.
         Raises:
             ValueError: or one of its subclasses, in one sentence, if there is no dataset, it is of a newer format, or
                 its parts cannot be read as one.
         """
-        uri = storage.normalise(uri)
+        uri = storage.normalise(storage.as_uri(uri, "uri"))
         existing_dataset(uri)
         return cls(uri, check_dataset(uri))
 
@@ -119,27 +119,35 @@ class Dataset:
         """Names of the taxonomies that have labels, sorted."""
         return sorted(taxonomy_names(self.uri))
 
-    def batches(self, columns: Sequence[str] | None = None, labels: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
         """Read the rows part by part; memory does not grow with the dataset.
 
         Args:
-            columns: columns to read, all by default; those of labels are called `<taxonomy>.label`, `.probability`,
-                `.similarity`, `.margin` and `.top`.
-            labels: taxonomies whose labels are joined.
+            columns: columns to read, one or several, all by default; those of labels are called `<taxonomy>.label`,
+                `.probability`, `.similarity`, `.margin` and `.top`.
+            labels: taxonomies whose labels are joined, one or several.
         Yields:
             Record batches in the order of the parts; embeddings are FixedSizeList of d values.
         Raises:
             DatasetError: if a column does not exist, or labels and embeddings do not belong together.
         """
-        check_labels(self.uri, self.parts, labels)
-        for part in self.parts:
-            yield from read_table(self.uri, part, columns, labels).to_batches()
+        for table in self._tables(columns, labels):
+            yield from table.to_batches()
 
-    def to_table(self, columns: Sequence[str] | None = None, labels: Sequence[str] = ()) -> pa.Table:
+    def to_table(self, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = ()) -> pa.Table:
         """Read all rows into one table. The arguments and errors are those of `batches`."""
-        check_labels(self.uri, self.parts, labels)
-        tables = [read_table(self.uri, part, columns, labels) for part in self.parts]
+        tables = list(self._tables(columns, labels))
         return pa.concat_tables(tables).unify_dictionaries()
+
+    def _tables(self, columns: str | Sequence[str] | None, labels: str | Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows of each part."""
+        wanted = None if columns is None else storage.as_names(columns, "columns")
+        taxonomies = storage.as_names(labels, "labels")
+        check_labels(self.uri, self.parts, taxonomies)
+        for part in self.parts:
+            yield read_table(self.uri, part, wanted, taxonomies)
 
     def embeddings(self, modality: str) -> tuple[pa.Table, np.ndarray]:
         """Read the embeddings of one modality as a matrix, with the names of its rows.

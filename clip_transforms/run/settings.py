@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.shards.unit import ReaderOptions
@@ -63,6 +64,9 @@ class Settings:
 
     def __post_init__(self):
         """Refuse a wrong setting on the launcher, not on a worker after an hour."""
+        storage.check_types(self)
+        if not isinstance(self.reader, ReaderOptions):
+            storage.refuse_type("reader", self.reader, "a ReaderOptions, such as ReaderOptions(limit=100)")
         if not all(self.inputs) or not self.inputs:
             raise ValueError("--input is empty; name at least one folder, tar, Parquet file or pattern")
         if self.embedding_dtype not in EMBEDDING_DTYPES:

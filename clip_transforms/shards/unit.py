@@ -8,11 +8,13 @@ import posixpath
 import re
 
 from clip_transforms import storage
+from schemas.embeddings import reserved_names
 from schemas.samples import Column
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 LISTING_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson")
+_COLUMN = "a text such as 'width_px=width:int32'"
 INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet", "listing")
 
 
@@ -57,7 +59,7 @@ class ReaderOptions:
         input_format: one of INPUT_FORMATS; `auto` takes whatever is found.
         image_extension: extension of the member that is the image, for tars with several images per key.
         image_column, caption_column, key_column: names of columns in Parquet and listings, if not the usual ones.
-        columns: the user's own columns.
+        columns: the user's own columns; a text, `name[=field][:type]`, becomes a Column.
         limit: number of samples to read from the start of each unit; 0 for all.
         max_image_bytes, max_caption_bytes: maximum size of one encoded image, and of one caption in UTF-8.
         allow_uri: places besides its own folder that the URIs of a listing may point to: folders, hosts, or `https://`
@@ -77,6 +79,9 @@ class ReaderOptions:
 
     def __post_init__(self):
         """Refuse settings that no reader could follow."""
+        storage.check_types(self)
+        object.__setattr__(self, "columns", _as_columns(self.columns))
+        object.__setattr__(self, "allow_uri", storage.as_names(self.allow_uri, "allow_uri"))
         if self.input_format not in INPUT_FORMATS:
             raise ValueError(
                 f"--input_format is {self.input_format!r}, but it must be one of {', '.join(INPUT_FORMATS)}"
@@ -94,6 +99,19 @@ class ReaderOptions:
         for name in ("max_image_bytes", "max_caption_bytes"):
             if not 1 <= getattr(self, name) < 1 << 31:  # a larger value would not fit into an Arrow array
                 raise ValueError(f"--{name} is {getattr(self, name)}, but it must be 1 to 2,147,483,647")
+
+
+def _as_columns(columns: object) -> tuple[Column, ...]:
+    """Return one or several columns; a text is `name[=field][:type]`."""
+    found: list[Column] = []
+    for argument, column in storage.several(columns, "columns", f"{_COLUMN}, or several", one=(Column,)):
+        if not isinstance(column, (str, Column)):
+            storage.refuse_type(argument, column, _COLUMN)
+        found.append(Column.parse(column, reserved_names()) if isinstance(column, str) else column)
+    names = [column.name.lower() for column in found]
+    if len(set(names)) < len(names):
+        raise ValueError("--columns names one column twice; give each its own name")
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,17 @@
 """Find, open, stamp and commit files anywhere that fsspec reaches. This package knows nothing of CLIP."""
 
+from clip_transforms.storage.arguments import (
+    ArgumentTypeError,
+    Place,
+    Places,
+    as_names,
+    as_setting,
+    as_uri,
+    as_uris,
+    check_types,
+    refuse_type,
+    several,
+)
 from clip_transforms.storage.errors import FileChangedError, is_of_the_machine, is_transient
 from clip_transforms.storage.finding import (
     FileInfo,
@@ -27,11 +39,19 @@ from clip_transforms.storage.retry import retried
 from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
 
 __all__ = [
+    "ArgumentTypeError",
     "FileChangedError",
     "FileInfo",
     "FilesBelow",
+    "Place",
+    "Places",
     "ResumingFile",
     "StorageError",
+    "as_names",
+    "as_setting",
+    "as_uri",
+    "as_uris",
+    "check_types",
     "check_writable",
     "commit_file",
     "exists",
@@ -52,8 +72,10 @@ __all__ = [
     "open_input",
     "read_bytes",
     "refuse_secrets",
+    "refuse_type",
     "remove",
     "retried",
+    "several",
     "sha256",
     "sha256_of",
     "sizes_in",
