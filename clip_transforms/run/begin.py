@@ -10,6 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same
 from clip_transforms.parts.footers import taxonomy_names
 from clip_transforms.parts.manifest import check_taxonomies, clear_success, make_folders, read_dataset, write_dataset
-from clip_transforms.run.folder import RunFolder, new_run_id
+from clip_transforms.run.folder import RunFolder, new_run_id, writing
 from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
 from clip_transforms.shards.inventory import SideFile
@@ -68,27 +69,37 @@ def begin_run(plan: RunPlan, workers: int, command: Sequence[str], detached: boo
         detached: whether the run goes on without this process.
     Raises:
         FingerprintError: if another run began in the meantime, with other settings.
+        PlanError: if a listing was changed in the meantime.
+        BeginError: if the output fails once something was written. After any other error nothing is left in a new one.
     """
     run = new_run_id()
     folder = RunFolder(plan.settings.output, run, detached)
     try:
         with folder.alone():
-            _begin_dataset(plan, folder)
+            made = _check_again(plan)
             job = _job(plan, run, folder.uri, workers)
             _write_plan(plan, job, command)
+            with writing():
+                _begin_dataset(plan, made, folder)
             return job, folder
     except BaseException:
         folder.close()
         raise
 
 
-def _begin_dataset(plan: RunPlan, folder: RunFolder) -> None:
-    """Write `_dataset.json` where it changes, make the folders, and remove `_SUCCESS` if the run changes anything."""
+def _check_again(plan: RunPlan) -> dict[str, Any] | None:
+    """Check once more, since another run may have begun after planning; the content of `_dataset.json`."""
     settings = plan.settings
     made = read_dataset(settings.output)
-    if made is not None and not settings.overwrite:  # once more, since another run may have begun after planning
+    if made is not None and not settings.overwrite:
         check_same(settings.output, made["settings"], plan.fields)
         check_taxonomies(settings.output, made, settings.digests)
+    return made
+
+
+def _begin_dataset(plan: RunPlan, made: Mapping[str, Any] | None, folder: RunFolder) -> None:
+    """Write `_dataset.json` where it changes, make the folders, and remove `_SUCCESS` if the run changes anything."""
+    settings = plan.settings
     taxonomies = {**(made["taxonomies"] if made else {}), **settings.digests}
     if made is None or made["settings"] != plan.fields or made["taxonomies"] != taxonomies:
         write_dataset(settings.output, plan.fields, settings.model.location, taxonomies, folder.uri)

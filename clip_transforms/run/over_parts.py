@@ -19,7 +19,7 @@ import apache_beam as beam
 from clip_transforms import storage
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.manifest import write_json
-from clip_transforms.run.folder import RunFolder, new_run_id, remove_run_folder
+from clip_transforms.run.folder import RunFolder, new_run_id, remove_run_folder, writing
 from clip_transforms.workers.lifetime import end_with
 from clip_transforms.workers.runner import is_direct
 
@@ -70,7 +70,11 @@ class PartsPlan(Protocol):
         """A JSON value for each part that is to be done, with the part's name."""
 
     def begin(self, folder: RunFolder) -> PartsWork:
-        """Let the output know that a run begins. Other runs of this output wait in the meantime."""
+        """Let the output know that a run begins. Other runs of this output wait in the meantime.
+
+        Raises:
+            ValueError: if the output does not fit any more. Nothing is written then.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,7 @@ def _begin(plan: PartsPlan, detached: bool) -> tuple[_Run, RunFolder]:
     name = new_run_id()
     folder = RunFolder(plan.output, name, detached)
     try:
-        with folder.alone():
+        with folder.alone(), writing():
             work = plan.begin(folder)
         run = _Run(plan.output, name, folder.uri, os.getpid(), time.time(), work)
         storage.write_bytes(run.items_uri, json.dumps(list(plan.items)).encode(), folder.uri)

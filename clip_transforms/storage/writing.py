@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
@@ -12,6 +15,18 @@ from fsspec.implementations.local import LocalFileSystem
 from clip_transforms.storage.finding import exists
 from clip_transforms.storage.location import StorageError, filesystem, is_local, normalise
 from clip_transforms.storage.retry import retried
+
+# Answers of file systems that lack an operation (CIFS, FUSE, exFAT, NFS with mapped users): nothing is broken then.
+_LACKING = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EBADF,
+    errno.EISDIR,
+}
 
 
 def make_folder(uri: str) -> None:
@@ -45,15 +60,20 @@ def remove(uri: str) -> None:
 def commit_file(local: str, uri: str) -> None:
     """Move a finished local file to its final name, so that it appears there whole and at once.
 
-    On this machine: fsync, a single rename, fsync of the folder; `local` must lie on the same file system. On an object
-    store: a single upload; if interrupted, it leaves no object. `local` no longer exists afterwards.
+    On this machine: fsync, a single rename, fsync of the folder. On an object store: a single upload; if interrupted,
+    it leaves no object. `local` no longer exists afterwards.
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        with open(local, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(local, path)
-        _fsync_folder(os.path.dirname(path))
+        _fsync(local)
+        try:
+            os.replace(local, path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _replace_across(local, path)
+        with _optional():
+            _fsync(os.path.dirname(path), os.O_RDONLY)
     else:
         retried(
             lambda: fs.put_file(local, path), uri
@@ -73,16 +93,49 @@ def write_bytes(uri: str, data: bytes, scratch: str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(local, 0o644)
+        with _optional():  # on exFAT, say, the mount decides who may read
+            os.chmod(local, 0o644)
         commit_file(local, uri)
     except BaseException:
         Path(local).unlink(missing_ok=True)
         raise
 
 
-def _fsync_folder(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _replace_across(local: str, path: str) -> None:
+    """Replace a file by one of another file system, as where a folder of the output is a link or a mount.
+
+    The bytes are copied to a hidden name beside the final one, so that the file still appears whole and at once.
+    """
+    folder, name = os.path.split(path)
+    handle, beside = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
+    try:
+        os.close(handle)
+        shutil.copyfile(local, beside)
+        with _optional():
+            shutil.copymode(local, beside)
+        _fsync(beside)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    os.unlink(local)
+
+
+@contextlib.contextmanager
+def _optional() -> Iterator[None]:
+    """Pass over an operation that this file system lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+
+
+def _fsync(path: str, flags: int = os.O_RDWR) -> None:  # some servers do not flush for a handle that may only read
+    handle = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(handle)
