@@ -6,11 +6,14 @@ import pyarrow as pa
 
 from schemas.embeddings import SHARD, described
 
+# The modality of a reject that stands for all captions of a sample after its first that could not be embedded.
+FURTHER_CAPTIONS = "captions"
 # All (stage, reason) pairs, with their meanings; the list is closed.
 REASONS: dict[tuple[str, str], str] = {
     ("read", "several images"): "a tar offers several images under one key",
     ("read", "image too large"): "the encoded image has more bytes than --max_image_bytes",
     ("read", "caption too large"): "the caption has more bytes than --max_caption_bytes",
+    ("read", "too many captions"): "with --captions all, the sample has more than 1,000 captions",
     ("read", "not UTF-8"): "the caption's bytes are not UTF-8",
     ("read", "not text"): "the caption's, or in a listing the URI's, JSON value is not a string",
     ("read", "malformed row"): "a row of a listing cannot be told apart into its fields",

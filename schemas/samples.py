@@ -17,6 +17,12 @@ READ_REJECT = pa.struct([("reason", pa.string()), ("message", pa.string()), ("nu
 # `--columns` ends a name at a colon.
 IMAGE_URI = "image:uri"
 
+# With `--captions all`: the captions of a sample, the first one too, each with its text or its reject; null without
+# captions. NUM_CAPTIONS is their number at the source, which is larger if there are too many of them to list.
+ALL_CAPTIONS = "caption:all"
+NUM_CAPTIONS = "caption:number"
+CAPTIONS = ("first", "all")
+
 # Types that every reader of Parquet knows.
 _COLUMN_TYPES = (
     pa.types.is_string,
@@ -75,12 +81,18 @@ class Column:
         return column
 
 
-def samples_schema(columns: Iterable[Column] = ()) -> pa.Schema:
+def samples_schema(columns: Iterable[Column] = (), captions: str = "first") -> pa.Schema:
     """Return the schema of the batches that every reader yields.
 
     `key` string, `row` int64 (absolute place in the shard), `image` binary (encoded bytes), `caption` string,
     `image_reject` and `caption_reject`, the user's columns, `metadata` string (JSON), IMAGE_URI string (of listings).
+
+    Args:
+        columns: the user's own columns.
+        captions: one of CAPTIONS; `all` adds ALL_CAPTIONS and NUM_CAPTIONS.
     """
+    one = pa.struct([("caption", pa.string()), ("reject", READ_REJECT)])
+    several = [pa.field(ALL_CAPTIONS, pa.list_(one)), pa.field(NUM_CAPTIONS, pa.int64())]
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
@@ -92,5 +104,6 @@ def samples_schema(columns: Iterable[Column] = ()) -> pa.Schema:
             *(pa.field(column.name, column.arrow_type) for column in columns),
             pa.field("metadata", pa.string()),
             pa.field(IMAGE_URI, pa.string()),
+            *(several if captions == "all" else []),
         ]
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
 
-from clip_transforms.shards.unit import ReaderOptions, ShardError
-from schemas.samples import samples_schema
+from clip_transforms.shards.all_captions import MAX_BATCH_CAPTIONS, all_captions, with_list
+from clip_transforms.shards.unit import CAPTIONS_PER_FILE, ReaderOptions, ShardError
+from schemas.samples import ALL_CAPTIONS, samples_schema
 
 # A batch ends early at this many bytes, so that a few huge files do not make a huge batch.
 MAX_BATCH_BYTES = 16 << 20
@@ -36,10 +38,10 @@ def batch_samples(
     Raises:
         ShardError: if `samples` raises one; all samples before it are yielded first.
     """
-    schema = samples_schema(options.columns)
+    schema = samples_schema(options.columns, options.captions)
     types = {column.name: column.arrow_type for column in options.columns}
-    rows: list[dict[str, Any]] = []
-    num_bytes = 0
+    rows: list[Mapping[str, Any]] = []
+    num_bytes = num_captions = 0
 
     def close() -> pa.RecordBatch:
         arrays = []
@@ -60,11 +62,14 @@ def batch_samples(
         except ShardError as damage:  # yield the samples before the damage first
             error = damage
             break
-        rows.append(sample)
+        rows.append(with_list(sample) if options.captions == "all" else sample)
+        captions = rows[-1].get(ALL_CAPTIONS) or ()
+        num_captions += len(captions)
+        num_bytes += sum(len(caption["caption"] or "") for caption in captions)
         num_bytes += sum(len(value) for value in sample.values() if isinstance(value, (bytes, str)))
-        if len(rows) == batch_size or num_bytes >= MAX_BATCH_BYTES:
+        if len(rows) == batch_size or num_bytes >= MAX_BATCH_BYTES or num_captions >= MAX_BATCH_CAPTIONS:
             yield close()
-            rows, num_bytes = [], 0
+            rows, num_bytes, num_captions = [], 0, 0
     if rows:
         yield close()
     if error is not None:
@@ -152,27 +157,57 @@ def too_large(modality: str, num_bytes: int | None, limit: int, where: str = "")
     return {f"{modality}_reject": read_reject(f"{modality} too large", message, num_bytes)}
 
 
+def caption_file_too_large(num_bytes: int | None, options: ReaderOptions) -> dict[str, Any]:
+    """Return `caption_reject` for a text file over its limit; `num_bytes` is None if it was not read to its end."""
+    limit = options.max_caption_file_bytes
+    if options.captions == "first":
+        return too_large("caption", num_bytes, limit)
+    size = f"more than {limit:,} bytes" if num_bytes is None else f"{num_bytes:,} bytes"
+    message = f"{size}, but a file of captions has at most {CAPTIONS_PER_FILE} times --max_caption_bytes, {limit:,}"
+    return {"caption_reject": read_reject("caption too large", message, num_bytes)}
+
+
 def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:
     """Decode a text file to `caption`, to `caption_reject`, or to nothing if it holds only white space.
 
-    White space at both ends belongs to the file, not to the caption, so that the same captions give the same rows from
-    every layout.
+    With `--captions all`, each line is a caption. White space at both ends belongs to the file or to the line, not to
+    the caption, so that the same captions give the same rows from every layout.
     """
+    if len(data) > options.max_caption_file_bytes:
+        return caption_file_too_large(len(data), options)
+    if options.captions == "first":
+        return _decode_one(data, options)
+    return all_captions(data.removeprefix(codecs.BOM_UTF8).splitlines(), lambda line: _decode_one(line, options))
+
+
+def _decode_one(data: bytes, options: ReaderOptions) -> dict[str, Any]:
     if len(data) > options.max_caption_bytes:
         return too_large("caption", len(data), options.max_caption_bytes)
     try:
-        return caption_fields(data.decode("utf-8-sig").strip(), options)
+        return _caption_of(data.decode("utf-8-sig").strip(), options)
     except UnicodeDecodeError as error:
         message = f"not UTF-8 at byte {error.start}: {data[error.start : error.start + 8]!r}"
         return {"caption_reject": read_reject("not UTF-8", message, len(data))}
 
 
 def caption_fields(value: Any, options: ReaderOptions) -> dict[str, Any]:
-    """Turn a JSON or text value into `caption`, `caption_reject`, or nothing if it is absent."""
+    """Turn a JSON or text value into `caption`, `caption_reject`, or nothing if it is absent.
+
+    With `--captions all`, each entry of a list is a caption. Bytes are text that was found not to be UTF-8.
+    """
+    if options.captions == "all" and isinstance(value, list):
+        return all_captions(value, lambda entry: _caption_of(entry, options))
+    return _caption_of(value, options)
+
+
+def _caption_of(value: Any, options: ReaderOptions) -> dict[str, Any]:
     if value is None:
         return {}
+    if isinstance(value, bytes):
+        return _decode_one(value, options)
     if not isinstance(value, str):
-        message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text"
+        cure = "; --captions all takes each text of a list" if isinstance(value, list) else ""
+        message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text{cure}"
         return {"caption_reject": read_reject("not text", message, None)}
     try:
         num_bytes = len(value.encode())

@@ -120,8 +120,9 @@ def inspect(uri: str, names: Sequence[str] | None, options: ReaderOptions) -> tu
     names = list(dict.fromkeys(name for row in rows for name in row)) if names is None else list(names)
     columns = listing_columns(names, options)
     caption = columns.caption
-    if caption and columns.caption_index is None and any(isinstance(row.get(caption), list) for row in rows):
-        raise several_captions(caption)
+    if caption and columns.caption_index is None and options.captions == "first":
+        if any(isinstance(row.get(caption), list) for row in rows):
+            raise several_captions(caption)
     offers = [m for m, name in (("image", columns.uri), ("caption", caption)) if name in names]
     found = (row.get(columns.uri) for row in rows if columns.uri)
     return offers, [text.strip() for text in found if isinstance(text, str) and text.strip()]

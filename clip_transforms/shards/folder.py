@@ -14,6 +14,7 @@ from clip_transforms import storage
 from clip_transforms.shards.batches import (
     MAX_METADATA_BYTES,
     batch_samples,
+    caption_file_too_large,
     decode_caption,
     decode_metadata,
     read_reject,
@@ -56,9 +57,8 @@ def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Coun
         sample["image_reject"] = _reject(error)
     if paths["caption"]:
         try:
-            data = _read(paths["caption"], options.max_caption_bytes)
-            limit = options.max_caption_bytes
-            sample |= too_large("caption", None, limit) if data is None else decode_caption(data, options)
+            data = _read(paths["caption"], options.max_caption_file_bytes)
+            sample |= caption_file_too_large(None, options) if data is None else decode_caption(data, options)
         except OSError as error:
             sample["caption_reject"] = _reject(error)
     if paths["metadata"]:

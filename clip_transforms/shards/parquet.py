@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.shards.all_captions import split_by_captions, with_list
 from clip_transforms.shards.batches import (
     MAX_BATCH_BYTES,
     caption_fields,
     cast,
     dumps,
     key_text,
-    read_reject,
     too_large,
 )
 from clip_transforms.shards.parquet_columns import (
@@ -30,7 +30,7 @@ from clip_transforms.shards.parquet_columns import (
     key_column,
 )
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, shard_error
-from schemas.samples import IMAGE_URI, READ_REJECT, samples_schema
+from schemas.samples import ALL_CAPTIONS, IMAGE_URI, NUM_CAPTIONS, READ_REJECT, samples_schema
 
 # Errors that damaged bytes cause; UnicodeDecodeError comes from names of columns.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -56,9 +56,19 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
             groups = range(unit.start, unit.stop)
             rows = min(batch_size, _rows_that_fit(parquet.metadata, groups))
             for row, batch in read_row_groups(parquet, groups, unit.first_row, rows):
-                yield _to_samples(batch, row, options, notes)
+                for start, stop in _pieces(batch, options):
+                    yield _to_samples(batch.slice(start, stop - start), row + start, options, notes)
     except (*DAMAGE, ColumnError) as error:
         raise shard_error(unit.uri, error) from error
+
+
+def _pieces(batch: pa.RecordBatch, options: ReaderOptions) -> Iterator[tuple[int, int]]:
+    """Cut a batch into ranges of rows that do not hold too many captions."""
+    column = caption_column(batch.schema, options)
+    if options.captions == "first" or column is None or not pa.types.is_nested(batch.schema.field(column[0]).type):
+        return iter([(0, batch.num_rows)])
+    counts = pc.fill_null(pc.list_value_length(batch.column(column[0])), 0)
+    return split_by_captions(counts.to_pylist())
 
 
 def _rows_that_fit(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
@@ -153,22 +163,23 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
         keys = pa.array([key or str(row) for key, row in zip(found, rows.to_pylist(), strict=True)])
     offered = _offered(batch, image)
     image, image_rejects = _within_limit(image, options)
-    captions, caption_rejects = _captions(batch, caption_name, offered, options)
+    captions = _captions(batch, caption_name, offered, options)
     used = {image_name, key_name, caption_name and caption_name[0], *(column.field for column in options.columns)}
     values: dict[str, Any] = {
         "key": keys,
         "row": rows,
         "image": image,
-        "caption": captions,
         "image_reject": image_rejects,
-        "caption_reject": caption_rejects,
         "metadata": _metadata(batch, used, notes),
         IMAGE_URI: pa.nulls(batch.num_rows, pa.string()),
     }
     for column in options.columns:
         found = batch.column(column.field) if column.field in schema.names else pa.nulls(batch.num_rows)
         values[column.name] = _cast(found, column.arrow_type, notes)
-    target = samples_schema(options.columns)
+    target = samples_schema(options.columns, options.captions)
+    for name in ("caption", "caption_reject", ALL_CAPTIONS, NUM_CAPTIONS):
+        if name in target.names:
+            values[name] = pa.array([fields.get(name) for fields in captions], target.field(name).type)
     return pa.RecordBatch.from_arrays([values[name] for name in target.names], schema=target)
 
 
@@ -207,24 +218,34 @@ def _offered(batch: pa.RecordBatch, image: pa.Array) -> list[bool]:
 
 def _captions(
     batch: pa.RecordBatch, column: tuple[str, int | None] | None, offered: list[bool], options: ReaderOptions
-) -> tuple[pa.Array, pa.Array]:
-    """Return captions, null where absent, and their rejects."""
+) -> list[Mapping[str, Any]]:
+    """Return for each row its caption or captions, or their rejects; nothing where they are absent."""
     if column is None:
-        return pa.nulls(batch.num_rows, pa.string()), pa.nulls(batch.num_rows, READ_REJECT)
+        return [{}] * batch.num_rows
     name, index = column
-    fields = []
+    found: list[Mapping[str, Any]] = []
     for scalar, offers in zip(batch.column(name), offered, strict=True):
-        try:
-            value = scalar.as_py() if offers else None
-        except UnicodeDecodeError as error:  # Arrow does not validate text when it reads it
-            message = f"not UTF-8 at byte {error.start}: {error.object[error.start : error.start + 8]!r}"
-            fields.append({"caption_reject": read_reject("not UTF-8", message, len(error.object))})
-            continue
-        if index is not None:
-            value = value[index] if value is not None and len(value) > index else None
-        fields.append(caption_fields(value, options))
-    captions = pa.array([field.get("caption") for field in fields], pa.string())
-    return captions, pa.array([field.get("caption_reject") for field in fields], READ_REJECT)
+        value = _text_of(scalar, index) if offers else None
+        fields = caption_fields(value, options)
+        found.append(with_list(fields) if options.captions == "all" else fields)
+    return found
+
+
+def _text_of(scalar: pa.Scalar, index: int | None) -> Any:
+    """Return a text, or one or all of a list; of a text that is not UTF-8, which Arrow does not check, its bytes."""
+    if not isinstance(scalar, pa.ListScalar):
+        return _text_or_bytes(scalar)
+    entries = scalar.values if scalar.is_valid else ()
+    if index is None:
+        return [_text_or_bytes(entry) for entry in entries]
+    return _text_or_bytes(entries[index]) if index < len(entries) else None
+
+
+def _text_or_bytes(scalar: pa.Scalar) -> str | bytes | None:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error.object
 
 
 def _metadata(batch: pa.RecordBatch, used: set[str | None], notes: Counter) -> pa.Array:
@@ -263,10 +284,11 @@ def values_of(array: pa.Array, instead: Callable[[pa.Scalar, Exception], Any]) -
     except _NO_PYTHON_VALUE as error:
         if storage.is_of_the_machine(error):
             raise
-        return [_value_of(scalar, instead) for scalar in array]
+        return [value_of(scalar, instead) for scalar in array]
 
 
-def _value_of(scalar: pa.Scalar, instead: Callable[[pa.Scalar, Exception], Any]) -> Any:
+def value_of(scalar: pa.Scalar, instead: Callable[[pa.Scalar, Exception], Any]) -> Any:
+    """Return one Python value, as `values_of` does."""
     try:
         return scalar.as_py()
     except _NO_PYTHON_VALUE as error:

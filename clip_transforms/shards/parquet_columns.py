@@ -54,7 +54,8 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     """Return the column of captions, and the index to take if it holds lists; None if there is no such column.
 
     Raises:
-        ColumnError: if `--caption_column` names a column of another type, or of lists without giving an index.
+        ColumnError: if `--caption_column` names a column of another type, or if a column of lists comes without an
+            index and without `--captions all`.
     """
     asked, index = asked_caption(schema.names, options)
     if asked and asked not in schema.names:
@@ -65,7 +66,7 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
         return None
     type_ = schema.field(name).type
     listed = _is_list(type_)
-    if listed and index is None:
+    if listed and index is None and options.captions == "first":
         raise several_captions(name)
     if not listed and index is not None:
         raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
@@ -77,7 +78,10 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
 
 def several_captions(name: str) -> ColumnError:
     """Return the error for a column of lists for which no index was given."""
-    return ColumnError(f"the column {name} lists several captions a row; choose one: --caption_column '{name}[0]'")
+    return ColumnError(
+        f"the column {name} lists several captions a row; choose one with --caption_column '{name}[0]', or take all of "
+        "them with --captions all"
+    )
 
 
 def asked_caption(names: Sequence[str], options: ReaderOptions) -> tuple[str | None, int | None]:

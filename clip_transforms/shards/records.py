@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import dumps
-from clip_transforms.shards.parquet import DAMAGE, open_parquet, read_row_groups, values_of
+from clip_transforms.shards.parquet import DAMAGE, open_parquet, read_row_groups, value_of, values_of
 from clip_transforms.shards.parquet_columns import holds_bytes
 from clip_transforms.shards.unit import ShardError
 
@@ -236,8 +236,13 @@ def _parquet(file: IO[bytes]) -> Iterator[Record]:
             yield Record(row + place, text[:_SHOWN] if problem else text, problem)
 
 
-def _as_text(scalar: pa.Scalar, error: Exception) -> str:
-    """Return a value that Python cannot hold as text; in a text that is not UTF-8, bytes become lone surrogates."""
+def _as_text(scalar: pa.Scalar, error: Exception) -> Any:
+    """Return a value that Python cannot hold as text; in a text that is not UTF-8, bytes become lone surrogates.
+
+    Of a list, the other entries are kept as they are.
+    """
+    if isinstance(scalar, pa.ListScalar):
+        return [value_of(entry, _as_text) for entry in scalar.values]
     return _decode(error.object) if isinstance(error, UnicodeDecodeError) else str(scalar)
 
 

@@ -9,11 +9,12 @@ import re
 
 from clip_transforms import storage
 from schemas.embeddings import reserved_names
-from schemas.samples import Column
+from schemas.samples import CAPTIONS, Column
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 LISTING_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson")
+CAPTIONS_PER_FILE = 64  # times --max_caption_bytes; the largest text file that `--captions all` reads
 _COLUMN = "a text such as 'width_px=width:int32'"
 INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet", "listing")
 
@@ -59,6 +60,7 @@ class ReaderOptions:
         input_format: one of INPUT_FORMATS; `auto` takes whatever is found.
         image_extension: extension of the member that is the image, for tars with several images per key.
         image_column, caption_column, key_column: names of columns in Parquet and listings, if not the usual ones.
+        captions: `first` or `all`: which of a sample's captions to take where the source lists several.
         columns: the user's own columns; a text, `name[=field][:type]`, becomes a Column.
         limit: number of samples to read from the start of each unit; 0 for all.
         max_image_bytes, max_caption_bytes: maximum size of one encoded image, and of one caption in UTF-8.
@@ -71,6 +73,7 @@ class ReaderOptions:
     image_column: str | None = None
     caption_column: str | None = None
     key_column: str | None = None
+    captions: str = "first"
     columns: tuple[Column, ...] = ()
     limit: int = 0
     max_image_bytes: int = 64 << 20
@@ -86,6 +89,8 @@ class ReaderOptions:
             raise ValueError(
                 f"--input_format is {self.input_format!r}, but it must be one of {', '.join(INPUT_FORMATS)}"
             )
+        if self.captions not in CAPTIONS:
+            raise ValueError(f"--captions is {self.captions!r}, but it must be {' or '.join(CAPTIONS)}")
         if not 0 <= self.limit < 1 << 31:
             raise ValueError(
                 f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or up to 2,147,483,647"
@@ -99,6 +104,11 @@ class ReaderOptions:
         for name in ("max_image_bytes", "max_caption_bytes"):
             if not 1 <= getattr(self, name) < 1 << 31:  # a larger value would not fit into an Arrow array
                 raise ValueError(f"--{name} is {getattr(self, name)}, but it must be 1 to 2,147,483,647")
+
+    @property
+    def max_caption_file_bytes(self) -> int:
+        """Maximum size of a text file with captions."""
+        return self.max_caption_bytes if self.captions == "first" else CAPTIONS_PER_FILE * self.max_caption_bytes
 
 
 def _as_columns(columns: object) -> tuple[Column, ...]:

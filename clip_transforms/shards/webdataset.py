@@ -17,6 +17,7 @@ from clip_transforms.shards.batches import (
     TOO_MUCH_METADATA,
     batch_samples,
     caption_fields,
+    caption_file_too_large,
     decode_caption,
     decode_metadata,
     read_reject,
@@ -142,8 +143,8 @@ class _Group:
 
     def _add_caption(self, extension: str, member: Member) -> None:
         self.captions[extension] = {"caption_reject": member.lost()}
-        if member.problem is None and member.size > self.options.max_caption_bytes:
-            self.captions[extension] = too_large("caption", member.size, self.options.max_caption_bytes)
+        if member.problem is None and member.size > self.options.max_caption_file_bytes:
+            self.captions[extension] = caption_file_too_large(member.size, self.options)
         elif member.problem is None:
             data = member.read()
             self.captions[extension] = decode_caption(data, self.options)

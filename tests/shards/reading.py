@@ -27,7 +27,10 @@ def read(path, tmp_path, options=None, batch_size=3):
     for unit in inventory.units:
         try:
             for batch in read_unit(unit, options, batch_size, notes, str(tmp_path)):
-                assert batch.schema == samples_schema(options.columns) and 0 < batch.num_rows <= batch_size
+                assert (
+                    batch.schema == samples_schema(options.columns, options.captions)
+                    and 0 < batch.num_rows <= batch_size
+                )
                 rows += batch.to_pylist()
         except ShardError as error:
             errors.append((error.reason, str(error)))
