@@ -24,7 +24,9 @@ from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Prepro
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
 from clip_transforms.engine.ahead import Ahead
 from clip_transforms.engine.ceiling import Ceiling
+from schemas.samples import ALL_CAPTIONS
 
+_TOKEN_BYTES = 4
 MAX_AHEAD_BYTES = 32 << 20  # of encoded images and pixels that wait for the model
 
 
@@ -39,9 +41,10 @@ class DecodedBatch:
         image_rows: the rows in `samples` of the m decoded images.
         sizes: (width, height) in pixels of the m stored images.
         sha256: the hex SHA-256 of each sample's encoded image; None for a sample without an image.
-        tokens: the tokenized captions.
-        caption_rows: the rows in `samples` of the captions.
+        tokens: the tokenized captions: the first of each sample, then the further ones that `--captions all` takes.
+        caption_rows: the rows in `samples` of the first captions.
         rejects: (row in the batch, reason, message, bytes) of each image that could not be decoded.
+        further: (row in `samples`, place among the sample's captions, from 1) of the further captions.
     """
 
     unit: int
@@ -53,6 +56,7 @@ class DecodedBatch:
     tokens: Tokens
     caption_rows: list[int]
     rejects: list[tuple[int, str, str, int]]
+    further: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -65,6 +69,7 @@ class _Waiting:
     images: list[tuple[int, concurrent.futures.Future]]
     tokens: concurrent.futures.Future
     caption_rows: list[int]
+    further: list[tuple[int, int]]
 
 
 class DecodeAhead:
@@ -125,8 +130,12 @@ class DecodeAhead:
     def _size(self, item: Any) -> int:
         if not _is_batch(item):
             return 0
-        images = item[1].column("image")
-        return item[1].nbytes + (len(images) - images.null_count) * 3 * self._preprocessing.side**2
+        samples = item[1]
+        images = samples.column("image")
+        size = samples.nbytes + (len(images) - images.null_count) * 3 * self._preprocessing.side**2
+        if ALL_CAPTIONS in samples.schema.names:
+            size += len(samples.column(ALL_CAPTIONS).flatten()) * self._preprocessing.context_length * _TOKEN_BYTES
+        return size
 
     def _submit(self, pool: concurrent.futures.ThreadPoolExecutor, item: Any) -> Any:
         if not _is_batch(item):
@@ -134,15 +143,18 @@ class DecodeAhead:
         unit, samples = item
         images = [(row, data) for row, data in enumerate(samples.column("image")) if data.is_valid]
         captions = [(row, text) for row, text in enumerate(samples.column("caption").to_pylist()) if text is not None]
+        further = _further_captions(samples)
+        texts = [text for _, text in captions] + [text for *_, text in further]
         side = self._preprocessing.side
         pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8, pin_memory=self._pinned).numpy()
         tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
-        tokens = pool.submit(self._timed, tokenize, [text for _, text in captions], length)
+        tokens = pool.submit(self._timed, tokenize, texts, length)
         futures = [
             (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._preprocessing, self._max_pixels))
             for place, (row, data) in enumerate(images)
         ]
-        return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions])
+        places = [(row, index) for row, index, _ in further]
+        return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], places)
 
     def _timed(self, function, *args):
         start = time.thread_time()
@@ -169,8 +181,29 @@ class DecodeAhead:
         self.seconds["wait for decode"] += time.perf_counter() - start
         pixels = waiting.pixels if len(kept) == len(waiting.images) else waiting.pixels[kept]
         return DecodedBatch(
-            waiting.unit, waiting.samples, pixels, rows, sizes, sha256, tokens, waiting.caption_rows, rejects
+            waiting.unit,
+            waiting.samples,
+            pixels,
+            rows,
+            sizes,
+            sha256,
+            tokens,
+            waiting.caption_rows,
+            rejects,
+            waiting.further,
         )
+
+
+def _further_captions(samples: pa.RecordBatch) -> list[tuple[int, int, str]]:
+    """Return (row, place among the sample's captions, text) of all captions but the first; none without a list."""
+    if ALL_CAPTIONS not in samples.schema.names:
+        return []
+    return [
+        (row, index, entry["caption"])
+        for row, entries in enumerate(samples.column(ALL_CAPTIONS).to_pylist())
+        for index, entry in enumerate(entries or ())
+        if index > 0 and entry["caption"] is not None
+    ]
 
 
 def _is_batch(item: Any) -> bool:

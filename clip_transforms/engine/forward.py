@@ -35,6 +35,11 @@ class Embedded:
     too_large: frozenset[int]
     halved: int
 
+    def first(self, count: int) -> Embedded:
+        """Return the first `count` embeddings."""
+        too_large = frozenset(place for place in self.too_large if place < count)
+        return Embedded(self.embeddings[:count], too_large, self.halved)
+
 
 @dataclasses.dataclass(frozen=True)
 class ForwardedBatch:
@@ -43,7 +48,7 @@ class ForwardedBatch:
     Attributes:
         unit: the index of the batch's unit in the task.
         decoded: the batch, without pixels and encoded images, which are no longer needed.
-        images, captions: the embeddings of the pictures and of the captions.
+        images, captions: the embeddings of the pictures, and of the captions in the order of their tokens.
     """
 
     unit: int
@@ -171,7 +176,7 @@ def _without_images(batch: DecodedBatch) -> DecodedBatch:
 
 
 def _is_full(window: Sequence[DecodedBatch]) -> bool:
-    captions = sum(len(batch.caption_rows) for batch in window)
+    captions = sum(len(batch.tokens.ids) for batch in window)
     held = sum(batch.samples.nbytes for batch in window)
     return captions == 0 or captions >= _WINDOW_CAPTIONS or held >= _WINDOW_BYTES
 

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from clip_transforms.engine.captions import AllCaptions, Reject, finish_captions
 from clip_transforms.engine.decode import DecodedBatch
 from clip_transforms.engine.forward import Embedded, ForwardedBatch
-from schemas.rejects import rejects_schema
+from clip_transforms.engine.stored import cosines, in_stored_precision, lists, why_missing
+from schemas.rejects import FURTHER_CAPTIONS, rejects_schema
 from schemas.samples import IMAGE_URI, MODALITIES
 
+# Rejects come in the order of their samples; within a sample in this one.
+_ORDER = {modality: place for place, modality in enumerate((*MODALITIES, FURTHER_CAPTIONS))}
 _HALVED = "times that a batch was halved, because it did not fit in the device's memory"
-_NOT_FINITE = ("not finite", "the model's embedding has NaN or infinite values")
-_TOO_LARGE = ("out of memory", "the device has no memory for this sample alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,32 +30,43 @@ class FinishedBatch:
         rejects: rows of the rejects schema.
         absent: modality → the number of samples without it.
         notes: text → count, of events to report at the end of the run.
+        captions: all captions of the samples; None without `--captions all`.
     """
 
     rows: pa.RecordBatch
     rejects: pa.RecordBatch
     absent: dict[str, int]
     notes: Counter
+    captions: AllCaptions | None
 
 
-def finish_batch(batch: ForwardedBatch, shard: str, schema: pa.Schema) -> FinishedBatch:
+def finish_batch(
+    batch: ForwardedBatch, shard: str, schema: pa.Schema, captions_schema: pa.Schema | None = None
+) -> FinishedBatch:
     """Turn an embedded batch into rows and rejects.
 
     Args:
         batch: the embedded batch.
         shard: the name of the batch's shard.
         schema: the embeddings schema; its embedding types decide the stored precision.
+        captions_schema: the schema of all captions; None without `--captions all`.
     """
     image = _Modality("image", batch.images, batch.decoded.image_rows, batch.decoded, schema)
-    caption = _Modality("caption", batch.captions, batch.decoded.caption_rows, batch.decoded, schema)
+    first = batch.captions.first(len(batch.decoded.caption_rows))
+    caption = _Modality("caption", first, batch.decoded.caption_rows, batch.decoded, schema)
     rows = _rows(batch.decoded, shard, image, caption, schema)
     rejects = [*image.rejects, *caption.rejects]
+    captions = None
+    if captions_schema is not None:
+        captions = finish_captions(batch, shard, (image.stored, image.index), caption.rejects, captions_schema)
+        rejects += captions.rejects
     halved = batch.images.halved + batch.captions.halved
     return FinishedBatch(
         rows,
         _rejects(batch.decoded.samples, shard, rejects),
         {modality.name: modality.absent for modality in (image, caption)},
         Counter({_HALVED: halved} if halved else {}),
+        captions,
     )
 
 
@@ -68,13 +81,11 @@ class _Modality:
         batch: DecodedBatch,
         schema: pa.Schema,
     ):
-        # Arrow's to_pandas_dtype would give the type directly, but needs pandas.
-        half = pa.types.is_float16(schema.field(f"{name}_embedding").type.value_type)
         embeddings = embedded.embeddings
         finite = np.isfinite(embeddings).all(axis=1)
         n = batch.samples.num_rows
         self.name = name
-        self.stored = embeddings[finite].astype(np.float16 if half else np.float32)  # [m, d]
+        self.stored = in_stored_precision(embeddings[finite], schema.field(f"{name}_embedding"))  # [m, d]
         self.index = np.full(n, -1)  # row in the batch → row in `stored`
         self.index[np.asarray(places, int)[finite]] = np.arange(len(self.stored))
         offered = np.zeros(n, bool)
@@ -82,20 +93,20 @@ class _Modality:
         refused = batch.samples.column(f"{name}_reject")
         self.absent = int((~offered & ~refused.is_valid().to_numpy(zero_copy_only=False)).sum())
         self.rejects = [
-            (row, name, "read", reject["reason"], reject["message"], reject["num_bytes"])
+            Reject(row, name, "read", reject["reason"], reject["message"], reject["num_bytes"])
             for row, reject in enumerate(refused.to_pylist())
             if reject is not None
         ]
         decoded = batch.rejects if name == "image" else []
         failed: list[tuple[int, str, str, str, int | None]] = [(reject[0], "decode", *reject[1:]) for reject in decoded]
         failed += [
-            (row, "embed", *(_TOO_LARGE if place in embedded.too_large else _NOT_FINITE), None)
+            (row, "embed", *why_missing(embedded, place), None)
             for place, (row, ok) in enumerate(zip(places, finite, strict=True))
             if not ok
         ]
         uris = batch.samples.column(IMAGE_URI).to_pylist() if failed and name == "image" else [None] * n
         self.rejects += [
-            (row, name, stage, reason, f"{uris[row]}: {message}" if uris[row] else message, num_bytes)
+            Reject(row, name, stage, reason, f"{uris[row]}: {message}" if uris[row] else message, num_bytes)
             for row, stage, reason, message, num_bytes in failed
         ]
 
@@ -120,40 +131,32 @@ def _rows(batch: DecodedBatch, shard: str, image: _Modality, caption: _Modality,
         "width": pa.array(width, pa.int32()),
         "height": pa.array(height, pa.int32()),
         "image_sha256": pa.array([batch.sha256[row] for row in rows], pa.string()),
-        "image_embedding": _lists(image.stored).take(image.take(kept)),
-        "caption_embedding": _lists(caption.stored).take(caption.take(kept)),
+        "image_embedding": lists(image.stored).take(image.take(kept)),
+        "caption_embedding": lists(caption.stored).take(caption.take(kept)),
         "clip_score": _clip_scores(image, caption, kept),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def _lists(values: np.ndarray) -> pa.ListArray:
-    m, d = values.shape
-    return pa.ListArray.from_arrays(pa.array(np.arange(m + 1) * d, pa.int32()), pa.array(values.ravel()))
-
-
 def _clip_scores(image: _Modality, caption: _Modality, kept: np.ndarray) -> pa.Array:
     """Return the cosine of each row's two stored embeddings, in float32; null if either is missing."""
     both = (image.index[kept] >= 0) & (caption.index[kept] >= 0)
-    a = image.stored[image.index[kept][both]].astype(np.float32)
-    b = caption.stored[caption.index[kept][both]].astype(np.float32)
     scores = np.zeros(len(kept), np.float32)
-    scores[both] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    scores[both] = cosines(image.stored[image.index[kept][both]], caption.stored[caption.index[kept][both]])
     return pa.array(scores, mask=~both)
 
 
-def _rejects(samples: pa.RecordBatch, shard: str, rejects: list[tuple]) -> pa.RecordBatch:
-    order = {modality: place for place, modality in enumerate(MODALITIES)}
-    rejects = sorted(rejects, key=lambda reject: (reject[0], order[reject[1]]))
-    places = pa.array([reject[0] for reject in rejects], pa.int64())
+def _rejects(samples: pa.RecordBatch, shard: str, rejects: list[Reject]) -> pa.RecordBatch:
+    rejects = sorted(rejects, key=lambda reject: (reject.row, _ORDER[reject.modality]))
+    places = pa.array([reject.row for reject in rejects], pa.int64())
     named = {
         "key": samples.column("key").take(places),
         "shard": pa.DictionaryArray.from_arrays(pa.array([0] * len(rejects), pa.int32()), [shard]),
         "row": samples.column("row").take(places),
     }
-    for place, name in enumerate(("modality", "stage", "reason", "message"), start=1):
-        named[name] = pa.array([reject[place] for reject in rejects], pa.string())
-    named["num_bytes"] = pa.array([reject[5] for reject in rejects], pa.int64())
+    for name in ("modality", "stage", "reason", "message"):
+        named[name] = pa.array([getattr(reject, name) for reject in rejects], pa.string())
+    named["num_bytes"] = pa.array([reject.num_bytes for reject in rejects], pa.int64())
     schema = rejects_schema()
     return pa.RecordBatch.from_arrays([named[name] for name in schema.names], schema=schema)
 
