@@ -95,7 +95,7 @@ def _unit(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _write_part(folder: str, part: int) -> None:
-    make_folders(folder, ["many"])
+    make_folders(folder, ["labels/many"])
     os.makedirs(f"{folder}/_temporary/run", exist_ok=True)
     schema = embeddings_schema()
     writer = UnitWriter(

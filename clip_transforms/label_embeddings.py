@@ -103,7 +103,7 @@ class LabelPlan:
         write_dataset(self.output, made["settings"], made["model"], {**made["taxonomies"], **digests}, folder.uri)
         complete = storage.exists(storage.join(self.output, "_SUCCESS"))
         clear_success(self.output)
-        make_folders(self.output, list(digests))
+        make_folders(self.output, [f"labels/{name}" for name in digests])
         write_taxonomies(folder.uri, self.taxonomies)
         return _LabelWork(complete, self.output, folder.uri, self.checkpoint, digests, self.top_labels)
 

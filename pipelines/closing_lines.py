@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clip_transforms.parts.counts import counted
+from clip_transforms.parts.counts import ALL, counted, takes_all_captions
 from schemas.samples import MODALITIES
 
 
 def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     """Return the lines that account for every sample and name the bottleneck."""
     units, counts, speed = run["units"], run["input"], run["speed"]
-    kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), "rejects"])
+    captions = ["captions"] if takes_all_captions(counts) else []
+    kinds = ", ".join(["embeddings", *(f"labels/{name}" for name in run["taxonomies"]), *captions, "rejects"])
     labelled = f", {units['labelled']:,} of them labelled" if units["labelled"] else ""
     committed = counted(units["committed"], "unit")
     lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
+    lines += [_all_captions_line(counts)] if captions else []
     lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
     lines += [f"warning: no sample has the field of --columns {key[7:]}" for key in counts if _is_void(key, counts)]
     for taxonomy, parts in run.get("unlabelled", {}).items():
@@ -55,14 +57,28 @@ def _is_void(key: str, counts: Mapping[str, int]) -> bool:
 
 def _modality_line(modality: str, counts: Mapping[str, int]) -> str:
     embedded, rejected, absent = (counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent"))
-    prefix = f"{modality}.rejected."
-    reasons = ", ".join(f"{found:,} {key[len(prefix) :]}" for key, found in counts.items() if key.startswith(prefix))
     line = (
         f"{modality + 's':9} {counts.get('samples', 0):,} = {embedded:,} embedded + {rejected:,} rejected"
-        f"{f' ({reasons})' if reasons else ''} + {absent:,} absent"
+        f"{_reasons(modality, counts)} + {absent:,} absent"
     )
-    cut = counts.get("caption.truncated", 0) if modality == "caption" else 0
-    return f"{line}; {cut:,} cut at 77 tokens" if cut else line
+    return line + (_cut("caption", counts) if modality == "caption" else "")
+
+
+def _all_captions_line(counts: Mapping[str, int]) -> str:
+    offered, embedded, rejected = (counts.get(f"{ALL}.{fate}", 0) for fate in ("offered", "embedded", "rejected"))
+    line = f"all captions {offered:,} = {embedded:,} embedded + {rejected:,} rejected{_reasons(ALL, counts)}"
+    return line + _cut(ALL, counts)
+
+
+def _reasons(kind: str, counts: Mapping[str, int]) -> str:
+    prefix = f"{kind}.rejected."
+    reasons = ", ".join(f"{found:,} {key[len(prefix) :]}" for key, found in counts.items() if key.startswith(prefix))
+    return f" ({reasons})" if reasons else ""
+
+
+def _cut(kind: str, counts: Mapping[str, int]) -> str:
+    cut = counts.get(f"{kind}.truncated", 0)
+    return f"; {cut:,} cut at 77 tokens" if cut else ""
 
 
 def _speed_line(speed: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from clip_transforms.workers.runner import in_process, is_direct, workers_of
 from pipelines.beam_options import beam_parser
 from pipelines.command_line import Parser, UsageError
 from schemas.embeddings import EMBEDDING_DTYPES
+from schemas.samples import CAPTIONS
 
 _Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
 _PROCESSES_PER_GPU = 4  # beyond this, another process only takes more of the GPU's memory
@@ -124,6 +125,14 @@ def embed_parser() -> argparse.ArgumentParser:
         "--caption_column",
         metavar="NAME",
         help="column of captions in Parquet files and listings; NAME[0] is the first entry of a list",
+    )
+    add(
+        "--captions",
+        choices=CAPTIONS,
+        help=usual(
+            "which captions of a sample to embed, if the source lists several; all: each line of a text file and each "
+            "text of a JSON list or a list column, with a row each in captions/"
+        ),
     )
     add(
         "--key_column",

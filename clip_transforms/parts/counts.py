@@ -3,6 +3,9 @@
 Keys: `samples`; `rows` (of the embeddings); `<modality>.embedded`, `.rejected` and `.absent`;
 `<modality>.rejected.<stage>: <reason>`; `caption.truncated`; `shards.rejected`; `column.<name>` (values of a user's
 column that are not null); `note.<text>` for other things worth telling.
+
+With `--captions all` also `captions.offered`, `.embedded`, `.rejected`, `.rejected.<stage>: <reason>` and `.truncated`,
+which count captions, not samples: the first of each sample and all further ones.
 """
 
 from __future__ import annotations
@@ -12,9 +15,16 @@ from collections.abc import Iterable, Mapping
 
 from schemas.samples import MODALITIES
 
+ALL = "captions"  # begins the counts of all captions; a sample has one `caption` and several `captions`
+
 
 class BalanceError(RuntimeError):
     """Some samples are neither embedded nor rejected nor absent. This is a fault of this program, never of the data."""
+
+
+def takes_all_captions(counts: Mapping[str, int]) -> bool:
+    """Return whether the counts are of a run or a part with `--captions all`."""
+    return f"{ALL}.offered" in counts
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -29,7 +39,7 @@ def check_balance(counts: Mapping[str, int], where: str) -> None:
         counts: counts, of which the reader counted `samples` and the writer the rest.
         where: what the counts belong to, for the message.
     Raises:
-        BalanceError: if a modality does not add up.
+        BalanceError: if a modality does not add up, or with `--captions all` the sum over all captions.
     """
     for modality in MODALITIES:
         terms = {fate: counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent")}
@@ -39,12 +49,18 @@ def check_balance(counts: Mapping[str, int], where: str) -> None:
                 f"{where}: {counts.get('samples', 0)} samples were read, but of their {modality}s {sums} were "
                 "written; the part was not committed. Please report this"
             )
+    offered, embedded, rejected = (counts.get(f"{ALL}.{fate}", 0) for fate in ("offered", "embedded", "rejected"))
+    if offered != embedded + rejected:
+        raise BalanceError(
+            f"{where}: {offered} captions were read with --captions all, but {embedded} embedded + {rejected} rejected "
+            "were written; the part was not committed. Please report this"
+        )
 
 
 def reject_fractions(counts: Mapping[str, int]) -> dict[str, float]:
-    """Modality → rejected / (embedded + rejected), from 0 to 1."""
+    """Modality → rejected / (embedded + rejected), from 0 to 1; with `--captions all`, ALL → that of all captions."""
     fractions = {}
-    for modality in MODALITIES:
+    for modality in (*MODALITIES, *([ALL] if takes_all_captions(counts) else [])):
         rejected = counts.get(f"{modality}.rejected", 0)
         offered = rejected + counts.get(f"{modality}.embedded", 0)
         fractions[modality] = rejected / offered if offered else 0.0
@@ -53,7 +69,7 @@ def reject_fractions(counts: Mapping[str, int]) -> dict[str, float]:
 
 def has_rejects(counts: Mapping[str, int], stage: str) -> bool:
     """Whether anything was rejected at a stage, such as `read`, or at any stage if `stage` is `all`."""
-    prefixes = tuple(f"{modality}.rejected.{'' if stage == 'all' else f'{stage}: '}" for modality in MODALITIES)
+    prefixes = tuple(f"{kind}.rejected.{'' if stage == 'all' else f'{stage}: '}" for kind in (*MODALITIES, ALL))
     return any(count for name, count in counts.items() if name.startswith(prefixes))
 
 

@@ -35,6 +35,11 @@ def taxonomy_names(output: str) -> set[str]:
     return set(storage.names_in(storage.join(output, "labels")))
 
 
+def has_captions(output: str) -> bool:
+    """Return whether a run with `--captions all` wrote parts here."""
+    return bool(part_names(output, "captions"))
+
+
 def part_uri(output: str, kind: str, part: str) -> str:
     """URI of a part."""
     return storage.join(output, kind, f"{part}.parquet")

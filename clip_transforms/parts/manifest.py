@@ -93,9 +93,14 @@ def check_taxonomies(output: str, made: Mapping[str, Any] | None, digests: Mappi
             )
 
 
-def make_folders(output: str, taxonomies: Sequence[str]) -> None:
-    """Make the folders of a dataset, if the file system has folders."""
-    for name in ("embeddings", "rejects", "taxonomies", "runs", *(f"labels/{t}" for t in taxonomies)):
+def make_folders(output: str, kinds: Sequence[str]) -> None:
+    """Make the folders of a dataset, if the file system has folders.
+
+    Args:
+        output: URI of the dataset.
+        kinds: kinds of parts that not every dataset has, such as `labels/animals`.
+    """
+    for name in ("embeddings", "rejects", "taxonomies", "runs", *kinds):
         storage.make_folder(storage.join(output, name))
 
 

@@ -96,10 +96,11 @@ class WaitingRows:
 
 
 class Digest:
-    """SHA-256 over the rows of the embeddings and the rejects, in Arrow's IPC format."""
+    """SHA-256 over the rows of the embeddings, the rejects and, if a run takes them, all captions, as Arrow IPC."""
 
-    def __init__(self, embeddings: pa.Schema, rejects: pa.Schema):
-        self._streams = [_HashedStream(embeddings), _HashedStream(rejects)]
+    def __init__(self, embeddings: pa.Schema, rejects: pa.Schema, captions: pa.Schema | None = None):
+        schemas = [embeddings, rejects, *([] if captions is None else [captions])]
+        self._streams = [_HashedStream(schema) for schema in schemas]
 
     def add_rows(self, rows: pa.RecordBatch) -> None:
         """Take rows of the embeddings."""
@@ -108,6 +109,10 @@ class Digest:
     def add_rejects(self, rejects: pa.RecordBatch) -> None:
         """Take rows of the rejects."""
         self._streams[1].write(rejects)
+
+    def add_captions(self, captions: pa.RecordBatch) -> None:
+        """Take rows of all captions."""
+        self._streams[2].write(captions)
 
     def hexdigest(self) -> str:
         """The digest of all that was taken, 64 hex digits."""

@@ -1,4 +1,4 @@
-"""Write all parts of one unit, then let them appear: first labels, then rejects, and last the embeddings."""
+"""Write all parts of one unit, then let them appear: labels and captions, then rejects, and last the embeddings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import check_balance
+from clip_transforms.parts.counts import ALL, check_balance
 from clip_transforms.parts.part_file import Digest, PartFile
 from schemas.embeddings import reserved_names
 from schemas.labels import labels_schema
 from schemas.provenance import Footer
-from schemas.rejects import rejects_schema
+from schemas.rejects import FURTHER_CAPTIONS, rejects_schema
 from schemas.samples import MODALITIES
 
 
@@ -30,7 +30,9 @@ class PartSettings:
         embeddings_schema: schema of the embeddings.
         footer: entries of every part's footer.
         label_footers: taxonomy → the entries that only its labels parts have.
-        other_taxonomies: taxonomies of earlier runs; their labels of a unit go when its embeddings are replaced.
+        captions_schema: schema of all captions; None without `--captions all`.
+        other_kinds: kinds of parts that only earlier runs made, such as `labels/animals`; those of a unit go when its
+            embeddings are replaced.
     """
 
     output: str
@@ -38,7 +40,8 @@ class PartSettings:
     embeddings_schema: pa.Schema
     footer: Footer
     label_footers: Mapping[str, Footer] = dataclasses.field(default_factory=dict)
-    other_taxonomies: Sequence[str] = ()
+    captions_schema: pa.Schema | None = None
+    other_kinds: Sequence[str] = ()
 
 
 class UnitWriter:
@@ -55,9 +58,11 @@ class UnitWriter:
         self._settings, self._part, self._facts = settings, part, facts
         self._folder = _local_folder(settings.output, settings.run_folder, part)
         schemas = {"embeddings": settings.embeddings_schema, "rejects": rejects_schema()}
+        if settings.captions_schema is not None:
+            schemas[ALL] = settings.captions_schema
         schemas |= {f"labels/{taxonomy}": labels_schema() for taxonomy in settings.label_footers}
         self._files = {kind: PartFile(self._folder, kind, schema) for kind, schema in schemas.items()}
-        self._digest = Digest(settings.embeddings_schema, rejects_schema())
+        self._digest = Digest(settings.embeddings_schema, rejects_schema(), settings.captions_schema)
         self.counts: Counter = Counter()
         self._user_columns = [n for n in settings.embeddings_schema.names if n not in reserved_names()]
 
@@ -76,6 +81,20 @@ class UnitWriter:
         self._count(rows, absent)
         self.reject(rejects)
 
+    def write_captions(self, captions: pa.RecordBatch, rejected: Mapping[str, int]) -> None:
+        """Add all captions of a batch, and count them.
+
+        Args:
+            captions: rows of the captions schema.
+            rejected: `<stage>: <reason>` → number of captions.
+        """
+        self._files[ALL].add(captions)
+        self._digest.add_captions(captions)
+        self.counts[f"{ALL}.embedded"] += captions.num_rows
+        self.counts[f"{ALL}.truncated"] += captions.column("caption_truncated").true_count
+        self.counts[f"{ALL}.rejected"] += sum(rejected.values())
+        self.counts.update({f"{ALL}.rejected.{reason}": count for reason, count in rejected.items()})
+
     def reject(self, rejects: pa.RecordBatch) -> None:
         """Add rejects and count them."""
         self._files["rejects"].add(rejects)
@@ -84,7 +103,7 @@ class UnitWriter:
             modality = reject["modality"]
             if modality == "shard":
                 self.counts["shards.rejected"] += 1
-            else:
+            elif modality != FURTHER_CAPTIONS:  # one such row stands for several captions; write_captions counts them
                 self.counts[f"{modality}.rejected"] += 1
                 self.counts[f"{modality}.rejected.{reject['stage']}: {reject['reason']}"] += 1
 
@@ -98,29 +117,33 @@ class UnitWriter:
         for name in self._user_columns:
             self.counts[f"column.{name}"] += len(rows) - rows.column(name).null_count
 
-    def commit(self, samples: int, notes: Mapping[str, int]) -> Counter:
+    def commit(self, samples: int, notes: Mapping[str, int], captions: int | None = None) -> Counter:
         """Check the balance, close the files, move them to their final names, and return the counts of the part.
 
         Args:
             samples: number of samples that the reader counted.
             notes: counts of things worth telling.
+            captions: number of all captions that the reader counted; None without `--captions all`.
         Raises:
             BalanceError: if samples were lost or made up. Nothing is committed then.
         """
         self.counts["samples"] = samples
+        if captions is not None:
+            self.counts[f"{ALL}.offered"] = captions
         self.counts.update({f"note.{text}": count for text, count in notes.items()})
         check_balance(self.counts, self._facts["shard"])
         digest = self._digest.hexdigest()
         common: Footer = {**self._settings.footer, **self._facts, "digest": digest, "counts": dict(self.counts)}
         for taxonomy, footer in self._settings.label_footers.items():
             self._files[f"labels/{taxonomy}"].close({**common, **footer})
-        self._files["rejects"].close(common)
-        self._files["embeddings"].close(common)
-        for taxonomy in self._settings.other_taxonomies:
-            # They were made from the embeddings that are about to be replaced, and would join to other samples' rows.
-            storage.remove(storage.join(self._settings.output, "labels", taxonomy, f"{self._part}.parquet"))
         # The embeddings are the commit marker, so everything else must be there before them.
-        for kind in (*(f"labels/{taxonomy}" for taxonomy in self._settings.label_footers), "rejects", "embeddings"):
+        others = ([] if self._settings.captions_schema is None else [ALL]) + ["rejects", "embeddings"]
+        for kind in others:
+            self._files[kind].close(common)
+        for kind in self._settings.other_kinds:
+            # They belong to the embeddings that are about to be replaced, and would join to other samples' rows.
+            storage.remove(storage.join(self._settings.output, kind, f"{self._part}.parquet"))
+        for kind in (*(f"labels/{taxonomy}" for taxonomy in self._settings.label_footers), *others):
             uri = storage.join(self._settings.output, kind, f"{self._part}.parquet")
             storage.commit_file(self._files[kind].path, uri)
         return self.counts

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same
-from clip_transforms.parts.footers import taxonomy_names
+from clip_transforms.parts.footers import has_captions, taxonomy_names
 from clip_transforms.parts.manifest import check_taxonomies, clear_success, make_folders, read_dataset, write_dataset
 from clip_transforms.run.folder import RunFolder, new_run_id, writing
 from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
+from clip_transforms.run.settings import Settings
 from clip_transforms.shards.inventory import SideFile
 from clip_transforms.shards.unit import Unit
 
@@ -103,7 +104,7 @@ def _begin_dataset(plan: RunPlan, made: Mapping[str, Any] | None, folder: RunFol
     taxonomies = {**(made["taxonomies"] if made else {}), **settings.digests}
     if made is None or made["settings"] != plan.fields or made["taxonomies"] != taxonomies:
         write_dataset(settings.output, plan.fields, settings.model.location, taxonomies, folder.uri)
-    make_folders(settings.output, list(settings.digests))
+    make_folders(settings.output, [*settings.kinds, *(f"labels/{name}" for name in settings.digests)])
     waits = any(not planned.is_committed for planned in plan.siblings)
     if plan.pending or plan.unlabelled or plan.obsolete or waits:
         clear_success(settings.output)
@@ -118,12 +119,18 @@ def _job(plan: RunPlan, run: str, folder: str, workers: int) -> Job:
         checkpoint=plan.checkpoint,
         fields=plan.fields,
         taxonomies=settings.digests,
-        other_taxonomies=sorted(taxonomy_names(settings.output) - set(settings.digests)),
+        other_kinds=_other_kinds(settings),
         units=len(plan.units),
         pending=len(plan.pending),
         workers=workers,
         launcher=os.getpid(),
     )
+
+
+def _other_kinds(settings: Settings) -> list[str]:
+    """Return the kinds of parts that earlier runs made and this one does not."""
+    kinds = [f"labels/{name}" for name in sorted(taxonomy_names(settings.output) - set(settings.digests))]
+    return [*kinds, *(["captions"] if "captions" not in settings.kinds and has_captions(settings.output) else [])]
 
 
 def _write_plan(plan: RunPlan, job: Job, command: Sequence[str]) -> None:

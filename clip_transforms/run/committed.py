@@ -14,12 +14,12 @@ from schemas.provenance import Footer
 
 
 def committed_parts(
-    output: str, units: Sequence[Unit], footers: Mapping[str, Footer], fingerprint: str
+    settings: Settings, units: Sequence[Unit], footers: Mapping[str, Footer], fingerprint: str
 ) -> dict[str, Counter]:
     """Find the units whose parts have the right fingerprint and stamp and belong together.
 
     Args:
-        output: URI of the dataset.
+        settings: the run's settings, which name the output and the kinds of parts that a unit must have.
         units: the units to look at.
         footers: part → footer of the embeddings parts that are there.
         fingerprint: fingerprint of the dataset.
@@ -27,14 +27,15 @@ def committed_parts(
         Part → counts.
     """
     # Existence is not enough: a rejects part may have been replaced by hand, or belong to another unit.
-    rejects = read_digests(output, "rejects", [unit.part for unit in units if unit.part in footers])
+    there = [unit.part for unit in units if unit.part in footers]
+    digests = [read_digests(settings.output, kind, there) for kind in settings.kinds]
     return {
         unit.part: Counter(footer["counts"])
         for unit in units
         if (footer := footers.get(unit.part))
         and footer["fingerprint"] == fingerprint
         and (footer["shard"], footer["stamp"]) == (unit.shard, unit.stamp)
-        and rejects.get(unit.part) == footer["digest"]
+        and all(of_kind.get(unit.part) == footer["digest"] for of_kind in digests)
     }
 
 
@@ -71,7 +72,7 @@ def committed_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Counter]:
         return {}
     here = part_names(job.output, "embeddings")
     footers = read_footers(job.output, "embeddings", [unit.part for unit in siblings if unit.part in here])
-    known = committed_parts(job.output, siblings, footers, job.fingerprint)
+    known = committed_parts(job.settings, siblings, footers, job.fingerprint)
     found = without_damaged_shards(job.settings, siblings, known)
     made = {part: footers[part] for part in found}
     stale = stale_labels(job.output, made, job.taxonomies, job.settings.top_labels)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clip_transforms.labels.batch import Classifier, label_batch
 from clip_transforms.labels.classes import embed_classes, read_classifier
@@ -25,8 +26,10 @@ from clip_transforms.run.summary import PartResult, versions
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ShardError, Unit
 from clip_transforms.workers.machine import cores_of, give_back_memory
+from schemas.captions import captions_schema
 from schemas.embeddings import embeddings_schema
 from schemas.provenance import Footer
+from schemas.samples import NUM_CAPTIONS
 
 # Units, samples and source bytes that this process has done so far. A progress bar in the same process reads them.
 PROGRESS: Counter = Counter()
@@ -95,12 +98,14 @@ class _UnitEnd:
     Attributes:
         unit: place of the unit in its task.
         samples: number of samples that the reader counted.
+        captions: number of all captions that the reader counted; None without `--captions all`.
         notes: counts of things worth telling.
         error: why the shard could not be read to its end, if it could not.
     """
 
     unit: int
     samples: int
+    captions: int | None
     notes: Counter
     error: ShardError | None
 
@@ -146,7 +151,12 @@ def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping
     with contextlib.closing(iter(embedded)) as items:  # an error closes it at once, too
         for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
             unit = units[place]
-            finish = functools.partial(finish_batch, shard=unit.shard, schema=settings.embeddings_schema)
+            finish = functools.partial(
+                finish_batch,
+                shard=unit.shard,
+                schema=settings.embeddings_schema,
+                captions_schema=settings.captions_schema,
+            )
             label = functools.partial(_label, classifiers=classifiers, top_labels=job.settings.top_labels)
             with UnitWriter(settings, unit.part, _facts(unit)) as writer:
                 counts = _write_unit(of_unit, unit, writer, finish, label)
@@ -178,10 +188,12 @@ def _write_unit(items: Iterable[Any], unit: Unit, writer: UnitWriter, finish: Ca
         if isinstance(item, _UnitEnd):
             if item.error:
                 writer.reject(shard_reject(unit.shard, item.error.reason, str(item.error)))
-            return writer.commit(item.samples, item.notes + notes)
+            return writer.commit(item.samples, item.notes + notes, item.captions)
         batch = finish(item)
         notes.update(batch.notes)
         writer.write(batch.rows, label(batch.rows), batch.rejects, batch.absent)
+        if batch.captions is not None:
+            writer.write_captions(batch.captions.rows, batch.captions.rejected)
     raise AssertionError(f"the stream of {unit.shard} has no end mark")
 
 
@@ -209,14 +221,17 @@ def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
     """Read the units one after the other: (place of the unit, batch) for each batch, and a mark after each unit."""
     for place, unit in enumerate(units):
         samples, error = 0, None
+        captions = 0 if job.settings.reader.captions == "all" else None
         notes: Counter = Counter()
         try:
             for batch in read_unit(unit, job.settings.reader, batch_size, notes, job.folder):
                 samples += batch.num_rows
+                if captions is not None:
+                    captions += pc.sum(batch.column(NUM_CAPTIONS)).as_py() or 0
                 yield place, batch
         except ShardError as damage:
             error = damage
-        yield _UnitEnd(place, samples, notes, error)
+        yield _UnitEnd(place, samples, captions, notes, error)
 
 
 def _part_settings(job: Job, embedder: Any) -> PartSettings:
@@ -236,4 +251,5 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
     }
     footer: Footer = {"fingerprint": job.fingerprint, "provenance": provenance}
     schema = embeddings_schema(job.settings.embedding_dtype, job.settings.reader.columns)
-    return PartSettings(job.output, job.folder, schema, footer, label_footers(job), job.other_taxonomies)
+    captions = captions_schema(job.settings.embedding_dtype) if job.settings.reader.captions == "all" else None
+    return PartSettings(job.output, job.folder, schema, footer, label_footers(job), captions, job.other_kinds)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import add, check_balance, counted, reject_fractions
+from clip_transforms.parts.counts import ALL, add, check_balance, counted, reject_fractions
 from clip_transforms.parts.footers import part_names, part_uri, taxonomy_names
 from clip_transforms.parts.manifest import finish_run
 from clip_transforms.run.begin import Beginning
@@ -100,7 +100,7 @@ def _finish(
 
 def _remove_obsolete(job: Job, beginning: Beginning, taxonomies: set[str]) -> None:
     for part in beginning.obsolete:
-        for kind in ("embeddings", "rejects", *(f"labels/{name}" for name in taxonomies)):
+        for kind in ("embeddings", "rejects", "captions", *(f"labels/{name}" for name in taxonomies)):
             storage.remove(part_uri(job.output, kind, part))
 
 
@@ -136,9 +136,10 @@ def _too_much_lost(job: Job, counts: Mapping[str, int], whole: bool) -> list[str
             "with --allow_damaged_shards"
         )
     for modality, fraction in reject_fractions(counts).items():
+        named = "all captions" if modality == ALL else f"the {modality}s"
         if whole and fraction > job.settings.max_reject_fraction:
             problems.append(
-                f"{fraction:.1%} of the {modality}s were rejected (see rejects/), more than --max_reject_fraction "
+                f"{fraction:.1%} of {named} were rejected (see rejects/), more than --max_reject_fraction "
                 f"{job.settings.max_reject_fraction:g}; mend them and run again, or accept them with a larger fraction"
             )
     return problems

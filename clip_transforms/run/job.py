@@ -65,7 +65,7 @@ class Job:
         checkpoint: the resolved checkpoint.
         fields: the fields of the fingerprint.
         taxonomies: name → digest of the taxonomies that this run labels with.
-        other_taxonomies: names of taxonomies that only earlier runs labelled with.
+        other_kinds: kinds of parts that only earlier runs made: `labels/<taxonomy>`, and `captions`.
         units: number of units of this run. They are the first rows of the plan; units of other shares follow.
         pending: number of units to embed. They come first among this run's units.
         workers: number of workers that the runner's options ask for.
@@ -78,7 +78,7 @@ class Job:
     checkpoint: Checkpoint
     fields: Mapping[str, str]
     taxonomies: Mapping[str, str]
-    other_taxonomies: Sequence[str]
+    other_kinds: Sequence[str]
     units: int
     pending: int
     workers: int

@@ -134,7 +134,7 @@ def _compare(
         The units of this run's share, and those of the other shares.
     """
     mine, siblings = _shared(units, *settings.share)
-    known = committed_parts(settings.output, units, footers, dataset)
+    known = committed_parts(settings, units, footers, dataset)
     kept = {unit.part: known[unit.part] for unit in mine if unit.part in known and _stays(settings, known[unit.part])}
     done = {part: footers[part] for part in kept}
     stale = stale_labels(settings.output, done, settings.digests, settings.top_labels)

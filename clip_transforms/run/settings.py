@@ -112,6 +112,11 @@ class Settings:
         return {taxonomy.name: taxonomy.digest for taxonomy in self.taxonomies}
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of parts that a unit has beside its embeddings; without them it is not committed."""
+        return ("captions", "rejects") if self.reader.captions == "all" else ("rejects",)
+
+    @property
     def share(self) -> tuple[int, int]:
         """`units` as numbers (i, n): (0, 1) if the run does all units, (0, 0) if `units` is malformed."""
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "0/1" if self.units is None else self.units)

@@ -54,7 +54,7 @@ def rejects(*reasons):
 
 @pytest.fixture
 def settings(tmp_path):
-    make_folders(str(tmp_path), ["t"])
+    make_folders(str(tmp_path), ["labels/t", "captions"])
     (tmp_path / "_temporary" / "run").mkdir(parents=True)
     footer = {"fingerprint": "f", "provenance": {"model_sha256": "m", "embed_dim": 2}}
     return PartSettings(str(tmp_path), str(tmp_path / "_temporary" / "run"), SCHEMA, footer, {"t": {"taxonomy": "t"}})
