@@ -28,10 +28,12 @@ setup(
     extras_require={
         "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow
         "aws": ["s3fs>=2024.6"],  # s3://
+        "heic": ["pillow-heif>=1.1"],  # HEIC, as phones write it
         "demo": ["duckdb"],
         "test": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
             *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
+            "pillow-heif>=1.1",
             *("duckdb", "polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],

@@ -123,7 +123,8 @@ def mutate(data, rng):
 
 def picture_case(number, seeds, _):
     """What became of one mutated picture."""
-    from clip_transforms.clip.preprocess import REASONS, ImageError, Preprocessing, decode
+    from clip_transforms.clip.decoders import REASONS, ImageError
+    from clip_transforms.clip.preprocess import Preprocessing, decode
 
     rng = random.Random(f"picture {number}")
     data = mutate(seeds[rng.choice(sorted(seeds))], rng)

@@ -8,30 +8,17 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
 
-# Pillow would import a decoder at the first picture that needs it. If the process had no free descriptor at that
-# moment, Pillow would go on without the decoder, and its pictures would be rejected as of an unknown format.
-from PIL import (
-    AvifImagePlugin,  # noqa: F401
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    ImageOps,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,
-    WebPImagePlugin,  # noqa: F401
-)
-
-from clip_transforms import storage
+from clip_transforms.clip.decoders import FORMATS, ImageError, failure, is_of_the_machine
 
 # The mean and standard deviation of CLIP's training images, in [0, 1], RGB (published `clip.py`).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 FAST_DECODE = ", JPEG decoded at reduced size"  # in the description of a preprocessing
+EXIF_APPLIED = ", EXIF orientation applied"  # likewise
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own default: a quarter of a gibibyte at three bytes a pixel
-# Only these decoders are reachable, whatever else this Pillow was built with.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+EXIF_ORIENTATIONS = ("ignore", "apply")
 RESIZES = ("shortest", "squash", "longest")
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -39,13 +26,19 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-REASONS = ("empty", "unknown format", "too many pixels", "truncated", "damaged")
 _MAX_SIDE = 1 << 23  # pixels; beyond it Pillow's 32-bit counts overflow, which it reports as a MemoryError
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
-_CODEC_OUT_OF_MEMORY = ("decoder error -9", "out of memory when reading image file")  # Pillow says either
-
-
-Image.preinit()  # imports the rest of the common decoders, which Pillow would import at the first picture
+# EXIF orientation → the step that turns the picture as a viewer shows it.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +57,8 @@ class Preprocessing:
         fast_decode: whether to decode a JPEG at a reduced size: the smallest of 1, 1/2, 1/4 and 1/8 that is at least
             the resized size. This is faster and gives slightly different pixels. The user asks for it, not a
             checkpoint.
+        exif_orientation: `ignore`, as published, or `apply`, which turns a picture as a viewer shows it, before the
+            resize. The user asks for it, not a checkpoint.
     """
 
     side: int
@@ -74,12 +69,14 @@ class Preprocessing:
     fill: int = 0
     context_length: int = 77
     fast_decode: bool = False
+    exif_orientation: str = "ignore"
 
     def __post_init__(self):
         """Refuse settings that no image could be prepared with."""
         for name, value, allowed in (
             ("resize mode", self.resize, RESIZES),
             ("interpolation", self.interpolation, tuple(INTERPOLATIONS)),
+            ("EXIF orientation", self.exif_orientation, EXIF_ORIENTATIONS),
         ):
             if value not in allowed:
                 raise ValueError(f"its {name} is {value!r}, but it must be {' or '.join(allowed)}")
@@ -108,36 +105,34 @@ class Preprocessing:
             if (self.mean, self.std) == (PIXEL_MEAN, PIXEL_STD)
             else f"mean {self.mean}, std {self.std}"
         )
-        fast = FAST_DECODE if self.fast_decode else ""
-        return f"{step}, {self.interpolation} in Pillow{fast}, RGB, {scaling}; {self.context_length} tokens"
-
-
-class ImageError(ValueError):
-    """An image cannot be used.
-
-    Attributes:
-        reason: one of REASONS.
-    """
-
-    def __init__(self, reason: str, message: str):
-        """Keep the reason beside the message."""
-        super().__init__(message)
-        self.reason = reason
+        asked = (FAST_DECODE if self.fast_decode else "") + (EXIF_APPLIED if self.exif_orientation == "apply" else "")
+        return f"{step}, {self.interpolation} in Pillow{asked}, RGB, {scaling}; {self.context_length} tokens"
 
 
 class DecodedImage(NamedTuple):
-    """Pixels, uint8 [3, r, r], RGB, not normalised, and the size of the stored image in pixels."""
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8 [3, r, r], RGB, not normalised.
+        width, height: the size of the stored image in pixels, before any turn.
+        orientation: the EXIF orientation that a viewer would apply, 2 to 8; 1 if the image is upright as it is stored.
+        is_deep: whether the image has one channel of more than eight bits or of floating-point numbers. Pillow clips
+            its values to 0 to 255; it does not scale them.
+    """
 
     pixels: np.ndarray
     width: int
     height: int
+    orientation: int = 1
+    is_deep: bool = False
 
 
 def decode_image(data: bytes, side: int) -> np.ndarray:
     """Decode one image to the pixels that the vision tower takes.
 
     Args:
-        data: an encoded image: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF. The bytes decide, not a file name.
+        data: an encoded image: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or, with the extra [heic], HEIC. The bytes decide,
+            not a file name.
         side: r, the model's `image_side`.
     Returns:
         uint8 [3, r, r], RGB, 0 to 255, not normalised: the shorter side is resized to r (bicubic), the centre is
@@ -167,12 +162,8 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
         tile = _tile_size(image)
     except Image.DecompressionBombError as error:
         raise ImageError("too many pixels", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageError("unknown format", f"none of {', '.join(FORMATS)}: starts with {data[:12]!r}") from error
     except Exception as error:
-        if _is_of_the_machine(error):
-            raise
-        raise ImageError("damaged", f"{type(error).__name__}: {error}") from error
+        raise failure(data, error) from error
     width, height = image.size
     resized = resized_size(width, height, preprocessing)
     sizes = {
@@ -181,33 +172,20 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
         "resized in one direction": (resized[0], height),  # Pillow resizes the rows first, then the columns
         "in a tile": tile,
     }
+    if preprocessing.exif_orientation == "apply":
+        sizes["resized in one direction, if turned"] = (resized[1], width)
     for what, (w, h) in sizes.items():
         if w * h > max_pixels:
             raise ImageError("too many pixels", f"{w} × {h} pixels {what}, but at most {max_pixels:,} are allowed")
     if max(width, height) > _MAX_SIDE:
         message = f"a side of {max(width, height)} pixels, but at most {_MAX_SIDE:,} are allowed"
         raise ImageError("too many pixels", message)
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     try:
-        return DecodedImage(_to_pixels(image, resized, preprocessing), width, height)
+        pixels, orientation = _to_pixels(image, resized, preprocessing)
     except Exception as error:
-        if _is_of_the_machine(error):
-            raise
-        reason = "truncated" if "truncated" in str(error).lower() else "damaged"
-        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
-
-
-def _is_of_the_machine(error: Exception) -> bool:
-    """Return whether the machine, not the picture, made Pillow fail.
-
-    A picture whose sizes alone would make Pillow raise a MemoryError is refused before it is decoded. The bytes are in
-    memory, so they cannot cause a failed import or an error with a number of the operating system.
-    """
-    return (
-        storage.is_of_the_machine(error)
-        or isinstance(error, ImportError)
-        or (isinstance(error, OSError) and error.errno is not None)
-        or str(error) in _CODEC_OUT_OF_MEMORY
-    )
+        raise failure(data, error) from error
+    return DecodedImage(pixels, width, height, orientation, is_deep)
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
@@ -231,11 +209,18 @@ def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
     return int(side * width / height), side
 
 
-def _to_pixels(image: Image.Image, resized: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+def _to_pixels(image: Image.Image, resized: tuple[int, int], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
+    """Return the pixels, and the EXIF orientation that the stored image has."""
     # Resize before converting to RGB, as the published preprocessing does. Pillow resizes palette images with nearest
     # neighbour, whatever filter is asked for, so the other order gives those images different embeddings.
     if preprocessing.fast_decode:
+        # A turn swaps the sides of the resized image in the same way as those of the stored one.
         image.draft(None, resized)  # only affects JPEGs
+    image.load()  # a PNG may have its EXIF behind its pixels
+    orientation = _orientation(image)
+    if preprocessing.exif_orientation == "apply" and orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+        resized = resized if orientation < 5 else (resized[1], resized[0])
     if image.size != resized:
         image = image.resize(resized, INTERPOLATIONS[preprocessing.interpolation])
     side = preprocessing.side
@@ -247,4 +232,23 @@ def _to_pixels(image: Image.Image, resized: tuple[int, int], preprocessing: Prep
         )
     left, top = (int(round((length - side) / 2.0)) for length in image.size)  # Python's round: half to even
     image = image.crop((left, top, left + side, top + side)).convert("RGB")
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation in a loaded image's EXIF; 1 if there is none, or none that makes sense.
+
+    Pillow itself turns a TIFF while it loads it, and libheif a HEIC; afterwards they are upright.
+    """
+    data = image.info.get("exif")
+    if not data or isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        orientation = exif.get(_ORIENTATION)
+    except Exception as error:  # a viewer shows a picture with broken EXIF as it is stored
+        if is_of_the_machine(error):
+            raise
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -20,7 +20,8 @@ import pyarrow as pa
 import torch
 from PIL import AvifImagePlugin, Image
 
-from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, ImageError, Preprocessing, decode
+from clip_transforms.clip.decoders import ImageError
+from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, DecodedImage, Preprocessing, decode
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
 from clip_transforms.engine.ahead import Ahead
 from clip_transforms.engine.ceiling import Ceiling
@@ -28,6 +29,11 @@ from schemas.samples import ALL_CAPTIONS
 
 _TOKEN_BYTES = 4
 MAX_AHEAD_BYTES = 32 << 20  # of encoded images and pixels that wait for the model
+_NOT_TURNED = "images with an EXIF orientation, which was ignored, as published; --exif_orientation apply turns them"
+_CLIPPED = (
+    "images of 16 bits or of floats per channel, whose values were clipped to 0 to 255, as published, so that most are "
+    "white or black; scale them to 8 bits first, as docs/fidelity.md shows"
+)
 
 
 @dataclasses.dataclass
@@ -45,6 +51,7 @@ class DecodedBatch:
         caption_rows: the rows in `samples` of the first captions.
         rejects: (row in the batch, reason, message, bytes) of each image that could not be decoded.
         further: (row in `samples`, place among the sample's captions, from 1) of the further captions.
+        notes: text → count, of decoded images that a person may expect to be treated differently.
     """
 
     unit: int
@@ -57,6 +64,7 @@ class DecodedBatch:
     caption_rows: list[int]
     rejects: list[tuple[int, str, str, int]]
     further: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    notes: Counter = dataclasses.field(default_factory=Counter)
 
 
 @dataclasses.dataclass
@@ -165,6 +173,7 @@ class DecodeAhead:
         """Wait for the pool to finish a batch, and remove the pixels of images that could not be decoded."""
         start = time.perf_counter()
         kept, rows, sizes, rejects = [], [], [], []
+        notes: Counter = Counter()
         sha256: list[str | None] = [None] * waiting.samples.num_rows
         for place, (row, future) in enumerate(waiting.images):
             (sha256[row], result), seconds = future.result()
@@ -175,7 +184,9 @@ class DecodeAhead:
             else:
                 kept.append(place)
                 rows.append(row)
-                sizes.append(result)
+                sizes.append((result.width, result.height))
+                notes[_NOT_TURNED] += result.orientation > 1 and self._preprocessing.exif_orientation == "ignore"
+                notes[_CLIPPED] += result.is_deep
         tokens, seconds = waiting.tokens.result()
         self.seconds["decode"] += seconds
         self.seconds["wait for decode"] += time.perf_counter() - start
@@ -191,6 +202,7 @@ class DecodeAhead:
             waiting.caption_rows,
             rejects,
             waiting.further,
+            +notes,
         )
 
 
@@ -232,11 +244,11 @@ def set_up_decoders() -> None:
 
 def _decode_into(
     pixels: np.ndarray, place: int, image: pa.BinaryScalar, preprocessing: Preprocessing, max_pixels: int
-) -> tuple[str, tuple[int, int] | ImageError]:
+) -> tuple[str, DecodedImage | ImageError]:
     """Decode one image into its place in `pixels`.
 
     Returns:
-        The SHA-256 of the encoded image, and its stored size or the error that makes it a reject.
+        The SHA-256 of the encoded image, and the decoded image or the error that makes it a reject.
     """
     data = image.as_py()  # copied here, not on submission, so that waiting images are held in memory once
     digest = hashlib.sha256(data).hexdigest()
@@ -245,4 +257,4 @@ def _decode_into(
     except ImageError as error:
         return digest, error
     pixels[place] = decoded.pixels
-    return digest, (decoded.width, decoded.height)
+    return digest, decoded._replace(pixels=pixels[place])  # a view, so that the decoder's own array is freed

@@ -65,7 +65,7 @@ def finish_batch(
         rows,
         _rejects(batch.decoded.samples, shard, rejects),
         {modality.name: modality.absent for modality in (image, caption)},
-        Counter({_HALVED: halved} if halved else {}),
+        batch.decoded.notes + Counter({_HALVED: halved}),  # a sum of Counters drops zeros
         captions,
     )
 

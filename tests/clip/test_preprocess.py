@@ -200,7 +200,7 @@ GOOD = picture(0, (200, 150))
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unknown format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unknown format"),
         (GOOD[: len(GOOD) // 2], "truncated"),
-        (GOOD[:15], "damaged"),
+        (GOOD[:15], "truncated"),
     ],
     ids=["empty", "text", "svg", "postscript", "half a jpeg", "fifteen bytes"],
 )

@@ -1,6 +1,7 @@
 """Decoding ahead keeps the order, bounds its memory, and passes errors on."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import ROOT, picture
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
-from clip_transforms.clip.preprocess import Preprocessing, decode_image
+from clip_transforms.clip.preprocess import Preprocessing, decode, decode_image
 from clip_transforms.engine import decode as decode_module
 from clip_transforms.engine.ceiling import Ceiling
 from clip_transforms.engine.decode import DecodeAhead, DecodedBatch
@@ -58,6 +59,36 @@ def test_an_undecodable_image_is_a_reject_and_moves_no_other_row():
     np.testing.assert_array_equal(out.pixels[1], decode_image(picture(3), 32))
     assert [(row, reason, size) for row, reason, _, size in out.rejects] == [(1, "unknown format", 6)]
     assert [bool(digest) for digest in out.sha256] == [True, True, False, True]
+
+
+def oriented(seed, orientation):
+    image, exif, buffer = Image.open(io.BytesIO(picture(seed))), Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    image.save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def deep():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("how", ["ignore", "apply"])
+def test_images_that_are_not_as_a_person_sees_them_are_counted(how):
+    images = [oriented(0, 6), picture(1), oriented(2, 1), deep(), oriented(4, 3), b"broken", None]
+    preprocessing = Preprocessing(32, exif_orientation=how)
+    (out,) = DecodeAhead([(0, batch(0, 7, images))], preprocessing, measured(), 2)
+    found = {text.split(",")[0]: count for text, count in out.notes.items()}
+    turned = {"images with an EXIF orientation": 2} if how == "ignore" else {}
+    assert found == turned | {"images of 16 bits or of floats per channel": 1}
+    assert out.sizes == [(40, 30)] * 5
+    np.testing.assert_array_equal(out.pixels[0], decode(images[0], preprocessing).pixels)
+
+
+def test_usual_images_give_no_note():
+    (out,) = decoded([(0, batch(0, 3))])
+    assert out.notes == {}
 
 
 def test_an_error_of_the_reader_reaches_the_consumer_after_the_batches_before_it():
