@@ -169,6 +169,7 @@ def plan_labels(
     made = existing_dataset(output)
     check_classes(output, taxonomies)
     spec = model or ClipSpec(made["model"])
+    spec = dataclasses.replace(spec, checkpoint_key=made["settings"].get("checkpoint_key"))
     checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
     if checkpoint.sha256 != made["settings"]["model"]:
         raise OutputError(

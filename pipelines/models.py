@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: if the command line is wrong, or the file is not a checkpoint.
     """
     options = _parser().parse_args(argv)
-    for line in check_lines(options.check) if options.check is not None else table_lines():
+    for line in check_lines(options.check, options.checkpoint_key) if options.check is not None else table_lines():
         say(line)
     return DONE
 
@@ -39,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--check", metavar="FILE", help="checkpoint to describe: path or URI of a file or folder, or demo"
+    )
+    parser.add_argument(
+        "--checkpoint_key",
+        metavar="PREFIX",
+        help="start of the names of the weights, if the checkpoint holds several models or a larger one",
     )
     return parser
 
@@ -59,16 +64,16 @@ def table_lines() -> list[str]:
     return [*lines, f"cache: {cache_folder()}; demo comes with this package; --check FILE describes a checkpoint"]
 
 
-def check_lines(model: str) -> list[str]:
+def check_lines(model: str, key: str | None = None) -> list[str]:
     """Return the description of a checkpoint, and how it was recognised."""
-    spec = ClipSpec(model)
+    spec = ClipSpec(model, checkpoint_key=key)
     path = cached(spec.published_name) if spec.published_name else None
     if spec.published_name and path is None:
         raise CheckpointError(
             f"--check is {model}, but that model is not in the cache ({cache_folder()}); a run downloads it, or give a "
             "file"
         )
-    checkpoint = ClipSpec(str(path) if path else model).recognise()
+    checkpoint = ClipSpec(str(path) if path else model, checkpoint_key=key).recognise()
     named = next((name for name, p in PUBLISHED.items() if p.sha256 == checkpoint.sha256), None)
     alike = next((name for name, p in PUBLISHED.items() if p.architecture == checkpoint.architecture), None)
     what = (

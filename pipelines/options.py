@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
+from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.plan import RunPlan
@@ -61,6 +62,12 @@ def embed_parser() -> argparse.ArgumentParser:
     add("--output", metavar="URI", help="(required) folder of the dataset: a new one, or that of an earlier run")
     add("--model", help="(required) a published name such as ViT-B/32, a checkpoint file, or demo")
     add("--activation", choices=ACTIVATIONS, help="activation of the checkpoint, if the file does not say it")
+    add(
+        "--checkpoint_key",
+        metavar="PREFIX",
+        help="start of the names of the weights, if the checkpoint holds several models or a larger one, such as "
+        "state_dict_ema or clip_model",
+    )
     add(
         "--precision",
         choices=PRECISIONS,
@@ -171,6 +178,14 @@ def embed_parser() -> argparse.ArgumentParser:
         "--fast_decode",
         action="store_true",
         help="decode large JPEGs at a fraction of their size; this is faster and changes their embeddings slightly",
+    )
+    add(
+        "--exif_orientation",
+        choices=EXIF_ORIENTATIONS,
+        help=usual(
+            "what to do with the EXIF orientation of a picture; ignore: embed it as it is stored, like the published "
+            "code; apply: turn it as a viewer shows it"
+        ),
     )
     add(
         "--units",

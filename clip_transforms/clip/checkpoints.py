@@ -23,7 +23,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(
-    model: str, device: str = "auto", *, activation: str | None = None, precision: str = "auto", vision: bool = True
+    model: str,
+    device: str = "auto",
+    *,
+    activation: str | None = None,
+    precision: str = "auto",
+    vision: bool = True,
+    checkpoint_key: str | None = None,
 ) -> ClipModel:
     """Load a CLIP.
 
@@ -34,13 +40,14 @@ def load(
         activation: `quick_gelu` or `gelu`; needed only if the checkpoint does not name its activation.
         precision: the precision of the towers: `fp32`, `bf16`, `fp16`, or `auto` (see `resolve_precision`).
         vision: whether to load the vision tower; False loads the text tower alone.
+        checkpoint_key: the start of the names of the weights, if the file holds several models or a larger one.
     Returns:
         The model in inference mode.
     Raises:
         CheckpointError: if the checkpoint is missing, is of another kind, or does not name its activation.
         RuntimeError: if `device` is `cuda` and there is no CUDA device.
     """
-    spec = ClipSpec(model, activation, precision, device)
+    spec = ClipSpec(model, activation, precision, device, checkpoint_key)
     return load_checkpoint(spec.resolve(), spec.device, spec.precision, vision=vision)
 
 
@@ -57,7 +64,7 @@ def load_checkpoint(
     folded = fold(model)
     try:
         with _open(checkpoint) as tensors:
-            _, sources = recognise(tensors)
+            _, sources = recognise(tensors, checkpoint.key)
 
             def read(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
                 return _tensor(sources[published_name(name)], tensors, place, dtype)

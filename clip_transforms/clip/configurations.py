@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from clip_transforms import storage
 from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD, Preprocessing
 
 OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
+_SENTENCE_TRANSFORMERS = "modules.json"
 _OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -73,7 +75,7 @@ class Configuration:
 
 
 def read_configuration(folder: str) -> Configuration:
-    """Read a folder's configuration, written by open_clip or Hugging Face.
+    """Read a folder's configuration, written by open_clip, Hugging Face or sentence-transformers.
 
     Args:
         folder: the folder's URI.
@@ -96,6 +98,13 @@ def read_configuration(folder: str) -> Configuration:
                 if missing := [name for name in weights if name not in names]:
                     raise ValueError(f"{index} in it names {missing[0]!r}, which is not beside it; download it too")
             return _hugging_face(_read(folder, HUGGING_FACE), processor and _read(folder, processor), weights)
+        if _SENTENCE_TRANSFORMERS in names:
+            inner = _clip_module(_read(folder, _SENTENCE_TRANSFORMERS, list))
+            try:
+                found = read_configuration(storage.join(folder, inner))
+            except ValueError as error:
+                raise ValueError(f"{inner} in it: {error}") from error
+            return dataclasses.replace(found, weights=tuple(f"{inner}/{name}" for name in found.weights))
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"its configuration is malformed ({error!r})") from error
     raise ValueError(
@@ -104,13 +113,27 @@ def read_configuration(folder: str) -> Configuration:
     )
 
 
-def _read(folder: str, name: str) -> dict[str, Any]:
+def _clip_module(modules: list[Mapping[str, Any]]) -> str:
+    """Return the folder of the CLIP in a list of sentence-transformers' modules."""
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    if kinds[:1] != ["CLIPModel"] or set(kinds[1:]) - {"Normalize"}:
+        raise ValueError(
+            f"its {_SENTENCE_TRANSFORMERS} lists {', '.join(kinds) or 'nothing'}, but it must list a CLIPModel and no "
+            "other layers"
+        )
+    inner = modules[0]["path"]
+    if not isinstance(inner, str) or not re.fullmatch(r"\w[\w.-]*", inner):
+        raise ValueError(f"its {_SENTENCE_TRANSFORMERS} names the folder {inner!r}, but it must be one beside it")
+    return inner
+
+
+def _read(folder: str, name: str, kind: type = dict) -> Any:
     try:
         content = json.loads(storage.read_bytes(storage.join(folder, name)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} in it is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} in it is not a JSON object")
+    if not isinstance(content, kind):
+        raise ValueError(f"{name} in it is not a JSON {'object' if kind is dict else 'list'}")
     return content
 
 

@@ -31,17 +31,20 @@ class Source:
     transposed: bool = False
 
 
-def recognise(names: Iterable[str]) -> tuple[str, dict[str, Source]]:
+def recognise(names: Iterable[str], key: str | None = None) -> tuple[str, dict[str, Source]]:
     """Recognise a file's layout by the names of its tensors.
 
     Args:
         names: the names of all the tensors; prefixes that training adds (`state_dict`, `module.`) are ignored.
+        key: the start of the names of the weights, if the file holds several models or a larger one; `.` means the
+            model whose names have no such start.
     Returns:
         The layout's name, and a mapping from OpenAI's tensor names to their sources in the file.
     Raises:
-        ValueError: if the tensors belong to a known model of another kind; the message names the kind.
+        ValueError: if the tensors belong to a known model of another kind, or if `key` must choose among models or name
+            a part of a larger one; the message names the kind, or the keys.
     """
-    found = _unwrapped(list(names))
+    found = _chosen(list(names), key)
     for pattern, what in _OTHERS:
         if name := next((name for name in found if re.match(pattern, name)), None):
             raise ValueError(f"{what} ({name}), which this program does not support; give a CLIP of the published kind")
@@ -60,9 +63,49 @@ def shape_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int
     return tuple(reversed(first)) if source.transposed else first
 
 
-def _unwrapped(names: list[str]) -> dict[str, str]:
-    """Map names without training's prefixes to names in the file; weights only."""
-    found = {name: name for name in names}
+# The tensor at the end of the text tower, in each layout. The group is the start of all names of the model.
+_TEXT_END = re.compile(r"((?:.*?\.)??)(?:text\.ln_final|text_model\.final_layer_norm|ln_final)\.weight")
+
+_IMAGE_TOWER = re.compile(r"(?<![^.])(?:visual|vision_model)\.")
+_SHOWN = 4  # keys in a message
+
+
+def _roots(names: Iterable[str]) -> list[str]:
+    """Return the start of the names of each CLIP among the tensors: empty, or ending in a dot."""
+    names = list(names)
+    with_text = {match[1] for match in map(_TEXT_END.fullmatch, names) if match}
+    return sorted(with_text & {name[: match.start()] for name in names for match in _IMAGE_TOWER.finditer(name)})
+
+
+def _chosen(names: list[str], key: str | None) -> dict[str, str]:
+    """Map the names of one model, without what stands before them, to names in the file; weights only.
+
+    Raises:
+        ValueError: if the key is wrong, or there is none and one is needed; the message names the keys.
+    """
+    start = f"{key}." if key and key != "." else ""
+    inside = {name.removeprefix(start): name for name in names if name.startswith(start)}
+    if key == ".":
+        others = tuple(filter(None, _roots(names)))
+        inside = {name: name for name in names if not name.startswith(others)}
+    if key and not inside:
+        cure = f"give {_flags('', roots)}" if (roots := _roots(names)) else "omit the flag"
+        raise ValueError(f"--checkpoint_key is {key}, but no tensor's name begins with {start}; {cure}")
+    roots, found = _roots(inside), _unwrapped(inside)
+    if len(roots) > 1:
+        raise ValueError(f"it holds {len(roots):,} models; choose one with {_flags(start, roots)}")
+    if roots and "" not in _roots(found):
+        raise ValueError(f"the names of its weights begin with {start}{roots[0]}; give {_flags(start, roots)}")
+    return found
+
+
+def _flags(start: str, roots: list[str]) -> str:
+    flags = [f"--checkpoint_key {(start + root).removesuffix('.') or '.'}" for root in roots[:_SHOWN]]
+    return " or ".join([*flags, *([f"{len(roots) - _SHOWN:,} more"] if len(roots) > _SHOWN else [])])
+
+
+def _unwrapped(found: dict[str, str]) -> dict[str, str]:
+    """Remove training's prefixes from names that map to names in the file; weights only."""
     while prefix := _wrapper(found):
         found = {name.removeprefix(prefix): full for name, full in found.items() if name.startswith(prefix)}
     return {name: full for name, full in found.items() if not _NO_WEIGHTS.match(name)}

@@ -42,6 +42,7 @@ class Checkpoint:
         layout: the library whose tensor names the file uses.
         recognised_by: the evidence for the activation, for a person to read.
         published: the published name, if the model was asked for by name.
+        key: the start of the names of the weights, if one was given; see `layouts.recognise`.
     """
 
     files: tuple[str, ...]
@@ -52,6 +53,12 @@ class Checkpoint:
     layout: str
     recognised_by: str
     published: str | None = None
+    key: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What says that two checkpoints have the same weights: the SHA-256, and the key if there is one."""
+        return f"{self.sha256}, {self.key}" if self.key else self.sha256
 
     @property
     def where(self) -> str:
@@ -70,12 +77,15 @@ class ClipSpec:
         precision: the precision of the towers: `fp32`, `bf16`, `fp16` or `auto`. Each worker resolves `auto`: bf16 if
             the hardware multiplies it faster, fp16 on older GPUs, else fp32.
         device: `cpu`, `cuda`, or `auto`, which each worker resolves.
+        checkpoint_key: the start of the names of the weights, such as `state_dict_ema` or `clip_model`; needed only if
+            the file holds several models or a larger one. `.` means the model whose names have no such start.
     """
 
     model: str
     activation: str | None = None
     precision: str = "auto"
     device: str = "auto"
+    checkpoint_key: str | None = None
 
     def __post_init__(self):
         """Refuse a wrong setting here, not on a worker."""
@@ -88,6 +98,13 @@ class ClipSpec:
             if value not in allowed:
                 names = " or ".join(str(a) for a in allowed if a)
                 raise ValueError(f"--{field} is {value!r}, but it must be {names}")
+        if self.checkpoint_key is not None:
+            if not self.checkpoint_key or self.published_name:
+                raise ValueError(
+                    f"--checkpoint_key is {self.checkpoint_key!r}, but it must be the start of the names of the "
+                    "weights in a file, and --model must be that file; omit the flag"
+                )
+            object.__setattr__(self, "checkpoint_key", self.checkpoint_key.removesuffix(".") or ".")
 
     @classmethod
     def of(cls, model: ClipSpec | storage.Place) -> ClipSpec:
@@ -134,7 +151,7 @@ class ClipSpec:
                 files = tuple(storage.join(uri, file) for file in configuration.weights)
             else:
                 files = (uri,)
-            return _read(files, configuration)
+            return _read(files, configuration, self.checkpoint_key)
         except CheckpointError:
             raise
         except ValueError as error:
@@ -191,11 +208,12 @@ def _published(name: str) -> Checkpoint:
     )
 
 
-def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoint:
+def _read(files: Sequence[str], configuration: Configuration | None, key: str | None) -> Checkpoint:
     """Recognise a checkpoint by its files; the activation is empty if they do not name it."""
     tensors: dict[str, StoredTensor] = {}
     hashes, kinds = [], []
     metadata: dict[str, str] = {}
+    passed_over: dict[str, str] = {}
     for uri in files:
         with storage.local_copy(uri) as path:
             hashes.append(storage.sha256(path))
@@ -207,13 +225,19 @@ def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoi
         tensors |= weights.tensors
         kinds.append(weights.kind)
         metadata |= weights.metadata
-    layout, sources = recognise(tensors)
-    _check_numbers(sources, tensors)
-    architecture = architecture_of(
-        _shapes(sources, tensors),
-        configuration.vision_head_width if configuration else None,
-        configuration.text_head_width if configuration else None,
-    )
+        passed_over |= weights.passed_over
+    try:
+        layout, sources = recognise(tensors, key)
+        _check_numbers(sources, tensors)
+        architecture = architecture_of(
+            _shapes(sources, tensors),
+            configuration.vision_head_width if configuration else None,
+            configuration.text_head_width if configuration else None,
+        )
+    except ValueError as error:
+        if passed_over:  # it may be the cause: a weight that was not read is missing
+            raise ValueError(f"{error}; {_most_telling(passed_over, str(error))}") from error
+        raise
     digest = combined_sha256(hashes)
     known = next((name for name, published in PUBLISHED.items() if published.sha256 == digest), None)
     activation, recognised_by = _activation(known, configuration, metadata, kinds[0])
@@ -221,7 +245,14 @@ def _read(files: Sequence[str], configuration: Configuration | None) -> Checkpoi
     preprocessing = configuration.preprocessing if configuration else plain
     if configuration:
         _check_sizes(configuration, architecture)
-    return Checkpoint(tuple(files), digest, activation, architecture, preprocessing, layout, recognised_by)
+    return Checkpoint(tuple(files), digest, activation, architecture, preprocessing, layout, recognised_by, key=key)
+
+
+def _most_telling(passed_over: Mapping[str, str], error: str) -> str:
+    """Return the sentence about the entry whose name the error mentions, else about the first."""
+    words = tuple(word for word in error.split() if "." in word)
+    named = (sentence for name, sentence in passed_over.items() if name.endswith(words))
+    return next(named, next(iter(passed_over.values())))
 
 
 def _check_numbers(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> None:

@@ -1,12 +1,15 @@
 """Read the archives that torch.save and torch.jit.save write, without torch and without running code from them.
 
 Both are zip files. A pickle, `data.pkl`, names the tensors, and one file per storage holds their bytes. The unpickler
-here knows a dozen harmless names and nothing else. Torch's `serialization.py` and `jit/_pickle.py` define the format.
+here knows the dozen names that tensors need. For any other name it makes an inert stand-in, so it imports and calls
+nothing, and what a training program saved beside the weights is passed over. Torch's `serialization.py` and
+`jit/_pickle.py` define the format.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import pickle
@@ -14,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 # Storage type → the bytes per element, and the name of the dtype.
@@ -33,15 +36,17 @@ _STORAGES = {
 # Errors that zipfile and pickle raise for truncated or altered files; zipfile raises RuntimeError for encrypted ones.
 _DAMAGE = (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, EOFError, OSError, RuntimeError)
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
-# Things beside the weights in a training checkpoint that torch.load(weights_only=True) accepts too. They are dropped.
-_DROPPED = {
-    *(("torch", name) for name in ("Size", "device", "float64", "float32", "float16", "bfloat16")),
-    *(("torch", name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
-    *(("__builtin__", name) for name in ("set", "bytearray", "complex")),
-    ("collections", "Counter"),
-    ("_codecs", "encode"),
+# Names that are usual beside the weights of a training checkpoint. No message mentions them.
+_USUAL = {
+    *(f"torch.{name}" for name in ("Size", "device", "float64", "float32", "float16", "bfloat16")),
+    *(f"torch.{name}" for name in ("int64", "int32", "int16", "int8", "uint8", "bool", "Tensor")),
+    *(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in ("set", "bytearray", "complex")),
+    *("collections.Counter", "collections.defaultdict", "_codecs.encode", "argparse.Namespace"),
+    *(f"pathlib.{name}" for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
 }
+_TENSOR_CLASSES = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
 _MAX_ENTRIES = 1_000_000  # entries of nested dicts; a dict that occurs twice counts twice
+_MAX_STRANGERS = 10_000  # names that weights do not need; each takes a kilobyte here
 _MAX_PICKLE_BYTES = 64 << 20  # the largest CLIP needs less than 1 MiB
 
 
@@ -73,7 +78,14 @@ class StoredTensor:
 
 
 class Archive:
-    """An open archive, with its `tensors` by dotted name and the places of their bytes in the file."""
+    """An open archive.
+
+    Attributes:
+        is_script: whether torch.jit.save wrote it.
+        tensors: dotted name → the tensor's place in the file.
+        passed_over: dotted name → a sentence that says why the entry there was not read. Usual entries beside weights
+            are not among them.
+    """
 
     def __init__(self, file: IO[bytes]):
         """Read the pickle.
@@ -81,7 +93,7 @@ class Archive:
         Args:
             file: a seekable file.
         Raises:
-            ArchiveError: if the file is no such archive, asks for code, or has a tensor outside its storage.
+            ArchiveError: if the file is no such archive, or has a tensor outside its storage.
         """
         try:
             self._file, self._zip = file, zipfile.ZipFile(file)
@@ -103,7 +115,12 @@ class Archive:
             raise ArchiveError(f"it is damaged: {type(error).__name__}: {error}") from error
         except _MALFORMED as error:
             raise ArchiveError(f"its pickle is malformed: {type(error).__name__}: {error}") from error
-        self.tensors = dict(_tensors(content, itertools.count(1)))
+        self.tensors, self.passed_over = {}, {}
+        for name, found in _entries(content, itertools.count(1)):
+            if isinstance(found, StoredTensor):
+                self.tensors[name] = found
+            else:
+                self.passed_over[name] = found.sentence(name)
 
     def _start_of(self, info: zipfile.ZipInfo) -> int:
         """Return where a member's bytes begin: behind its own header, which alone states its length."""
@@ -118,9 +135,14 @@ class Archive:
             self._starts[info.filename] = start
         return self._starts[info.filename]
 
-    def _checked(self, storage: tuple, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-        """Return a tensor after checking that it is inside its storage, whatever the pickle claims."""
+    def _checked(self, storage: tuple, offset: Any, shape: Any, stride: Any) -> StoredTensor | _Bag:
+        """Return a tensor after checking that it is inside its storage, whatever the pickle claims.
+
+        For a tensor of a dtype that weights do not have, it returns a stand-in.
+        """
         kind, type_, key, _, count = storage
+        if kind == "storage" and isinstance(type_, type) and issubclass(type_, _Bag):
+            return _class_of(_ForeignTensor, type_.origin)()
         if kind != "storage" or not isinstance(type_, _StorageType) or not str(key).isalnum():
             raise ArchiveError("one of its tensors has no storage")
         shape, stride = tuple(shape), tuple(stride)
@@ -144,7 +166,9 @@ class _StorageType:
 
 
 class _Bag:
-    """A stand-in for every class in an archive: it keeps attributes and has no behaviour."""
+    """A stand-in for every class in an archive: it keeps attributes or entries, and has no behaviour."""
+
+    origin = ""
 
     def __new__(cls, *_: Any) -> _Bag:
         bag = super().__new__(cls)
@@ -159,18 +183,55 @@ class _Bag:
             self.attributes = state
 
 
+class _Stranger(_Bag):
+    """A stand-in for anything that weights do not need; `origin` is its full name. It keeps the entries of a dict."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        self.attributes[name] = value
+
+    def __call__(self, *_: Any) -> _Bag:
+        return self
+
+    def append(self, *_: Any) -> None:
+        pass
+
+    add = extend = update = append
+
+    def sentence(self, name: str) -> str:
+        """Say why it was not read; `name` is its dotted name in the archive."""
+        return (
+            f"its pickle asks for {self.origin}, which weights do not need, so {name or 'it'} was passed over and "
+            "nothing was run"
+        )
+
+
+class _ForeignTensor(_Stranger):
+    """A stand-in for a tensor whose dtype weights do not have; `origin` names the dtype."""
+
+    def sentence(self, name: str) -> str:
+        """Say why it was not read; `name` is its dotted name in the archive."""
+        return f"{name} is a tensor of {self.origin}, but weights must be floating point of 16, 32 or 64 bits"
+
+
+def _class_of(kind: type[_Stranger], origin: str) -> type[_Stranger]:
+    """Return a class of stand-ins that know their origin: a pickle may make instances in several ways."""
+    return type(kind.__name__, (kind,), {"origin": origin})
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: Archive, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
         self._archive = archive
+        self._strangers: dict[str, type[_Stranger]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _StorageType(*_STORAGES[name])
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, stride, *_: self._archive._checked(storage, offset, shape, stride)
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
+        if module in ("torch._utils", "torch._tensor") and name in _REBUILDS:
+            return functools.partial(_REBUILDS[name], self._archive._checked)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
@@ -179,23 +240,49 @@ class _Unpickler(pickle.Unpickler):
             return list
         if module == "torch.jit._pickle" and name == "restore_type_tag":
             return lambda value, _: value
-        if (module, name) in _DROPPED or module == "__torch__" or module.startswith("__torch__."):
+        if module == "__torch__" or module.startswith("__torch__."):
             return _Bag
-        raise ArchiveError(f"its pickle asks for {module}.{name}, which weights do not need, so nothing was run")
+        origin = f"{module}.{name}"
+        if len(self._strangers) > _MAX_STRANGERS:
+            raise ArchiveError(f"its pickle asks for more than {_MAX_STRANGERS:,} names that weights do not need")
+        return self._strangers.setdefault(origin, self._strangers.get(origin) or _class_of(_Stranger, origin))
 
     def persistent_load(self, pid: Any) -> Any:
         return tuple(pid)
 
 
-def _tensors(content: Any, entries: Iterator[int], prefix: str = "", depth: int = 0) -> Iterator[tuple]:
-    """Yield (dotted name, tensor) from nested dicts and modules."""
+def _from_type(_: Any, function: Any, type_: Any, args: Any, *state: Any) -> Any:
+    """Return a tensor with attributes of its own, if its class is torch's; other classes may read bytes otherwise."""
+    if isinstance(function, functools.partial) and getattr(type_, "origin", "") in _TENSOR_CLASSES:
+        return function(*args)
+    return type_() if isinstance(type_, type) and issubclass(type_, _Stranger) else _Stranger()
+
+
+# Name of a function of torch that rebuilds a tensor → our own, whose first argument is the archive's check.
+_REBUILDS: dict[str, Callable[..., Any]] = {
+    "_rebuild_tensor": lambda checked, storage, offset, shape, stride: checked(storage, offset, shape, stride),
+    "_rebuild_tensor_v2": lambda checked, storage, offset, shape, stride, *_: checked(storage, offset, shape, stride),
+    "_rebuild_tensor_v3": lambda _, storage, offset, shape, stride, grad, hooks, dtype, *__: _class_of(
+        _ForeignTensor, str(dtype.origin)
+    )(),
+    "_rebuild_parameter": lambda _, tensor, *__: tensor,
+    "_rebuild_parameter_with_state": lambda _, tensor, *__: tensor,
+    "_rebuild_from_type": _from_type,
+    "_rebuild_from_type_v2": _from_type,
+}
+
+
+def _entries(content: Any, entries: Iterator[int], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, tensor or unusual stand-in) from nested dicts and modules."""
     if isinstance(content, StoredTensor):
         yield prefix, content
         return
     if next(entries) > _MAX_ENTRIES:
         raise ArchiveError(f"its dicts have more than {_MAX_ENTRIES:,} entries, which is more than any CLIP needs")
+    if isinstance(content, _Stranger) and content.origin not in _USUAL and not content.origin.startswith("numpy."):
+        yield prefix, content
     children = content.attributes if isinstance(content, _Bag) else content
     if isinstance(children, dict) and depth < 32:
         for name, child in children.items():
             if isinstance(name, str):
-                yield from _tensors(child, entries, f"{prefix}.{name}" if prefix else name, depth + 1)
+                yield from _entries(child, entries, f"{prefix}.{name}" if prefix else name, depth + 1)

@@ -35,11 +35,13 @@ class WeightsFile:
         kind: `safetensors`, `state dict` (torch.save), or `TorchScript`.
         tensors: tensor name → the tensor's place in the file.
         metadata: the texts in a safetensors header.
+        passed_over: name → a sentence that says why the entry of that name was not read.
     """
 
     kind: str
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
+    passed_over: Mapping[str, str]
 
 
 def read_weights_file(file: IO[bytes]) -> WeightsFile:
@@ -48,12 +50,13 @@ def read_weights_file(file: IO[bytes]) -> WeightsFile:
     Args:
         file: a seekable file, at its start.
     Raises:
-        ArchiveError: if the file holds no weights, is damaged, or asks for code.
+        ArchiveError: if the file holds no weights, or is damaged.
     """
     start = file.read(8)
     if start[:4] == b"PK\x03\x04":  # a zip file, which torch.save and torch.jit.save write
         archive = Archive(file)
-        return WeightsFile("TorchScript" if archive.is_script else "state dict", archive.tensors, {})
+        kind = "TorchScript" if archive.is_script else "state dict"
+        return WeightsFile(kind, archive.tensors, {}, archive.passed_over)
     if start == _OLD_TORCH:
         raise ArchiveError(
             "it is in the format of torch before 1.6, which this program does not read; save it again with "
@@ -65,20 +68,21 @@ def read_weights_file(file: IO[bytes]) -> WeightsFile:
     try:
         metadata = header.pop("__metadata__", None) or {}
         base, size = 8 + int.from_bytes(start, "little"), file.seek(0, 2)
-        tensors = {name: _stored(name, entry, base) for name, entry in header.items()}
-    except ArchiveError:
-        raise
+        foreign = {
+            name: f"{name} is {entry['dtype']}, but weights must be F16, BF16, F32 or F64"
+            for name, entry in header.items()
+            if entry["dtype"] not in _DTYPES
+        }
+        tensors = {name: _stored(name, entry, base) for name, entry in header.items() if name not in foreign}
+        end = max((base + entry["data_offsets"][1] for entry in header.values()), default=base)
     except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         raise ArchiveError(f"it has a malformed header ({error!r}); download it again") from error
-    end = max((t.start + t.span * _size_of(t) for t in tensors.values()), default=base)
     if end != size:
         raise ArchiveError(f"it has {size:,} bytes, but its header says {end:,}; download it again")
-    return WeightsFile("safetensors", tensors, metadata if isinstance(metadata, dict) else {})
+    return WeightsFile("safetensors", tensors, metadata if isinstance(metadata, dict) else {}, foreign)
 
 
 def _stored(name: str, entry: Mapping[str, Any], base: int) -> StoredTensor:
-    if entry["dtype"] not in _DTYPES:
-        raise ArchiveError(f"{name} is {entry['dtype']}, but weights must be F16, BF16, F32 or F64")
     dtype, itemsize = _DTYPES[entry["dtype"]]
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
@@ -88,10 +92,6 @@ def _stored(name: str, entry: Mapping[str, Any], base: int) -> StoredTensor:
         raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {dtype}")
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return StoredTensor(dtype, base + begin, shape, strides)
-
-
-def _size_of(tensor: StoredTensor) -> int:
-    return next(size for name, size in _DTYPES.values() if name == tensor.dtype)
 
 
 def _safetensors_header(start: bytes, file: IO[bytes]) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def _is_current(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint) -> bool:
 
 
 def _maker(taxonomy: Taxonomy, checkpoint: Checkpoint) -> list[str]:
-    return [taxonomy.digest, checkpoint.sha256, checkpoint.activation]
+    return [taxonomy.digest, checkpoint.identity, checkpoint.activation]
 
 
 def _write(uri: str, taxonomy: Taxonomy, checkpoint: Checkpoint, model, scratch: str) -> None:

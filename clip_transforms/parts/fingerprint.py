@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
-from clip_transforms.clip.preprocess import FAST_DECODE
+from clip_transforms.clip.preprocess import EXIF_APPLIED, FAST_DECODE
 
 Fields = Mapping[str, str]
 # Every other field is named like the flag that sets it.
@@ -52,7 +52,11 @@ def _changes(old: Fields, new: Fields) -> Iterator[str]:
                 yield "--fast_decode was given, but is not given now"
             if (FAST_DECODE in before) < (FAST_DECODE in now):
                 yield "--fast_decode was not given, but is given now"
-            before, now = before.replace(FAST_DECODE, ""), now.replace(FAST_DECODE, "")
+            if (EXIF_APPLIED in before) != (EXIF_APPLIED in now):
+                old_value, new_value = ("apply" if EXIF_APPLIED in value else "ignore" for value in (before, now))
+                yield f"--exif_orientation was {old_value!r}, but is now {new_value!r}"
+            for asked in (FAST_DECODE, EXIF_APPLIED):
+                before, now = before.replace(asked, ""), now.replace(asked, "")
         if before != now:
             yield f"{_NAMES.get(name, f'--{name}')} was {_shown(before)}, but is now {_shown(now)}"
 

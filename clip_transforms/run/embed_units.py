@@ -239,6 +239,7 @@ def _part_settings(job: Job, embedder: Any) -> PartSettings:
     architecture = dataclasses.asdict(embedder.model.architecture)
     provenance = {
         "model_sha256": job.checkpoint.sha256,
+        **({"checkpoint_key": job.checkpoint.key} if job.checkpoint.key else {}),
         "architecture": {**architecture, "vision_layers": str(architecture["vision_layers"])},
         "embed_dim": embedder.model.embed_dim,
         "activation": job.checkpoint.activation,

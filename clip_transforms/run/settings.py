@@ -7,6 +7,7 @@ import re
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES
@@ -36,6 +37,7 @@ class Settings:
         batch_size: number of samples that go through the model together; 0 means 32 on a CPU and 256 on a GPU.
         max_image_pixels: limit for one picture, both as stored and as resized before its crop.
         fast_decode: whether large JPEGs are decoded at a fraction of their size, which changes pixels slightly.
+        exif_orientation: `ignore`, as published, or `apply`, which turns pictures as a viewer shows them.
         max_reject_fraction: largest share of rejects, among images and among captions, with which a run succeeds.
         allow_damaged_shards: whether a run succeeds although a shard could not be read to its end.
         retry_rejects: `read` embeds committed units again that have a reject of stage `read`, `all` those with any.
@@ -55,6 +57,7 @@ class Settings:
     batch_size: int = 0
     max_image_pixels: int = 89_478_485  # `clip.preprocess.MAX_IMAGE_PIXELS`
     fast_decode: bool = False
+    exif_orientation: str = "ignore"
     max_reject_fraction: float = 0.05
     allow_damaged_shards: bool = False
     retry_rejects: str = ""
@@ -78,6 +81,9 @@ class Settings:
             raise ValueError(f"--batch_size is {self.batch_size}, but it must be 1 or more, or 0 to choose by device")
         if self.max_image_pixels < 1:
             raise ValueError(f"--max_image_pixels is {self.max_image_pixels}, but it must be 1 or more")
+        if self.exif_orientation not in EXIF_ORIENTATIONS:
+            allowed = " or ".join(EXIF_ORIENTATIONS)
+            raise ValueError(f"--exif_orientation is {self.exif_orientation!r}, but it must be {allowed}")
         if not 0 <= self.max_reject_fraction <= 1:
             raise ValueError(
                 f"--max_reject_fraction is {self.max_reject_fraction}, but it is a fraction of the samples and must "
@@ -103,7 +109,9 @@ class Settings:
             ValueError: if it is missing, or is not a CLIP.
         """
         checkpoint = self.model.resolve()
-        preprocessing = dataclasses.replace(checkpoint.preprocessing, fast_decode=self.fast_decode)
+        preprocessing = dataclasses.replace(
+            checkpoint.preprocessing, fast_decode=self.fast_decode, exif_orientation=self.exif_orientation
+        )
         return dataclasses.replace(checkpoint, preprocessing=preprocessing)
 
     @property
@@ -139,6 +147,7 @@ class Settings:
             "precision": self.model.precision,
             "preprocessing": checkpoint.preprocessing.describe(),
             "tokenizer": _TOKENIZER,
+            **({"checkpoint_key": checkpoint.key} if checkpoint.key else {}),
             "embedding_dtype": self.embedding_dtype,
             "columns": " ".join(columns),
             "max_image_pixels": str(self.max_image_pixels),

@@ -121,7 +121,6 @@ def test_the_honest_ones_of_the_tests_own_archives_are_read(tmp_path):
         dict(shape=("4",)),
         dict(shape=(4.0,)),
         dict(storage="DoubleStorage"),
-        dict(storage="ComplexDoubleStorage"),
         dict(key="1"),
         dict(key="../0"),
         dict(key="/etc/passwd"),
@@ -132,6 +131,16 @@ def test_sizes_that_lie_are_refused(numbers, tmp_path):
     path = archive(tmp_path / "a.pt", tensor_pickle(**numbers), [("archive/data/0", b"\0" * 16)])
     with open(path, "rb") as file, pytest.raises(ArchiveError):
         Archive(file)
+
+
+def test_a_tensor_of_a_dtype_that_weights_do_not_have_is_passed_over(tmp_path):
+    path = archive(tmp_path / "a.pt", tensor_pickle(storage="ComplexDoubleStorage", count=1 << 40))
+    with open(path, "rb") as file:
+        found = Archive(file)
+    assert found.tensors == {}
+    assert list(found.passed_over.values()) == [
+        "weight is a tensor of torch.ComplexDoubleStorage, but weights must be floating point of 16, 32 or 64 bits"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +184,15 @@ def test_dicts_that_contain_themselves_are_refused(tmp_path):
     knot = {}
     knot |= {"a": knot, "b": knot}
     with open(archive(tmp_path / "a.pt", knot), "rb") as file, pytest.raises(ArchiveError, match="1,000,000 entries"):
+        Archive(file)
+
+
+def test_a_pickle_that_asks_for_very_many_names_is_refused(tmp_path):
+    pickled = b"\x80\x02(" + b"".join(b"cos\na%d\n" % i for i in range(20_000)) + b"l."
+    with (
+        open(archive(tmp_path / "a.pt", pickled), "rb") as file,
+        pytest.raises(ArchiveError, match="10,000 names that"),
+    ):
         Archive(file)
 
 

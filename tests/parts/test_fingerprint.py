@@ -40,11 +40,12 @@ def test_every_field_is_named_by_its_flag_with_both_values_and_the_way_out(name)
     "changed, said",
     [
         ({"fast_decode": True}, "--fast_decode was not given, but is given now"),
+        ({"exif_orientation": "apply"}, "--exif_orientation was 'ignore', but is now 'apply'"),
         ({"embedding_dtype": "float16"}, "--embedding_dtype was 'float32', but is now 'float16'"),
         ({"reader": dataclasses.replace(USUAL.reader, limit=3)}, "--limit was not given, but is now '3'"),
         ({"reader": dataclasses.replace(USUAL.reader, key_column="id")}, "--key_column was not given, but is now 'id'"),
     ],
-    ids=["fast_decode", "embedding_dtype", "limit", "key_column"],
+    ids=["fast_decode", "exif_orientation", "embedding_dtype", "limit", "key_column"],
 )
 def test_a_setting_changes_the_field_of_its_flag_and_no_other(changed, said):
     other = dataclasses.replace(USUAL, **changed)

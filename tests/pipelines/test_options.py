@@ -42,7 +42,7 @@ def test_every_flag_reaches_its_field(tmp_path):
     values = {
         "input": "b.tar",
         "output": "new",
-        "model": "ViT-B/32",
+        "model": "other.pt",
         "activation": "gelu",
         "precision": "bf16",
         "device": "cpu",
@@ -54,6 +54,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         "allow_uri": "https://x/",
         "max_reject_fraction": 0.5,
         "units": "2/9",
+        "exif_orientation": "apply",
     }
     flags = []
     for action in embed_parser()._actions:
