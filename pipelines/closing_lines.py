@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_transforms.parts.counts import ALL, counted, takes_all_captions
+from clip_transforms.parts.counts import ALL, absent_everywhere, counted, seen_fields, takes_all_captions
+from clip_transforms.run.end import CAPTION_FLAG, IMAGE_FLAGS, NOTHING_EMBEDDED
 from schemas.samples import MODALITIES
+
+_ARTICLES = {"image": "an image", "caption": "a caption"}
+_FLAGS = {"image": IMAGE_FLAGS, "caption": CAPTION_FLAG}
 
 
 def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
@@ -20,6 +24,7 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [_all_captions_line(counts)] if captions else []
     lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
+    lines += _absent_line(counts, run["problems"])
     lines += [f"warning: no sample has the field of --columns {key[7:]}" for key in counts if _is_void(key, counts)]
     for taxonomy, parts in run.get("unlabelled", {}).items():
         lines.append(
@@ -49,6 +54,18 @@ def _share_line(plan: Mapping[str, Any]) -> str:
     are = "is" if plan["missing"] == 1 else "are"
     missing = f"{counted(plan['missing'], 'unit')} of the plan {are} not committed yet"
     return f"share {plan['share']} is done; {missing}, so there is no _SUCCESS"
+
+
+def _absent_line(counts: Mapping[str, int], problems: Sequence[str]) -> list[str]:
+    """Return a line if no sample has an image, or none a caption, unless a problem says so already."""
+    absent = absent_everywhere(counts)
+    if not absent or any(problem.startswith(NOTHING_EMBEDDED) for problem in problems):
+        return []
+    line = f"note: no sample has {' or '.join(_ARTICLES[modality] for modality in absent)}"
+    if not (fields := seen_fields(counts)):
+        return [line]
+    flags = ", ".join(_FLAGS[modality] for modality in absent)
+    return [f"{line}; {fields}; if one of them is meant, name it: {flags}"]
 
 
 def _is_void(key: str, counts: Mapping[str, int]) -> bool:

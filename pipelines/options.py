@@ -35,8 +35,8 @@ _REQUIRED = (
 )
 EXIT_CODES = (
     "Exit codes: 0: done. 1: the run failed. 2: the command line or the existing output is wrong; nothing was started. "
-    "3: the run finished, but with too many rejects or an unreadable shard. Beam's own flags may follow; the default "
-    "of --runner is FnApiRunner, which works in this process."
+    "3: the run finished, but with too many rejects, with an unreadable shard, or with nothing embedded at all. Beam's "
+    "own flags may follow; the default of --runner is FnApiRunner, which works in this process."
 )
 
 

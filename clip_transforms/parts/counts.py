@@ -2,7 +2,8 @@
 
 Keys: `samples`; `rows` (of the embeddings); `<modality>.embedded`, `.rejected` and `.absent`;
 `<modality>.rejected.<stage>: <reason>`; `caption.truncated`; `shards.rejected`; `column.<name>` (values of a user's
-column that are not null); `note.<text>` for other things worth telling.
+column that are not null); `field.<name>` (samples among the first of a unit without any image, or without any caption,
+that have a field which was taken for neither); `note.<text>` for other things worth telling.
 
 With `--captions all` also `captions.offered`, `.embedded`, `.rejected`, `.rejected.<stage>: <reason>` and `.truncated`,
 which count captions, not samples: the first of each sample and all further ones.
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from schemas.samples import MODALITIES
 
 ALL = "captions"  # begins the counts of all captions; a sample has one `caption` and several `captions`
+SEEN = "field."  # begins the counts, and the notes of a reader, that name fields
+_SHOWN = 12  # names of fields in a sentence
 
 
 class BalanceError(RuntimeError):
@@ -71,6 +74,24 @@ def has_rejects(counts: Mapping[str, int], stage: str) -> bool:
     """Whether anything was rejected at a stage, such as `read`, or at any stage if `stage` is `all`."""
     prefixes = tuple(f"{kind}.rejected.{'' if stage == 'all' else f'{stage}: '}" for kind in (*MODALITIES, ALL))
     return any(count for name, count in counts.items() if name.startswith(prefixes))
+
+
+def absent_everywhere(counts: Mapping[str, int]) -> list[str]:
+    """Return the modalities that no sample has, if there are samples."""
+    samples = counts.get("samples", 0)
+    return [modality for modality in MODALITIES if samples and counts.get(f"{modality}.absent", 0) == samples]
+
+
+def seen_fields(counts: Mapping[str, int]) -> str:
+    """Say which fields samples have instead of an image or a caption, the most frequent first; empty if none."""
+    found = sorted((-count, name.removeprefix(SEEN)) for name, count in counts.items() if name.startswith(SEEN))
+    names = [name for _, name in found[:_SHOWN]]
+    if not names:
+        return ""
+    if len(found) > _SHOWN:
+        names.append(f"{len(found) - _SHOWN:,} more")
+    *first, last = names
+    return f"samples have the fields {', '.join(first)} and {last}" if first else f"samples have the field {last}"
 
 
 def add(counters: Iterable[Mapping[str, int]]) -> Counter:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import ALL, check_balance
+from clip_transforms.parts.counts import ALL, SEEN, check_balance
 from clip_transforms.parts.part_file import Digest, PartFile
 from schemas.embeddings import reserved_names
 from schemas.labels import labels_schema
@@ -130,7 +130,7 @@ class UnitWriter:
         self.counts["samples"] = samples
         if captions is not None:
             self.counts[f"{ALL}.offered"] = captions
-        self.counts.update({f"note.{text}": count for text, count in notes.items()})
+        self.counts.update({text if text.startswith(SEEN) else f"note.{text}": n for text, n in notes.items()})
         check_balance(self.counts, self._facts["shard"])
         digest = self._digest.hexdigest()
         common: Footer = {**self._settings.footer, **self._facts, "digest": digest, "counts": dict(self.counts)}

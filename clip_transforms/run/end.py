@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import ALL, add, check_balance, counted, reject_fractions
+from clip_transforms.parts.counts import ALL, add, check_balance, counted, reject_fractions, seen_fields
 from clip_transforms.parts.footers import part_names, part_uri, taxonomy_names
 from clip_transforms.parts.manifest import finish_run
 from clip_transforms.run.begin import Beginning
@@ -17,6 +17,12 @@ from clip_transforms.run.committed import committed_now
 from clip_transforms.run.folder import remove_run_folder
 from clip_transforms.run.job import Job, read_units
 from clip_transforms.run.summary import RunSummary, speed, versions
+from schemas.samples import MODALITIES
+
+NOTHING_EMBEDDED = "nothing was embedded"
+# How to name the field that holds the pictures or captions.
+CAPTION_FLAG = "--caption_column NAME"
+IMAGE_FLAGS = "--image_extension EXT for tars, --image_column NAME for Parquet files and listings"
 
 
 def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
@@ -62,7 +68,8 @@ def _finish(
     unlabelled = {name: len(names - part_names(job.output, f"labels/{name}")) for name in taxonomies}
     expected = job.units + beginning.other_parts + len(theirs)
     problems = _missing_parts(job, summary.units, len(names), expected)
-    problems += _too_much_lost(job, counts if whole else summary.counts, whole)
+    nothing = _nothing_embedded(counts, job.units + len(siblings)) if whole else []
+    problems += nothing or _too_much_lost(job, counts if whole else summary.counts, whole)
     content = {
         "run": job.run,
         "command": list(beginning.command),
@@ -118,6 +125,34 @@ def _missing_parts(job: Job, done: int, found: int, expected: int) -> list[str]:
     return [
         f"{counted(expected, 'part')} were expected in embeddings/, but {found:,} are there; run the same command again"
     ]
+
+
+def _nothing_embedded(counts: Mapping[str, int], units: int) -> list[str]:
+    """Say so if nothing was embedded at all, with what was found instead.
+
+    Args:
+        counts: counts of the whole plan.
+        units: number of units in the plan.
+    """
+    if any(counts.get(f"{name}.embedded", 0) for name in (*MODALITIES, ALL)):
+        return []
+    rejected = [counted(n, modality) for modality in MODALITIES if (n := counts.get(f"{modality}.rejected", 0))]
+    samples, damaged = counts.get("samples", 0), counts.get("shards.rejected", 0)
+    shards = f"{counted(damaged, 'shard')} could not be read to the end (see rejects/)"
+    if rejected:
+        why = f"all that was offered was rejected, {' and '.join(rejected)} (see rejects/); mend it and run again"
+    elif samples:
+        fields = seen_fields(counts)
+        why = (
+            "no sample has an image or a caption that is read"
+            f"{f'; {fields}' if fields else ''}{f'; {shards}' if damaged else ''}; convert other kinds of pictures to "
+            f"JPEG or PNG, unpack tars inside tars, or name the field that is meant: {IMAGE_FLAGS}, {CAPTION_FLAG}"
+        )
+    elif damaged:
+        why = f"{shards}, and no sample comes before the damage; mend and run again"
+    else:
+        why = f"--input holds no sample, in {counted(units, 'unit')}; look at what wrote it, or give another --input"
+    return [f"{NOTHING_EMBEDDED}: {why}"]
 
 
 def _too_much_lost(job: Job, counts: Mapping[str, int], whole: bool) -> list[str]:

@@ -74,12 +74,13 @@ def write(settings, *batches, reasons=(), part="p", absent_captions=None):
 def test_a_committed_unit_is_three_files_with_one_digest_and_its_counts(settings, tmp_path):
     writer, samples = write(settings, rows(0, 3), rows(3, 2), reasons=["truncated", "empty"])
     with writer:
-        counts = writer.commit(samples, {"something odd": 2})
+        counts = writer.commit(samples, {"something odd": 2, "field.prompt": 4})
     footers = [read_footer(str(tmp_path / kind / "p.parquet")) for kind in ("embeddings", "rejects", "labels/t")]
     assert len({footer["digest"] for footer in footers}) == 1
     assert footers[0]["counts"] == dict(counts)
     assert counts["samples"] == 7 and counts["image.embedded"] == 5 and counts["image.rejected"] == 2
     assert counts["image.rejected.decode: truncated"] == 1 and counts["note.something odd"] == 2
+    assert counts["field.prompt"] == 4 and not any("note.field" in name for name in counts)
     assert footers[2]["taxonomy"] == "t" and "taxonomy" not in footers[0]
     assert os.listdir(tmp_path / "_temporary" / "run") == []
 

@@ -104,6 +104,45 @@ def test_a_model_far_below_its_ceiling_is_not_told_to_be_larger():
     assert "a second GPU" in on_gpu["hint"], "nothing else uses its cores"
 
 
+IMAGE_FLAGS = "--image_extension EXT for tars, --image_column NAME for Parquet files and listings"
+
+
+@pytest.mark.parametrize(
+    "absent, fields, said",
+    [
+        ("caption", {}, "note: no sample has a caption"),
+        (
+            "caption",
+            {"width": 2, "prompt": 8, ".cap": 8},
+            "note: no sample has a caption; samples have the fields .cap, prompt and width; if one of them is meant, "
+            "name it: --caption_column NAME",
+        ),
+        (
+            "image",
+            {".heic": 3},
+            "note: no sample has an image; samples have the field .heic; if one of them is meant, name it: "
+            f"{IMAGE_FLAGS}",
+        ),
+        (
+            "image caption",
+            {f"f{i:02}": 1 for i in range(30)},
+            f"note: no sample has an image or a caption; samples have the fields "
+            f"{', '.join(f'f{i:02}' for i in range(12))} and 18 more; if one of them is meant, name it: {IMAGE_FLAGS}, "
+            "--caption_column NAME",
+        ),
+        ("", {"prompt": 8}, None),
+    ],
+    ids=["none seen", "several", "one", "both", "not absent"],
+)
+def test_a_modality_that_every_sample_lacks_is_told_with_the_fields_that_were_seen(absent, fields, said):
+    counts = {"samples": 8, **{f"{modality}.absent": 8 for modality in absent.split()}}
+    counts |= {f"field.{name}": number for name, number in fields.items()}
+    lines = closing_lines(RUN | {"input": counts}, "out")
+    assert [line for line in lines if "no sample has" in line] == ([said] if said else [])
+    told = RUN | {"input": counts, "problems": ["nothing was embedded: no sample has an image …"]}
+    assert not [line for line in closing_lines(told, "out") if line.startswith("note: no sample")]
+
+
 @pytest.mark.parametrize(
     "missing, said",
     [
