@@ -309,7 +309,7 @@ def test_a_wrong_type_is_one_sentence(argument, value, said, tmp_path):
             f"labels[0] is a Taxonomy ({ANIMALS!r:.60}…), but it must be a text",
         ),
         (lambda: Dataset.open(3), f"uri is an int (3), but it must be {PLACE}"),
-        (lambda: Taxonomy.load(3), f"uri is an int (3), but it must be {PLACE}"),
+        (lambda: Taxonomy.load(3), f"uri of the taxonomy is an int (3), but it must be {PLACE}"),
         (lambda: ClipSpec(3), "model is an int (3), but it must be a text, a Path or a ClipSpec"),
         (lambda: ReaderOptions(limit="3"), "limit is a str ('3'), but it must be a whole number"),
         (

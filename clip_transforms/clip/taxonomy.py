@@ -104,7 +104,7 @@ class Taxonomy:
         Raises:
             TaxonomyError: if the file is missing, empty or malformed; the message says where.
         """
-        uri = storage.as_uri(uri, "uri")
+        uri = storage.as_uri(uri, "uri of the taxonomy")
         if storage.exists(storage.join(uri, _CLASS_NAMES)):
             classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, _CLASS_NAMES))))
             own = storage.join(uri, _TEMPLATES)

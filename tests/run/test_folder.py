@@ -5,9 +5,15 @@ import subprocess
 import sys
 import textwrap
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, make_tar
 
-from clip_transforms.run.folder import RunFolder, new_run_id
+from clip_transforms import ClipSpec
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.folder import BeginError, RunFolder, new_run_id
+from clip_transforms.run.plan import plan_run
+from clip_transforms.run.settings import Settings
+from clip_transforms.shards.unit import PlanError
 
 
 def test_a_folder_lives_as_long_as_its_run(tmp_path):
@@ -111,3 +117,32 @@ def test_a_run_begins_though_another_removes_the_parent_at_that_moment(tmp_path,
     monkeypatch.setattr(os, "mkdir", late)
     with RunFolder(str(tmp_path), new_run_id()) as folder:
         assert gone and os.path.isdir(folder.uri)
+
+
+def test_a_run_that_is_refused_while_it_begins_leaves_nothing(tmp_path):
+    listing, out = tmp_path / "list.csv", tmp_path / "new" / "out"
+    listing.write_text("caption\na red star\n")
+    plan = plan_run(Settings((str(listing),), str(out), ClipSpec("demo")))
+    listing.write_text("caption\na blue star\n")
+    with pytest.raises(PlanError, match="was changed while the run was planned"):
+        begin_run(plan, 1, ())
+    assert not (tmp_path / "new").exists()
+    out.mkdir(parents=True)  # but what was there stays
+    with pytest.raises(PlanError):
+        begin_run(plan, 1, ())
+    assert list(out.iterdir()) == []
+
+
+def test_an_output_that_fails_once_something_is_written_is_no_refusal(tmp_path, monkeypatch):
+    plan = plan_run(Settings((make_tar(tmp_path / "a.tar", 1),), str(tmp_path / "out"), ClipSpec("demo")))
+    replace = os.replace
+
+    def full(old, new):
+        replace(old, new)
+        if os.path.basename(new) == "_dataset.json":
+            (tmp_path / "out" / "embeddings").write_text("in the way")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(BeginError, match="embeddings cannot be made: File exists"):
+        begin_run(plan, 1, ())
+    assert not (tmp_path / "out" / "_temporary").exists()
