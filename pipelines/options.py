@@ -122,6 +122,13 @@ def embed_parser() -> argparse.ArgumentParser:
         choices=INPUT_FORMATS,
         help=usual("read only this format; auto: every format in the input"),
     )
+    add(
+        "--exclude",
+        action="append",
+        metavar="GLOB",
+        help="files and folders inside the input to leave out: a name such as '*_thumb.jpg' at any depth, or a path "
+        "below the input such as 'old/*'; repeatable",
+    )
     add("--image_extension", metavar="EXT", help="extension of the image, if a tar has several images under one key")
     add(
         "--image_column",
@@ -131,7 +138,8 @@ def embed_parser() -> argparse.ArgumentParser:
     add(
         "--caption_column",
         metavar="NAME",
-        help="column of captions in Parquet files and listings; NAME[0] is the first entry of a list",
+        help="column of captions in Parquet files and listings; in tars and folders a field of the JSON, or the "
+        "extension of the file that holds the caption; a.b is a field of a field, NAME[0] the first entry of a list",
     )
     add(
         "--captions",

@@ -20,7 +20,7 @@ from clip_transforms.run.committed import committed_parts, without_damaged_shard
 from clip_transforms.run.job import PlannedUnit
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.inventory import Inventory, SideFile, take_inventory
-from clip_transforms.shards.unit import Unit
+from clip_transforms.shards.unit import UNLISTED, Unit
 from schemas.provenance import Footer
 
 
@@ -188,6 +188,8 @@ def _sort_others(
         if source_of[footer["shard"]] in sources
         # A shard that we cannot read fully may not have been re-cut, so its old parts stay until it can be read.
         and not (footer["shard"] in found.unread and footer["fingerprint"] == dataset)
+        # A folder that could not be listed before, and now can, is no unit any more: its files are.
+        or (footer["stamp"] == UNLISTED and any(footer["shard"].startswith(f"{root}/") for root in found.roots))
     }
     return {part: footer for part, footer in others.items() if part not in obsolete}, obsolete
 

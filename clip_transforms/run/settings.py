@@ -132,7 +132,7 @@ class Settings:
 
     def fingerprint_fields(self, checkpoint: Checkpoint) -> dict[str, str]:
         """The settings that decide the numbers of the dataset, by name."""
-        decides_nothing = ("input_format", "columns", "allow_uri")
+        decides_nothing = ("input_format", "exclude", "columns", "allow_uri")
         reader_fields = {
             f.name: getattr(self.reader, f.name)
             for f in dataclasses.fields(self.reader)

@@ -7,11 +7,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from clip_transforms.shards.all_captions import MAX_BATCH_CAPTIONS, all_captions, with_list
+from clip_transforms.shards.json_fields import field_names
 from clip_transforms.shards.unit import CAPTIONS_PER_FILE, ReaderOptions, ShardError
 from schemas.samples import ALL_CAPTIONS, samples_schema
 
@@ -22,6 +23,13 @@ MAX_METADATA_BYTES = 16 << 20
 TOO_MUCH_METADATA = "JSON files and members of more than 16 MiB, which were not read"
 _BLOCK = 1 << 20
 _MAX_INT64 = (1 << 63) - 1
+
+
+class Readable(Protocol):
+    """Something that bytes can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes, and none at the end."""
 
 
 def batch_samples(
@@ -131,7 +139,7 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def read_up_to(file: IO[bytes], limit: int) -> bytes:
+def read_up_to(file: Readable, limit: int) -> bytes:
     """Read `limit` bytes, or fewer if the file ends, also from a file that returns less than it is asked for.
 
     It reads in blocks, so that a small file does not cost a buffer of `limit` bytes.
@@ -206,7 +214,15 @@ def _caption_of(value: Any, options: ReaderOptions) -> dict[str, Any]:
     if isinstance(value, bytes):
         return _decode_one(value, options)
     if not isinstance(value, str):
-        cure = "; --captions all takes each text of a list" if isinstance(value, list) else ""
+        cure = ""
+        if isinstance(value, (list, dict)) and value:
+            name = next(field_names({options.caption_column or "caption": value}), "NAME")
+            cure = (
+                "; --captions all takes each text of a list, and"
+                if isinstance(value, list)
+                else "; in tars and folders"
+            )
+            cure += f" --caption_column {name!r} takes one"
         message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text{cure}"
         return {"caption_reject": read_reject("not text", message, None)}
     try:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms.shards.batches import text_of
+from clip_transforms.shards.beside import caption_extensions, same_stems, stem_of
 from clip_transforms.shards.folder import FILES
-from clip_transforms.shards.unit import CAPTION_EXTENSIONS, Unit, part_name
+from clip_transforms.shards.kinds import kind_of
+from clip_transforms.shards.unit import ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
 
 # Constants, not flags: nobody should have to tune them, and a change would cut every existing dataset anew.
@@ -42,7 +45,12 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
 
 
 def cut_folder(
-    root: str, source: str, name: str, images: list[FileInfo], visible: list[FileInfo]
+    root: str,
+    source: str,
+    name: str,
+    images: list[FileInfo],
+    visible: list[FileInfo],
+    options: ReaderOptions,
 ) -> tuple[list[Unit], FolderSideFile]:
     """Cut sorted paths at those whose hash says so: a new picture then changes no unit but its own.
 
@@ -52,6 +60,7 @@ def cut_folder(
         name: name of the side file.
         images: sorted pictures of this source.
         visible: files that may be their captions and metadata.
+        options: names the extension of the captions.
     Returns:
         The units, and the side file whose rows (`folder.FILES`) they are.
     """
@@ -59,14 +68,20 @@ def cut_folder(
     units: list[Unit] = []
     keys: list[str] = []
     rows, stamps = [], []
+    extensions = caption_extensions(options)
+    others: dict[str, list[str]] = defaultdict(list)  # stem → extensions of files that are not read
+    for file in visible:
+        if (kind := kind_of(file.uri)).startswith("."):
+            others[stem_of(file.uri)].append(kind)
     for image in images:
-        stem = image.uri.rpartition(".")[0]
-        caption = next((beside[f"{stem}.{e}"] for e in CAPTION_EXTENSIONS if f"{stem}.{e}" in beside), None)
-        metadata = beside.get(f"{stem}.json")
+        stems = same_stems(stem_of(image.uri))
+        caption = next((found for stem in stems for e in extensions if (found := beside.get(f"{stem}.{e}"))), None)
+        metadata = next((found for stem in stems if (found := beside.get(f"{stem}.json"))), None)
         files = (image, caption, metadata)
         key = image.uri.removeprefix(root).lstrip("/")
         keys.append(text_of(key))
-        rows.append((keys[-1], *(file and os.fsencode(file.uri) for file in files)))
+        near = None if caption else sorted(e for stem in stems for e in others.get(stem, ()))
+        rows.append((keys[-1], *(file and os.fsencode(file.uri) for file in files), near))
         stamps.append(((key, *(file and file.stamp for file in files)), sum(file.size for file in files if file)))
     columns = zip(*rows, strict=True) if rows else [[]] * len(FILES)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, FILES, strict=True)], schema=FILES)

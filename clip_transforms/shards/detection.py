@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import counted
+from clip_transforms.shards.beside import caption_extensions, same_stems, stem_of
 from clip_transforms.shards.kinds import ParquetFiles
+from clip_transforms.shards.unit import ReaderOptions
 from clip_transforms.storage import FileInfo
 
 
@@ -17,10 +19,12 @@ def describe(
     name: str,
     kinds: dict[str, list[FileInfo]],
     tars: list[FileInfo],
+    tfrecords: list[FileInfo],
     images: list[FileInfo],
     listings: list[tuple[FileInfo, pa.Schema | None]],
     parquet: ParquetFiles,
-    passed_over: int,
+    below: storage.FilesBelow,
+    options: ReaderOptions,
 ) -> str:
     """Return one line that says what was taken from an input and what was not.
 
@@ -28,16 +32,22 @@ def describe(
         name: name of the input.
         kinds: the files of the input by kind, as `by_kind` sorts them.
         tars: the tars that were taken.
+        tfrecords: the TFRecords that were taken.
         images: the pictures that were taken.
         listings: the listings that were taken.
         parquet: the Parquet files, taken or not.
-        passed_over: number of folders that are read under another path.
+        below: what else was met when the input was listed.
+        options: names the extension of the captions.
     """
-    left = Counter({kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no "))})
+    captions = {f".{extension}" for extension in caption_extensions(options)} if images else set()
+    left = Counter(
+        {kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no ")) and kind not in captions}
+    )
     took = [
         counted(len(files), one, many)
         for files, one, many in (
             (tars, "webdataset shard", "webdataset shards"),
+            (tfrecords, "TFRecord shard", "TFRecord shards"),
             (parquet.images, "Parquet shard with images", "Parquet shards with images"),
             (listings, "listing", "listings"),
             (parquet.broken, "Parquet file that cannot be read", "Parquet files that cannot be read"),
@@ -47,7 +57,7 @@ def describe(
     if images:
         took.append(f"a folder of {counted(len(images), 'picture')}")
     else:
-        left["pictures" if tars or parquet.images else "pictures (--input_format)"] = len(kinds["image"])
+        left["pictures" if tars or tfrecords or parquet.images else "pictures (--input_format)"] = len(kinds["image"])
     taken = {file.uri for file, _ in (*listings, *parquet.images, *parquet.broken)}
     passed = [file for file in kinds["parquet"] if file.uri not in taken]
     left["sidecar Parquet"] = len(parquet.sidecars)
@@ -55,11 +65,13 @@ def describe(
     left["Parquet"] = len(passed) - len(parquet.sidecars) - len(parquet.unread)
     left["listings (--input_format listing)"] = sum(file.uri not in taken for file in kinds["listing"])
     left["tars"] = len(kinds["tar"]) - len(tars)
-    left["linked folders that are read under another path"] = passed_over
+    left["TFRecords"] = len(kinds["tfrecord"]) - len(tfrecords)
+    left["linked folders that are read under another path"] = len(below.passed_over)
+    left["pipes, sockets and devices"] = len(below.special)
     left["_stats.json"] = len(kinds["statistics"])
     if images:
-        stems = {image.uri.rpartition(".")[0] for image in images}
-        left["texts without a picture"] = sum(f.uri.rpartition(".")[0] not in stems for f in kinds["caption"])
+        stems = {stem for image in images for stem in same_stems(stem_of(image.uri))}
+        left["texts without a picture"] = sum(stem_of(file.uri) not in stems for file in kinds["caption"])
     ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
     return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
 

@@ -14,6 +14,7 @@ from clip_transforms import storage
 from clip_transforms.shards.batches import (
     MAX_METADATA_BYTES,
     batch_samples,
+    caption_fields,
     caption_file_too_large,
     decode_caption,
     decode_metadata,
@@ -21,11 +22,17 @@ from clip_transforms.shards.batches import (
     read_up_to,
     too_large,
 )
+from clip_transforms.shards.json_fields import SeenFields, field_names, json_field
 from clip_transforms.shards.unit import ReaderOptions, Unit
 
 # The side file of a folder has one row per image; caption and metadata are null where there is no such file.
 # Paths are bytes, since the name of a file need not be UTF-8.
-FILES = pa.schema([("key", pa.string()), ("image", pa.binary()), ("caption", pa.binary()), ("metadata", pa.binary())])
+FILES = pa.schema(
+    [
+        *(("key", pa.string()), ("image", pa.binary()), ("caption", pa.binary()), ("metadata", pa.binary())),
+        ("others", pa.list_(pa.string())),  # extensions of other files of the same stem, if it has no caption
+    ]
+)
 
 
 def read_folder(
@@ -43,11 +50,17 @@ def read_folder(
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
         table = pq.ParquetFile(file).read(use_threads=False)
     files = table.slice(unit.start, unit.stop - unit.start).to_pylist()
-    samples = (_sample(row, paths, options, notes) for row, paths in enumerate(files))
-    yield from batch_samples(samples, options, batch_size, notes)
+    seen = SeenFields()
+    samples = (_sample(row, paths, options, notes, seen) for row, paths in enumerate(files))
+    try:
+        yield from batch_samples(samples, options, batch_size, notes)
+    finally:  # also where the limit ends the unit early
+        seen.note(notes)
 
 
-def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Counter) -> dict[str, Any]:
+def _sample(
+    row: int, files: dict[str, Any], options: ReaderOptions, notes: Counter, seen: SeenFields
+) -> dict[str, Any]:
     sample: dict[str, Any] = {"key": files["key"], "row": row}
     paths = {name: files[name] and os.fsdecode(files[name]) for name in ("image", "caption", "metadata")}
     try:
@@ -61,14 +74,18 @@ def _sample(row: int, files: dict[str, Any], options: ReaderOptions, notes: Coun
             sample |= caption_file_too_large(None, options) if data is None else decode_caption(data, options)
         except OSError as error:
             sample["caption_reject"] = _reject(error)
+    fields: dict[str, Any] = {}
     if paths["metadata"]:
         try:
             sample["metadata"], fields = decode_metadata(_read(paths["metadata"], MAX_METADATA_BYTES), notes)
             sample |= {column.name: fields.get(column.field) for column in options.columns}
+            if options.caption_column and not paths["caption"]:
+                sample |= caption_fields(json_field(fields, options.caption_column), options)
         except OSError as error:
             if storage.is_of_the_machine(error):
                 raise
             notes["JSON files that could not be read"] += 1
+    seen.add(sample, (*(files["others"] or ()), *field_names(fields)))
     return sample
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from clip_transforms import storage
 from clip_transforms.shards.braces import expand_braces
-from clip_transforms.shards.kinds import by_kind, is_hidden_name
+from clip_transforms.shards.kinds import by_kind
+from clip_transforms.shards.skipping import Skipping
 from clip_transforms.shards.unit import PlanError
 from clip_transforms.storage import FileInfo
 
@@ -27,7 +28,7 @@ class Source:
         root: URI of the folder that the keys are relative to.
         files: the files, sorted.
         is_folder: whether the input is the folder `root` itself.
-        passed_over: paths of folders below `root` whose files are read under another path, since links lead there too.
+        below: what else was met when `root` was listed.
     """
 
     pattern: str
@@ -35,12 +36,15 @@ class Source:
     root: str
     files: list[FileInfo]
     is_folder: bool = False
-    passed_over: Sequence[str] = ()
+    below: storage.FilesBelow = dataclasses.field(default_factory=storage.FilesBelow)
 
 
-def find_sources(inputs: Iterable[str]) -> list[Source]:
+def find_sources(inputs: Iterable[str], skipping: Skipping) -> list[Source]:
     """Find the files that the inputs name: in their order, but files that are named one by one come last.
 
+    Args:
+        inputs: paths, globs, brace patterns or `@file`.
+        skipping: decides which folders are not looked into.
     Raises:
         PlanError: if an input is malformed or matches nothing.
     """
@@ -48,27 +52,29 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     globs = [pattern for pattern in patterns if storage.is_glob(pattern)]
     literal = _look_up(set(patterns) - set(globs))
     found = {p: literal[p] if p in literal else storage.list_matching(p) for p in patterns}
-    below = storage.list_folders([folder for _, folders in found.values() for folder in folders], is_hidden_name)
+    folders = [folder for matches in found.values() for folder in matches.folders]
+    below = storage.list_folders(folders, skipping.skips_folder)
     sources: list[Source] = []
     named: dict[str, list[tuple[str, FileInfo]]] = defaultdict(list)
     for pattern in patterns:
-        files, folders = found[pattern]
-        if not files and not folders:
+        files, folders, unlisted = found[pattern]
+        if not files and not folders and not unlisted:
             raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
         if files and pattern in literal:
             named[posixpath.dirname(files[0].uri)].append((pattern, files[0]))
-        elif files:
-            sources.append(Source(pattern, pattern, root_of(pattern), files))
+        elif files or unlisted:
+            met = storage.FilesBelow(unlisted=list(unlisted))
+            sources.append(Source(pattern, pattern, root_of(pattern), files, below=met))
         for folder in folders:
-            files, passed_over = below[folder].files, below[folder].passed_over
-            sources.append(Source(pattern, folder, storage.normalise(folder), files, True, passed_over))
+            root = storage.normalise(folder)
+            sources.append(Source(pattern, folder, root, below[folder].files, True, below[folder]))
     for folder, pairs in named.items():
         sources.extend(_named(folder, pairs[0][0], list({file.uri: file for _, file in pairs}.values())))
     return sources
 
 
-def _look_up(patterns: Iterable[str]) -> dict[str, tuple[list[FileInfo], list[str]]]:
-    """Return (files, folders) that each path names."""
+def _look_up(patterns: Iterable[str]) -> dict[str, storage.Matches]:
+    """Return what each path names."""
     by_folder: dict[str, dict[str, str]] = defaultdict(dict)
     for pattern in patterns:
         uri = storage.normalise(pattern)
@@ -77,9 +83,9 @@ def _look_up(patterns: Iterable[str]) -> dict[str, tuple[list[FileInfo], list[st
     for folder, uris in by_folder.items():
         known = {}
         if len(uris) >= _MANY and not storage.is_local(folder) and not storage.is_glob(folder):
-            known = {file.uri: file for file in storage.list_matching(f"{folder}/*")[0]}
+            known = {file.uri: file for file in storage.list_folder(folder)}
         for pattern, uri in uris.items():
-            found[pattern] = ([known[uri]], []) if uri in known else storage.list_matching(pattern)
+            found[pattern] = storage.Matches([known[uri]], []) if uri in known else storage.list_matching(pattern)
     return found
 
 
@@ -89,13 +95,14 @@ def _named(folder: str, pattern: str, files: Sequence[FileInfo]) -> Iterator[Sou
     Files that are no source by themselves, such as captions, join the first group. Each listing is its own source.
     """
     kinds = by_kind(files)
-    groups = [group for kind in ("image", "tar", "parquet") if (group := kinds.pop(kind, []))]
+    groups = [group for kind in ("image", "tar", "tfrecord", "parquet") if (group := kinds.pop(kind, []))]
     listings = kinds.pop("listing", [])
     others = [file for group in kinds.values() for file in group]
     if others:
         groups[:1] = [[*groups[0], *others]] if groups else [others]
     for group in [*groups, *([file] for file in listings)]:
-        images = by_kind(group)["image"]
+        found = by_kind(group)
+        images = [*found["image"], *found["no extension"]]  # the latter are pictures if their first bytes say so
         digest = hashlib.sha256("\n".join(sorted(f.uri for f in images)).encode(errors="surrogateescape")).hexdigest()
         name = group[0].uri if len(group) == 1 else f"{folder}/({len(group)} named files)"
         if images:  # parts are named after it, so it must tell these pictures from others

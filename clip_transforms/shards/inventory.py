@@ -16,16 +16,19 @@ from typing import Protocol
 import pyarrow as pa
 
 from clip_transforms import storage
+from clip_transforms.parts.counts import counted
 from clip_transforms.shards.batches import text_of
+from clip_transforms.shards.beside import files_beside, sniff
 from clip_transforms.shards.cut import cut_folder, cut_parquet
 from clip_transforms.shards.cut_listing import ListingSideFile, inspect
 from clip_transforms.shards.detection import describe, missing_tars
 from clip_transforms.shards.fence import Fence, FenceError
 from clip_transforms.shards.inputs import Source, find_sources
-from clip_transforms.shards.kinds import ParquetFiles, by_kind, is_hidden, kind_of, sort_parquet, stem
+from clip_transforms.shards.kinds import ParquetFiles, by_kind, kind_of, sort_parquet, stem
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
 from clip_transforms.shards.records import check_line_ends, read_header
-from clip_transforms.shards.unit import IMAGE_EXTENSIONS, PlanError, ReaderOptions, Unit, part_name
+from clip_transforms.shards.skipping import Skipping
+from clip_transforms.shards.unit import IMAGE_EXTENSIONS, UNLISTED, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
 
 
@@ -49,6 +52,7 @@ class Inventory:
         broken: part → reason, for Parquet files that cannot be read and became units without rows.
         columns: names of all columns of Parquet files and listings.
         unread: URIs of the shards that could not be read to their end when they were cut.
+        roots: URIs of the folders that were searched.
     """
 
     units: list[Unit] = dataclasses.field(default_factory=list)
@@ -57,11 +61,12 @@ class Inventory:
     broken: dict[str, ValueError] = dataclasses.field(default_factory=dict)
     columns: set[str] = dataclasses.field(default_factory=set)
     unread: set[str] = dataclasses.field(default_factory=set)
+    roots: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def formats(self) -> set[str]:
         """The formats of the units."""
-        return {unit.format for unit in self.units}
+        return {unit.format for unit in self.units} - {UNLISTED}
 
 
 def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
@@ -75,14 +80,16 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
     """
     inventory = Inventory()
     taken: set[str] = set()  # a shard that is named twice is read once
-    sources = find_sources(inputs)
-    beside = {stem(file.uri) for source in sources for file in source.files if kind_of(file.uri) == "tar"}
+    skipping = Skipping(options.exclude)
+    sources = find_sources(inputs, skipping)
+    shards = ("tar", "tfrecord")
+    beside = {stem(file.uri) for source in sources for file in source.files if kind_of(file.uri) in shards}
     beside |= {source.root for source in sources if source.is_folder}
     empty = []
     for pattern, group in itertools.groupby(sources, key=operator.attrgetter("pattern")):
         of_pattern = list(group)
-        if not sum([_take(inventory, source, options, taken, beside) for source in of_pattern]):
-            empty.append(_nothing_to_read(pattern, of_pattern, options.input_format))
+        if not sum([_take(inventory, source, options, taken, beside, skipping) for source in of_pattern]):
+            empty.append(_nothing_to_read(pattern, of_pattern, options.input_format, skipping))
             # An output among the inputs is fine, as in the second run of `--input web/* --output web/out`.
             if not all(_without_datasets(source.files)[1] for source in of_pattern):
                 raise empty[0]
@@ -90,11 +97,14 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
         raise empty[0]
     if len({unit.part for unit in inventory.units}) < len(inventory.units):
         raise RuntimeError("two units of the input would have the same part; please report this with the command")
+    inventory.detection += [f"warning: --exclude {pattern} matches nothing" for pattern in skipping.unused]
     _check(inventory, options)
     return inventory
 
 
-def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: set[str], beside: set[str]) -> int:
+def _take(
+    inventory: Inventory, source: Source, options: ReaderOptions, taken: set[str], beside: set[str], skipping: Skipping
+) -> int:
     """Add the units of one source to the inventory.
 
     Args:
@@ -103,19 +113,28 @@ def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: s
         options: the format to take, and the settings of the readers.
         taken: URIs of the files that were taken so far; gets those of this source.
         beside: the folders and the stems of tars that the inputs name; a Parquet file beside one may be its sidecar.
+        skipping: decides what is left out.
     Returns:
         The number of files that were taken or are accounted for.
     """
     wanted, name, root = options.input_format, source.name, source.root
     files, outputs = _without_datasets(source.files)
-    visible = [file for file in files if not is_hidden(file.uri, root)]
+    met = source.below
+    hidden = [folder for folder in met.skipped if not _in_dataset(folder, outputs)]
+    visible, skipped = skipping.keep(files, root, source.pattern, hidden)
     kinds = by_kind(visible)
+    if wanted in ("auto", "folder") and (pictures := sniff(kinds["no extension"])):
+        kinds["no extension"] = [file for file in kinds["no extension"] if file.uri not in pictures]
+        kinds["image"] = [file for file in visible if file.uri in pictures or kind_of(file.uri) == "image"]
     tars = kinds["tar"] if wanted in ("auto", "webdataset") else []
+    tfrecords = kinds["tfrecord"] if wanted in ("auto", "tfrecord") else []
     parquet = ParquetFiles()
     if wanted in ("auto", "parquet", "listing"):
         parquet = sort_parquet(kinds["parquet"], visible, options, beside)
-    shards = [*tars, *(file for file, _ in parquet.images)]
+    shards = [*tars, *tfrecords, *(file for file, _ in parquet.images)]
     images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not shards) else []
+    if wanted == "auto" and shards:
+        _refuse_two_kinds(name, root, kinds["image"], tars, tfrecords, parquet)
     listings: list[tuple[FileInfo, pa.Schema | None]] = []
     if wanted == "listing" or (wanted == "auto" and not shards and not images):
         listings = [*((file, None) for file in kinds["listing"]), *parquet.listings]
@@ -128,9 +147,9 @@ def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: s
     for file in (*shards, *(file for file, _ in (*listings, *parquet.broken))):
         if text_of(file.uri) != file.uri:
             raise PlanError(f"{text_of(file.uri)}: the name of this shard is not UTF-8; rename it")
-    for file in tars:
+    for file, format_ in (*((file, "webdataset") for file in tars), *((file, "tfrecord") for file in tfrecords)):
         if file.uri not in taken:
-            unit = Unit(file.uri, file.uri, "webdataset", 0, 0, 0, file.stamp, file.size, part_name(file.uri))
+            unit = Unit(file.uri, file.uri, format_, 0, 0, 0, file.stamp, file.size, part_name(file.uri))
             inventory.units.append(unit)
     for file, metadata in parquet.images:
         inventory.columns |= set(metadata.schema.to_arrow_schema().names)
@@ -143,7 +162,14 @@ def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: s
             inventory.broken[part] = error
             inventory.unread.add(file.uri)
     if images:
-        _take_images(inventory, name, root, [image for image in images if image.uri not in taken], visible)
+        pictures = [image for image in images if image.uri not in taken]
+        _take_images(inventory, name, root, pictures, visible if source.is_folder else None, options)
+    for place in [place for place in met.unlisted if place.uri not in taken]:
+        taken.add(place.uri)
+        part = part_name(place.uri, UNLISTED)
+        inventory.units.append(Unit(place.uri, place.uri, UNLISTED, 0, 0, 0, UNLISTED, 0, part))
+        inventory.detection.append(f"warning: {place.uri} will be a reject: it cannot be listed: {place.reason}")
+    inventory.roots.add(root)
     hints = [
         hint
         for file, schema in listings
@@ -151,21 +177,76 @@ def _take(inventory: Inventory, source: Source, options: ReaderOptions, taken: s
         for hint in _take_listing(inventory, file, schema, options)
     ]
     taken.update(file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken))))
-    line = describe(name, kinds, tars, images, listings, parquet, len(source.passed_over))
-    inventory.detection.append(line + (f"; left out: {outputs} datasets of this program" if outputs else ""))
+    line = describe(name, kinds, tars, tfrecords, images, listings, parquet, met, options)
+    line += f"; left out: {len(outputs)} datasets of this program" if outputs else ""
+    inventory.detection.append(line + skipped.describe())
     inventory.detection += hints + missing_tars(visible, tars)
     explained = sum(stem(file.uri) in beside for file in parquet.sidecars)
-    explained += root in source.passed_over
-    return len(shards) + len(images) + len(listings) + len(parquet.broken) + explained
+    explained += root in met.passed_over
+    return len(shards) + len(images) + len(listings) + len(parquet.broken) + len(met.unlisted) + explained
 
 
-def _take_images(inventory: Inventory, name: str, root: str, images: list[FileInfo], visible: list[FileInfo]) -> None:
-    whole = storage.normalise(name) == root
-    # A glob such as *.jpg matches only the pictures; their captions lie beside them.
-    beside = visible if whole else storage.list_below(root)
+def _refuse_two_kinds(
+    name: str,
+    root: str,
+    pictures: Sequence[FileInfo],
+    tars: Sequence[FileInfo],
+    tfrecords: Sequence[FileInfo],
+    parquet: ParquetFiles,
+) -> None:
+    """Refuse pictures beside shards, unless they lie in a folder of a shard's name and so belong to it.
+
+    Raises:
+        PlanError: with both counts.
+    """
+    kinds = {"webdataset": tars, "tfrecord": tfrecords, "parquet": [file for file, _ in parquet.images]}
+    there = {kind: files for kind, files in kinds.items() if files}
+    stems = {stem(file.uri) for files in there.values() for file in files}
+    strays = [picture for picture in pictures if not any(folder in stems for folder in _folders_above(picture, root))]
+    if not strays:
+        return
+    shards = " and ".join(
+        f"{counted(len(files), f'{kind} shard')} ({posixpath.basename(files[0].uri)}{', …' if len(files) > 1 else ''})"
+        for kind, files in there.items()
+    )
+    what = posixpath.basename(strays[0].uri) + (", …" if len(strays) > 1 else "")
+    raise PlanError(
+        f"--input {name} holds {counted(len(strays), 'picture')} ({text_of(what)}) beside {text_of(shards)}; "
+        f"--input_format folder takes the pictures, --input_format {' or '.join(there)} the shards, and --exclude GLOB "
+        "leaves files out; to embed all, give a glob of the pictures and a glob of the shards as two inputs"
+    )
+
+
+def _folders_above(file: FileInfo, root: str) -> Iterator[str]:
+    folder = posixpath.dirname(file.uri)
+    while len(folder) > len(root):
+        yield folder
+        folder = posixpath.dirname(folder)
+
+
+def _take_images(
+    inventory: Inventory,
+    name: str,
+    root: str,
+    images: list[FileInfo],
+    visible: list[FileInfo] | None,
+    options: ReaderOptions,
+) -> None:
+    """Cut the pictures of a folder into units.
+
+    Args:
+        inventory: gets the units.
+        name: name of the source.
+        root: URI of the folder that the keys are relative to.
+        images: the pictures.
+        visible: all files of the folder; None if a glob, or names, chose the pictures, so that their captions must
+            be looked for.
+        options: names the extension of the captions.
+    """
     side_file = f"files-{len(inventory.side_files)}.parquet"
-    source = root if whole else storage.normalise(name)
-    units, inventory.side_files[side_file] = cut_folder(root, source, side_file, images, beside)
+    source = storage.normalise(name) if visible is None else root
+    beside = files_beside(images, options) if visible is None else visible
+    units, inventory.side_files[side_file] = cut_folder(root, source, side_file, images, beside, options)
     inventory.units.extend(units)
 
 
@@ -212,14 +293,24 @@ def _refusal(fence: Fence, uri: str) -> FenceError | None:
     return None
 
 
-def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], int]:
-    """Drop outputs of this program, which may lie below an input; return the other files and the number of outputs."""
+def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], tuple[str, ...]]:
+    """Drop outputs of this program, which may lie below an input; return the other files, and the outputs' folders."""
     outputs = tuple(f"{posixpath.dirname(f.uri)}/" for f in files if posixpath.basename(f.uri) == "_dataset.json")
-    return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, len(outputs)
+    return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, outputs
 
 
-def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str) -> PlanError:
+def _in_dataset(folder: str, outputs: tuple[str, ...]) -> bool:
+    return folder.startswith(outputs) if outputs else False
+
+
+def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str, skipping: Skipping) -> PlanError:
     listed = [file for source in sources for file in source.files]
+    kept = [skipping.keep(source.files, source.root, source.pattern, source.below.skipped) for source in sources]
+    if not any(files for files, _ in kept) and any(left := [skipped.describe() for _, skipped in kept]):
+        return PlanError(
+            f"--input {pattern} holds nothing that is not left out{next(filter(None, left))}; give such a folder as "
+            "--input itself, or omit --exclude"
+        )
     if not listed:
         return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
     if input_format != "auto":
@@ -228,14 +319,15 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str)
     kinds = Counter(kind_of(file.uri) for file in listed).most_common(3)
     there = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
     return PlanError(
-        f"--input {pattern} holds no pictures ({pictures}), .tar, .parquet, .csv, .tsv or .jsonl files, but {there}; "
+        f"--input {pattern} holds no pictures ({pictures}), .tar, .tfrecord, .parquet, .csv, .tsv or .jsonl files, but "
+        f"{there}; "
         "convert them, or check the path"
     )
 
 
 def _check(inventory: Inventory, options: ReaderOptions) -> None:
     """Refuse options that fit no shard of this run."""
-    whole = [unit for unit in inventory.units if unit.part not in inventory.broken]
+    whole = [unit for unit in inventory.units if unit.part not in inventory.broken and unit.format != UNLISTED]
     for part, error in inventory.broken.items():
         # One damaged file among others becomes a reject. If there is no good one, the input itself is wrong.
         if not whole or (isinstance(error, ColumnError) and not any(unit.format == "parquet" for unit in whole)):
@@ -247,12 +339,15 @@ def _check(inventory: Inventory, options: ReaderOptions) -> None:
             check_wanted(sorted(inventory.columns), options)
         except ColumnError as error:
             raise PlanError(str(error)) from None
-    tables = "Parquet files and listings"
+    if not whole and inventory.units:
+        raise PlanError(
+            f"{inventory.units[0].shard} cannot be listed, and there is no other input; check who may read it"
+        )
+    fields = ({"parquet", "listing", "tfrecord"}, "Parquet files, TFRecords and listings")
     for flag, value, formats, kind in (
         ("image_extension", options.image_extension, {"webdataset"}, "webdataset tars"),
-        ("image_column", options.image_column, {"parquet", "listing"}, tables),
-        ("caption_column", options.caption_column, {"parquet", "listing"}, tables),
-        ("key_column", options.key_column, {"parquet", "listing"}, tables),
+        ("image_column", options.image_column, *fields),
+        ("key_column", options.key_column, *fields),
         ("allow_uri", " ".join(options.allow_uri), {"listing"}, "listings"),
     ):
         if value and not formats & inventory.formats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
@@ -32,15 +33,21 @@ from clip_transforms.shards.unit import (
 from clip_transforms.storage import FileInfo
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_TFRECORD = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?$")
 _FOOTER_THREADS = 16
 
 
 def kind_of(uri: str) -> str:
-    """Return `tar`, `image`, `listing`, `parquet`, `caption`, `json`, `statistics`, or else the extension."""
+    """Return the kind of a file by its name.
+
+    It is `tar`, `tfrecord`, `image`, `listing`, `parquet`, `caption`, `json`, `statistics`, or else the extension.
+    """
     lower = posixpath.basename(uri).lower()
     extension = lower.rpartition(".")[2] if "." in lower else ""
     if lower.endswith(_TAR_SUFFIXES):
         return "tar"
+    if _TFRECORD.search(lower):
+        return "tfrecord"
     if extension in IMAGE_EXTENSIONS:
         return "image"
     if extension in LISTING_EXTENSIONS:
@@ -58,17 +65,6 @@ def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
     for file in files:
         kinds[kind_of(file.uri)].append(file)
     return kinds
-
-
-def is_hidden(uri: str, root: str) -> bool:
-    """Return whether a file, or a folder between it and `root`, is a dot file or one of macOS's."""
-    relative = uri.removeprefix(root).lstrip("/")
-    return any(map(is_hidden_name, relative.split("/")))
-
-
-def is_hidden_name(name: str) -> bool:
-    """Return whether the name is that of a dot file or of macOS's own folder."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 @dataclasses.dataclass
@@ -104,11 +100,13 @@ def sort_parquet(
         named: folders and stems of tars that other inputs name; a file beside one is a sidecar if it has no images.
     """
     alone = options.input_format != "auto"  # a format that was asked for has no sidecars
-    tars = set() if alone else {stem(file.uri) for file in visible if kind_of(file.uri) == "tar"}
+    tars = set() if alone else {stem(file.uri) for file in visible if kind_of(file.uri) in ("tar", "tfrecord")}
     folders = {posixpath.dirname(file.uri) for file in visible if kind_of(file.uri) == "image"}
     if not alone:
-        folders |= {*named, *(stem(file.uri) for file in visible if kind_of(file.uri) == ".tfrecord")}
-    beside = any(kind_of(file.uri) in ("image", "tar") for file in visible) and options.input_format != "listing"
+        folders |= set(named)
+    beside = (
+        any(kind_of(file.uri) in ("image", "tar", "tfrecord") for file in visible) and options.input_format != "listing"
+    )
     # Sidecars are recognised by their names: opening each of them would turn planning from seconds into minutes.
     found = ParquetFiles(sidecars=[file for file in files if stem(file.uri) in tars])
     rest = [file for file in files if stem(file.uri) not in tars]
@@ -157,10 +155,11 @@ def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
 
 def stem(uri: str) -> str:
     """Return the URI of a shard without its extension; its sidecar has the same stem."""
-    for suffix in (*_TAR_SUFFIXES, ".parquet", ".tfrecord"):
+    for suffix in (*_TAR_SUFFIXES, ".parquet"):
         if uri.lower().endswith(suffix):
             return uri[: -len(suffix)]
-    return uri
+    found = _TFRECORD.search(uri.lower())
+    return uri[: found.start()] if found else uri
 
 
 def _footer(file: FileInfo) -> pq.FileMetaData | PlanError:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from clip_transforms import storage
 from clip_transforms.shards.folder import read_folder
 from clip_transforms.shards.listing import read_listing
 from clip_transforms.shards.parquet import read_parquet
-from clip_transforms.shards.unit import ReaderOptions, Unit
+from clip_transforms.shards.tfrecord import read_tfrecord
+from clip_transforms.shards.unit import UNLISTED, ReaderOptions, ShardError, Unit, shard_error
 from clip_transforms.shards.webdataset import read_webdataset
 
 
@@ -36,6 +38,10 @@ def read_unit(
         )  # otherwise samples beyond the limit would be read, and their oddities counted
     if unit.format == "webdataset":
         batches = read_webdataset(unit, options, batch_size, notes)
+    elif unit.format == "tfrecord":
+        batches = read_tfrecord(unit, options, batch_size, notes)
+    elif unit.format == UNLISTED:
+        raise _unlisted(unit.uri)
     elif unit.format == "parquet":
         batches = read_parquet(unit, options, batch_size, notes)
     elif unit.format == "listing":
@@ -50,3 +56,12 @@ def read_unit(
         yield batch
         if left == 0:
             return
+
+
+def _unlisted(uri: str) -> ShardError:
+    """Return the error of a folder that could not be listed when the run was planned."""
+    try:
+        storage.names_in(uri)
+    except OSError as error:
+        return shard_error(uri, error)
+    return ShardError("unreadable", "it could not be listed when the run was planned, but now it can; run again")

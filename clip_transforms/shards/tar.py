@@ -9,17 +9,17 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import read_reject
+from clip_transforms.shards.batches import Readable, read_reject
 from clip_transforms.shards.unit import ShardError, shard_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Errors that damaged bytes cause; `tarfile` and the decompressors let many kinds through.
-_DAMAGE = (
+DAMAGE = (
     tarfile.TarError,
     OSError,
     EOFError,
@@ -33,11 +33,7 @@ _DAMAGE = (
 )
 
 
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-_COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], _Readable]] = {
+_COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
@@ -63,6 +59,17 @@ class Member:
         self.problem = None if info.isfile() else "a link or no file; links are not followed"
         if not info.isfile():
             self.size = 0
+        self._start = b""
+        self._file: IO[bytes] | None = None
+
+    def start(self, size: int) -> bytes:
+        """Read its first bytes; `read` then gives all bytes all the same.
+
+        Raises:
+            ShardError: if the tar ends or is damaged inside the member.
+        """
+        self._start = self._read(size)
+        return self._start
 
     def read(self) -> bytes:
         """Read its bytes; call this before the next member is taken.
@@ -70,12 +77,16 @@ class Member:
         Raises:
             ShardError: if the tar ends or is damaged inside the member.
         """
+        return self._start + self._read(-1)
+
+    def _read(self, size: int) -> bytes:
         try:
-            file = self._tar.extractfile(self._info)
-            if file is None:
+            if self._file is None:
+                self._file = self._tar.extractfile(self._info)
+            if self._file is None:
                 raise ValueError(self.problem)
-            return file.read()
-        except _DAMAGE as error:
+            return self._file.read(size)
+        except DAMAGE as error:
             if storage.is_of_the_machine(error):
                 raise
             raise _damaged(f"{self.name[:200]!r}", self._info.offset_data, error) from error
@@ -94,7 +105,7 @@ def read_members(uri: str) -> Generator[Member, None, None]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_TarBytes(_decompressed(file)))
+            yield from _members(_TarBytes(decompressed(file)))
     except OSError as error:
         raise shard_error(uri, error) from error
 
@@ -112,7 +123,7 @@ def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
         while rest := tar.fileobj.read(1 << 20):
             if rest.strip(b"\0"):  # two concatenated tars: `tarfile` stops at the end mark of the first
                 raise ShardError("unreadable", f"something follows the end mark at byte {tar.offset:,}")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if storage.is_of_the_machine(error):
             raise
         raise _damaged("the tar", tar.offset if tar else 0, error) from error
@@ -158,7 +169,7 @@ _HEADER_TYPES = (
 class _TarBytes(io.RawIOBase):
     """The bytes that `tarfile` reads. Reading on and on at the end is an error, so that its loops end."""
 
-    def __init__(self, file: _Readable):
+    def __init__(self, file: Readable):
         super().__init__()
         self._file = file
         self._reads_at_end = 0
@@ -172,7 +183,7 @@ class _TarBytes(io.RawIOBase):
         return data
 
 
-def _decompressed(file: IO[bytes]) -> _Readable:
+def decompressed(file: IO[bytes]) -> Readable:
     """Decompress the file if its first bytes say so; its name does not matter."""
     start = file.read(6)
     file.seek(0)

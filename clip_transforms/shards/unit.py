@@ -11,12 +11,16 @@ from clip_transforms import storage
 from schemas.embeddings import reserved_names
 from schemas.samples import CAPTIONS, Column
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("jfif", "jpe", "pjpeg", "pjp"),  # browsers and Windows give these to JPEGs
+)
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 LISTING_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson")
 CAPTIONS_PER_FILE = 64  # times --max_caption_bytes; the largest text file that `--captions all` reads
 _COLUMN = "a text such as 'width_px=width:int32'"
-INPUT_FORMATS = ("auto", "folder", "webdataset", "parquet", "listing")
+INPUT_FORMATS = ("auto", "folder", "webdataset", "tfrecord", "parquet", "listing")
+UNLISTED = "unlisted"  # the format and the stamp of a folder that cannot be listed
 
 
 class PlanError(ValueError):
@@ -54,18 +58,25 @@ def shard_error(uri: str, error: Exception) -> ShardError:
 
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
-    """Settings of planning and of the readers. All but `input_format` and `allow_uri` are part of the fingerprint.
+    """Settings of planning and of the readers.
+
+    All but `input_format`, `exclude` and `allow_uri` are part of the fingerprint. What `exclude` leaves out changes the
+    stamps of the sources.
 
     Attributes:
         input_format: one of INPUT_FORMATS; `auto` takes whatever is found.
         image_extension: extension of the member that is the image, for tars with several images per key.
-        image_column, caption_column, key_column: names of columns in Parquet and listings, if not the usual ones.
+        image_column, key_column: names of columns in Parquet and listings, if not the usual ones.
+        caption_column: name of the column of captions, if not a usual one; in tars and folders a field of the JSON, as
+            `a.b` or `a[0]` too, or the extension of a member or file.
         captions: `first` or `all`: which of a sample's captions to take where the source lists several.
         columns: the user's own columns; a text, `name[=field][:type]`, becomes a Column.
         limit: number of samples to read from the start of each unit; 0 for all.
         max_image_bytes, max_caption_bytes: maximum size of one encoded image, and of one caption in UTF-8.
         allow_uri: places besides its own folder that the URIs of a listing may point to: folders, hosts, or `https://`
             for every public host.
+        exclude: globs of files and folders inside the inputs that are left out. One without a slash names files and
+            folders at any depth, one with a slash the path below the input.
     """
 
     input_format: str = "auto"
@@ -79,12 +90,14 @@ class ReaderOptions:
     max_image_bytes: int = 64 << 20
     max_caption_bytes: int = 16_384
     allow_uri: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Refuse settings that no reader could follow."""
         storage.check_types(self)
         object.__setattr__(self, "columns", _as_columns(self.columns))
         object.__setattr__(self, "allow_uri", storage.as_names(self.allow_uri, "allow_uri"))
+        object.__setattr__(self, "exclude", storage.as_names(self.exclude, "exclude"))
         if self.input_format not in INPUT_FORMATS:
             raise ValueError(
                 f"--input_format is {self.input_format!r}, but it must be one of {', '.join(INPUT_FORMATS)}"
@@ -95,6 +108,15 @@ class ReaderOptions:
             raise ValueError(
                 f"--limit is {self.limit}, but it must be 0, for all samples of a unit, or up to 2,147,483,647"
             )
+        for pattern in self.exclude:
+            try:
+                usable = bool(pattern.strip("/")) and bool(storage.glob_regex(pattern))
+            except (ValueError, re.error):
+                usable = False
+            if not usable:
+                raise ValueError(
+                    f"--exclude is {pattern!r}, but it must be a glob such as '*.bak', thumbnails or 'old/**/*.jpg'"
+                )
         for uri in self.allow_uri:
             storage.refuse_secrets(uri)
             if "://" not in uri and not uri.startswith("/"):
@@ -131,7 +153,7 @@ class Unit:
     Attributes:
         shard: URI of the shard; for a folder `<folder>#<the path it starts after>`.
         uri: URI of the file to read; for a folder or a listing, the name of its side file.
-        format: `webdataset`, `parquet`, `folder` or `listing`.
+        format: `webdataset`, `tfrecord`, `parquet`, `folder` or `listing`; UNLISTED for a folder that cannot be listed.
         start, stop: row groups of a Parquet file or of a listing's side file, or rows of a folder's side file; 0, 0 for
             a whole tar, and for a Parquet file that could not be planned.
         first_row: `row` of its first sample.
@@ -157,6 +179,6 @@ def part_name(shard: str, cut: str = "") -> str:
     The name depends on nothing else in the run. It never starts with `_` or `.`: pandas and Spark skip such files.
     """
     stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
-    stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|csv|tsv|jsonl|ndjson)$", "", stem)
+    stem = re.sub(r"\.(tar(\.gz)?|tgz|tfrecords?(\.gz)?|parquet|csv|tsv|jsonl|ndjson)$", "", stem)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", stem).lstrip(".-")[:80] or "part"
     return f"{stem}-{hashlib.sha256(f'{shard}|{cut}'.encode()).hexdigest()[:12]}"

@@ -35,13 +35,13 @@ def open_input(uri: str) -> IO[bytes]:
     return cast(IO[bytes], ResumingFile(fs, path, uri))  # raw files of `io` are not declared as such
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a whole small file."""
+def read_bytes(uri: str, size: int | None = None) -> bytes:
+    """Read a whole small file, or its first `size` bytes."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         with open(path, "rb") as file:
-            return file.read()
-    return retried(lambda: fs.cat_file(path), uri)
+            return file.read(-1 if size is None else size)
+    return retried(lambda: fs.cat_file(path, start=None if size is None else 0, end=size), uri)
 
 
 @contextlib.contextmanager

@@ -83,11 +83,18 @@ def test_a_parquet_file_beside_a_folder_of_its_stem_is_a_sidecar(tmp_path):
     assert [unit.format for unit in plan(tmp_path).units] == ["folder"]
 
 
-def test_pictures_beside_tars_are_not_read_and_the_line_says_so(tars):
+def test_pictures_beside_tars_are_refused_and_each_cure_cures(tars):
     make_folder(tars / "more", 2)
-    found = plan(tars)
-    assert len(found.units) == 3 and "2 pictures" in found.detection[0]
+    message = re.escape(f"--input {tars} holds 2 pictures (000000.jpg, …) beside 3 webdataset shards (00000.tar, …); ")
+    with pytest.raises(PlanError, match=message) as caught:
+        plan(tars)
+    assert "--input_format folder takes the pictures, --input_format webdataset the shards" in str(caught.value)
     assert [unit.format for unit in plan(tars, input_format="folder").units] == ["folder"]
+    found = plan(tars, input_format="webdataset")
+    assert {unit.format for unit in found.units} == {"webdataset"} and "2 pictures" in found.detection[0]
+    assert {unit.format for unit in plan(tars, exclude=("more",)).units} == {"webdataset"}
+    both = plan(tars / "**" / "*.jpg", tars / "*.tar").units
+    assert [unit.format for unit in both] == ["folder", *["webdataset"] * 3] and both[0].stop == 2
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,7 @@ def test_parquet_is_cut_at_row_groups_up_to_ten_thousand_rows(rows, group, cuts,
 
 def folder_units(keys):
     images = [FileInfo(f"/photos/{key}", 10, "10-1") for key in sorted(keys)]
-    return cut_folder("/photos", "/photos", "files-0.parquet", images, images)[0]
+    return cut_folder("/photos", "/photos", "files-0.parquet", images, images, ReaderOptions())[0]
 
 
 def test_a_folder_is_cut_where_its_paths_say_so_and_a_new_picture_touches_one_unit():
@@ -170,7 +177,7 @@ def numbers(path):
         (lambda p: (p / "empty").mkdir() or p / "empty", {}, "empty folder"),
         (lambda p: (p / "a.xyz").write_text("") and None or p / "a.xyz", {}, "holds no pictures"),
         (lambda p: make_tar(p / "a.tar", 1), {"input_format": "parquet"}, "--input_format parquet"),
-        (lambda p: make_tar(p / "a.tar", 1), {"caption_column": "x"}, "--caption_column x is for Parquet"),
+        (lambda p: make_tar(p / "a.tar", 1), {"key_column": "x"}, "--key_column x is for Parquet files, TFRecords"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"image_extension": "x"}, "--image_extension x is for webdataset"),
         (lambda p: make_parquet(p / "a.parquet", 1), {"image_column": "x"}, "--image_column x is not a column"),
         (lambda p: numbers(p / "a.parquet"), {"image_column": "n"}, "must be binary"),

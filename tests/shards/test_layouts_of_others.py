@@ -110,11 +110,11 @@ def test_a_parquet_file_with_images_is_read_though_a_tar_of_its_stem_is_named_to
     assert {unit.format for unit in take_inventory(inputs, ReaderOptions()).units} == {"webdataset", "parquet"}
 
 
-def test_tfrecords_are_refused_and_their_sidecars_are_no_listings(tmp_path):
+def test_the_sidecar_of_a_tfrecord_is_no_listing(tmp_path):
     sidecar(tmp_path)
     (tmp_path / "00000.tfrecord").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="holds no pictures .* but .*1 .tfrecord"):
-        take_inventory([str(tmp_path)], ReaderOptions())
+    found = take_inventory([str(tmp_path)], ReaderOptions())
+    assert found.detection == [f"{tmp_path}: 1 TFRecord shard; not read: 1 sidecar Parquet"]
     assert take_inventory([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
 
 

@@ -44,12 +44,20 @@ def test_which_member_is_the_image(members, image, tmp_path):
     assert row["image"] == image and row["image_reject"] is None
 
 
-@pytest.mark.parametrize("names", [("jpg", "png"), ("a.png", "b.png"), ("jpg", "jpg")], ids=str)
-def test_several_images_under_a_key_are_a_reject_that_names_the_flag(names, tmp_path):
+@pytest.mark.parametrize(
+    "names, cure",
+    [
+        (("jpg", "png"), "choose one with --image_extension, as jpg"),
+        (("a.png", "b.png"), "choose one with --image_extension, as a.png"),
+        (("jpg", "jpg"), "write the tar again with a name for each"),
+    ],
+    ids=["two types", "two tails", "twice the same"],
+)
+def test_several_images_under_a_key_are_a_reject_that_names_the_cure(names, cure, tmp_path):
     row, _ = one(tmp_path, [(f"a.{name}", b"12") for name in names] + [("a.txt", b"a cat")])
     assert row["image"] is None and row["caption"] == "a cat"
     assert row["image_reject"]["reason"] == "several images" and row["image_reject"]["num_bytes"] == 4
-    assert "--image_extension" in row["image_reject"]["message"]
+    assert cure in row["image_reject"]["message"]
 
 
 def test_image_extension_chooses_among_several(tmp_path):

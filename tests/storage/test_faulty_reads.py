@@ -102,7 +102,7 @@ def test_finding_files_survives_failures(s3, tmp_path):
     s3.fault = lambda number, method, path: next(ways) if number % 3 == 0 else None
     assert [info.uri for info in storage.list_below("s3://bucket/a")] == ["s3://bucket/a/x.tar", "s3://bucket/a/y.tar"]
     assert [i.size for i in storage.list_matching("s3://bucket/a/*.tar")[0]] == [7, 7]
-    assert storage.list_matching("s3://bucket/nothing") == ([], [])
+    assert storage.list_matching("s3://bucket/nothing") == ([], [], [])
     assert storage.sizes_in("s3://bucket/a") == {"x.tar": 7, "y.tar": 7}
     assert storage.exists("s3://bucket/b") and not storage.exists("s3://bucket/c")
     assert storage.is_folder("s3://bucket/a") and not storage.is_folder("s3://bucket/b")
@@ -135,14 +135,15 @@ class Folders(fsspec.AbstractFileSystem):
         return [{"name": name, "type": type_, "size": 1} for name, type_ in found.get(path, [])]
 
 
-def test_folders_that_fsspec_would_leave_out_are_found_or_an_error(monkeypatch):
+def test_folders_that_fsspec_would_leave_out_are_found_or_named(monkeypatch):
     fsspec.register_implementation("folders", Folders, clobber=True)
     assert len(storage.list_below("folders://top")) == len(storage.list_matching("folders://top/**/*.tar")[0]) == 2
     monkeypatch.setattr(Folders, "broken", True)
     with pytest.raises(PermissionError):
         storage.list_below("folders://top")
-    with pytest.raises(PermissionError):
-        storage.list_matching("folders://top/**/*.tar")
+    found = storage.list_matching("folders://top/**/*.tar")
+    assert [file.uri for file in found.files] == ["folders://top/a.tar"]
+    assert found.unlisted == [("folders://top/deep", "PermissionError: top/deep")]
 
 
 class Pieces(io.BytesIO):
