@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ from clip_transforms.run.processes import count_processes, embed_in_processes
 from clip_transforms.run.settings import Settings
 from clip_transforms.run.summary import PartResult, RunSummary
 from clip_transforms.workers.lifetime import end_with
-from clip_transforms.workers.machine import gpus_for
+from clip_transforms.workers.machine import check_device, check_process_count, gpus_for
 from clip_transforms.workers.runner import check_processes, in_process, is_direct, workers_of
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def embed_shards(
@@ -95,9 +98,25 @@ class EmbedShards(beam.PTransform):
         transform._settings, transform._plan, transform._command = plan.settings, plan, tuple(command)
         return transform
 
+    def _made_plan(self, here: bool) -> RunPlan:
+        """Make the plan, unless the command did and has printed it; `here`: whether this machine embeds."""
+        if self._plan is not None:
+            return self._plan
+        if here:
+            check_device(self._settings.model.device)
+        plan = plan_run(self._settings)
+        for line in plan.lines:
+            _LOGGER.log(
+                logging.WARNING if line.startswith("warning: ") else logging.INFO, line.removeprefix("warning: ")
+            )
+        if here:
+            plan.fetch_model()
+        return plan
+
     def run_here(self) -> dict[str, Any]:
         """Do the same without Beam, in this process or in several of this machine; the content of `run.json`."""
-        plan = self._plan or plan_run(self._settings)
+        check_process_count(self._settings.processes)
+        plan = self._made_plan(here=True)
         processes = _processes_of(plan)
         job, self.run_folder = begin_run(plan, processes, self._command)
         self.run = job.run
@@ -113,7 +132,7 @@ class EmbedShards(beam.PTransform):
         """Write the plan, and wire the pipeline that starts from its URI."""
         options = pipeline.pipeline.options
         check_processes(self._settings.processes, options)
-        plan = self._plan or plan_run(self._settings)
+        plan = self._made_plan(here=is_direct(options))
         processes = _processes_of(plan) if in_process(options) else 1
         workers = max(processes, workers_of(options))
         job, self.run_folder = begin_run(plan, workers, self._command, not is_direct(options))

@@ -25,6 +25,7 @@ from clip_transforms.parts.manifest import (
 from clip_transforms.run.folder import RunFolder
 from clip_transforms.run.job import read_taxonomies, write_taxonomies
 from clip_transforms.run.over_parts import OverParts, PartsWork
+from clip_transforms.run.settings import Settings
 
 
 def label_embeddings(
@@ -144,7 +145,7 @@ def plan_labels(
     dataset: str,
     taxonomies: Sequence[Taxonomy],
     model: ClipSpec | None = None,
-    top_labels: int = 5,
+    top_labels: int = Settings.top_labels,
     overwrite: bool = False,
 ) -> LabelPlan:
     """Find the parts of a dataset whose labels are missing or stale.

@@ -35,6 +35,9 @@ def run_command(module: str) -> NoReturn:
         code = main(sys.argv[1:])
     except ValueError as error:
         _refuse(str(error))
+    except MemoryError:
+        complain("the command failed: this machine has not enough memory for it; what is committed stays")
+        code = FAILED
     except OSError as error:  # before anything was started; a run reports its own end
         where = error.filename or "a file or folder of the command line"
         _refuse(f"{where} cannot be used: {error.strerror or error}; check the path and who may read it")

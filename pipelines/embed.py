@@ -14,11 +14,12 @@ from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.parts.counts import counted
 from clip_transforms.parts.manifest import read_run
 from clip_transforms.run.plan import RunPlan, plan_run
-from clip_transforms.workers.runner import check_processes, in_process
+from clip_transforms.workers.machine import check_device
+from clip_transforms.workers.runner import check_processes, in_process, is_direct
 from pipelines.closing_lines import closing_lines
 from pipelines.command import DONE, FAILED, INCOMPLETE
-from pipelines.launch import fetch_model, launch, make_pipeline
-from pipelines.options import check_device, embed_parser, embed_settings, parse, warnings_of
+from pipelines.launch import launch, make_pipeline
+from pipelines.options import embed_parser, embed_settings, parse, warnings_of
 from pipelines.progress import progress_bar
 from pipelines.terminal import say
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     settings = embed_settings(options)
     pipeline = make_pipeline(beam_options)
     check_processes(settings.processes, beam_options)
-    check_device(settings.model.device, beam_options)
+    if is_direct(beam_options):
+        check_device(settings.model.device)
     plan = plan_run(settings)
     for line in [*plan.lines, *warnings_of(plan, beam_options)]:
         say(line)
@@ -42,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print_plan(plan)
         return DONE
-    if plan.pending:
-        fetch_model(plan.checkpoint, beam_options)
+    if is_direct(beam_options):  # workers elsewhere have their own caches
+        plan.fetch_model()
     with progress_bar(plan, in_process(beam_options)):
         transform = EmbedShards.of(plan, ["python", "-m", "pipelines.embed", *argv])
         succeeded = launch(pipeline, transform)

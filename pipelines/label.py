@@ -22,7 +22,7 @@ from pipelines.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code.
+    """Run the command and return its exit code.
 
     Raises:
         ValueError: if the command line or the dataset is wrong; nothing was started or written then.

@@ -26,8 +26,6 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from clip_transforms.clip.downloads import fetch
-from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.workers.lifetime import how_it_ended
 from clip_transforms.workers.runner import in_process, is_direct
 from pipelines.beam_options import check_beam_options
@@ -152,16 +150,6 @@ def _end(transform: Any) -> None:
             os.kill(child, signal.SIGKILL)
     if transform.run_folder is not None:
         transform.run_folder.close()
-
-
-def fetch_model(checkpoint: Checkpoint, options: PipelineOptions) -> None:
-    """Download a published model before a run on this machine starts. Workers elsewhere have their own caches.
-
-    Raises:
-        CheckpointError: if the model cannot be downloaded.
-    """
-    if checkpoint.published and is_direct(options):
-        fetch(checkpoint.published)
 
 
 def _failed(error: BaseException, go_on: str = GO_ON) -> bool:

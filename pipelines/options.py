@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -262,23 +261,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
             "put it after --"
         )
     return options, PipelineOptions([*rest, *behind])
-
-
-def check_device(device: str, options: PipelineOptions) -> None:
-    """Refuse `--device cuda` if the run works on this machine and the machine has no CUDA. This imports no torch.
-
-    Raises:
-        UsageError: naming what is missing.
-    """
-    if device != "cuda" or not is_direct(options):
-        return
-    if not has_nvidia():
-        raise UsageError("--device is cuda, but this machine shows no NVIDIA device; use --device auto or --device cpu")
-    if torch_is_cpu_only():
-        raise UsageError(
-            f"--device is cuda, but torch {importlib.metadata.version('torch')} is built without CUDA; install a CUDA "
-            "build of torch, or use --device cpu"
-        )
 
 
 def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:

@@ -1,7 +1,10 @@
 """embed_shards and label_embeddings, the plain functions: the same checks, commits and bytes as through a runner."""
 
+import dataclasses
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,3 +325,35 @@ def test_the_other_doors_say_it_in_the_same_words(call, said):
     with pytest.raises(TypeError) as caught:
         call()
     assert str(caught.value) == said and isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "settings, model, said",
+    [
+        ({"processes": 100_000}, {}, "--processes is 100000, but it must be 1 to"),
+        ({}, {"device": "cuda"}, "--device is cuda, but this machine shows no NVIDIA device"),
+        ({}, {"model": "RN50"}, "RN50 cannot be downloaded"),
+    ],
+    ids=["processes", "device", "download"],
+)
+@pytest.mark.parametrize("run", [embed_shards, lambda *args, **more: with_beam(EmbedShards(*args, **more))])
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_written(
+    settings, model, said, run, inputs, spec, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("clip_transforms.workers.machine.has_nvidia", lambda: False)
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("clip_transforms.clip.architectures.URL_ROOT", "http://127.0.0.1:9")
+    monkeypatch.setattr("clip_transforms.storage.retry.FIRST_WAIT", 0.001)
+    with pytest.raises(ValueError, match=said):
+        run(inputs, str(tmp_path / "out"), dataclasses.replace(spec, **model), **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_found_is_logged(spec, tmp_path, caplog):
+    tar, copy = make_tar(tmp_path / "a.tar", 2), tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(tar, copy)
+    with caplog.at_level(logging.INFO):
+        embed_shards([tar, str(copy)], str(tmp_path / "out"), spec)
+    found = {record.levelname: record.getMessage() for record in caplog.records if record.name.endswith("embed_shards")}
+    assert "1 webdataset shard" in found["INFO"] and "its rows will be in the dataset twice" in found["WARNING"]

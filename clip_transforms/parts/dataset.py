@@ -1,4 +1,4 @@
-"""Whether the parts of a dataset may be read as one, and `Dataset`, which reads them."""
+"""Check that the parts of a dataset belong together, and read them with `Dataset`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from clip_transforms import storage
+from clip_transforms.parts.counts import counted
+from clip_transforms.parts.fingerprint import fingerprint
 from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import existing_dataset
 from clip_transforms.parts.reader import KEYS, DatasetError, read_table
@@ -24,8 +26,10 @@ def check_dataset(output: str) -> dict[str, Footer]:
     """Read the footers of a dataset whose parts may be read as one; part → footer, sorted by part.
 
     Raises:
-        DatasetError: if there are no parts, a part is not whole, or parts of two fingerprints lie in it.
+        OutputError: if it is not a dataset.
+        DatasetError: if there are no parts, a part is not whole, or not all parts have the dataset's fingerprint.
     """
+    expected = fingerprint(existing_dataset(output)["settings"])
     names = sorted(part_names(output, "embeddings"))
     if not names:
         raise DatasetError(f"{output} holds no embeddings; python -m pipelines.embed makes them")
@@ -34,11 +38,10 @@ def check_dataset(output: str) -> dict[str, Footer]:
         raise DatasetError(
             f"{part_uri(output, 'embeddings', damaged[0])} is not whole; run the same embed command again"
         )
-    fingerprints = sorted({footer["fingerprint"] for footer in footers.values()})
-    if len(fingerprints) > 1:
+    if others := [name for name in names if footers[name]["fingerprint"] != expected]:
         raise DatasetError(
-            f"{output} holds parts of {len(fingerprints)} fingerprints ({', '.join(f[:8] for f in fingerprints)}): an "
-            "--overwrite was interrupted; run it again to its end"
+            f"{output} holds {counted(len(others), 'part')} made with other settings than the dataset has now, "
+            f"{others[0]} among them: an --overwrite was interrupted; run it again to its end"
         )
     if not storage.exists(storage.join(output, "_SUCCESS")):
         _LOGGER.warning("%s has no _SUCCESS: its last run was not complete, so samples may be missing", output)
@@ -88,7 +91,6 @@ class Dataset:
                 its parts cannot be read as one.
         """
         uri = storage.normalise(storage.as_uri(uri, "uri"))
-        existing_dataset(uri)
         return cls(uri, check_dataset(uri))
 
     def __repr__(self) -> str:
@@ -168,6 +170,8 @@ class Dataset:
             name = f"{modality}_embedding"
             table = read_table(self.uri, part, [*KEYS, name])
             table = table.filter(table.column(name).is_valid())
+            if table.num_rows != self._footers[part]["counts"].get(f"{modality}.embedded", 0):
+                raise DatasetError(f"{part} in {self.uri} was replaced since the dataset was opened; open it again")
             for lists in table.column(name).chunks:
                 values = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.embed_dim)
                 matrix[filled : filled + len(values)] = values

@@ -1,4 +1,4 @@
-"""What parts say of themselves. Names come from the entries of a folder, footers from the last bytes of each file."""
+"""Read the names of parts from the entries of a folder, and their footers from the last bytes of each file."""
 
 from __future__ import annotations
 

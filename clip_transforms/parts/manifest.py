@@ -1,4 +1,4 @@
-"""What a dataset says of itself as a whole: `_dataset.json`, `run.json`, `runs/<run>.json` and `_SUCCESS`."""
+"""The files that describe a whole dataset: `_dataset.json`, `run.json`, `runs/<run>.json` and `_SUCCESS`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_dataset(output: str) -> dict[str, Any] | None:
     if storage.exists(uri):
         try:
             content = json.loads(storage.read_bytes(uri))
-            if all(isinstance(content[name], dict) and content[name] for name in ("settings",)):
+            if isinstance(content["settings"], dict) and content["settings"] and isinstance(content["model"], str):
                 check_format(content, uri)
                 return {"taxonomies": {}, **content}
         except FormatError:
@@ -56,7 +56,7 @@ def existing_dataset(dataset: str) -> dict[str, Any]:
     """
     made = read_dataset(dataset) if storage.exists(storage.join(dataset, "_dataset.json")) else None
     if made is None:
-        raise OutputError(f"{dataset} is no dataset of this program: it has no _dataset.json; check the path")
+        raise OutputError(f"{dataset} is not a dataset of this program: it has no _dataset.json; check the path")
     return made
 
 

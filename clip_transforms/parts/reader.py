@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,14 +56,31 @@ def read_table(
         table: dict[str, pa.ChunkedArray] = {}
         for file, names in zip(files, offered, strict=True):
             # Not pq.read_table: its thread pool sometimes aborts the process at exit after it has read a Python file.
-            found = file.read([names[name] for name in wanted if name in names], use_threads=False)
+            with _as_sentence(output, part):
+                found = file.read([names[name] for name in wanted if name in names], use_threads=False)
             table |= {name: found.column(names[name]) for name in wanted if name in names}
         d = int(footers[0].get("provenance", {}).get("embed_dim", 0))
         return pa.table({name: _fixed_size(table[name], d) if name in EMBEDDINGS else table[name] for name in wanted})
 
 
 def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> pq.ParquetFile:
-    return pq.ParquetFile(stack.enter_context(storage.open_input(part_uri(output, kind, part))))
+    with _as_sentence(output, part):
+        return pq.ParquetFile(stack.enter_context(storage.open_input(part_uri(output, kind, part))))
+
+
+@contextlib.contextmanager
+def _as_sentence(output: str, part: str) -> Iterator[None]:
+    """Turn an error of a file that is gone or damaged into one that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if storage.is_of_the_machine(error):
+            raise
+        state = "is gone" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+        raise DatasetError(
+            f"a file of the part {part} in {output} {state}; remove what is left of this part and run the same command "
+            "that made it again"
+        ) from error
 
 
 def _footer(file: pq.ParquetFile, output: str, kind: str, part: str) -> Footer:

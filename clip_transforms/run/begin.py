@@ -179,9 +179,7 @@ def _write_side_file(folder: str, name: str, rows: SideFile, wanted: Container[s
 
 
 def without_secrets(command: Sequence[str]) -> tuple[str, ...]:
-    """A command line as it may stand in run.json: the values of flags for keys and passwords, of which runners have
-    some, are left out.
-    """
+    """Return a command line without the values of flags for keys and passwords, which some runners have."""
     shown, secret = [], False
     for word in command:
         flag, equals, _ = word.partition("=")

@@ -45,7 +45,7 @@ def without_damaged_shards(
     """Keep the committed parts of other shares that may stay; the next run of its share does a damaged shard again.
 
     Args:
-        settings: whose `allow_damaged_shards` lets damaged shards stay too.
+        settings: the run's settings; `allow_damaged_shards` keeps damaged shards too.
         units: the units of other shares.
         known: part → counts, from `committed_parts`.
     Returns:

@@ -34,7 +34,7 @@ class PartsWork:
     marks_success: bool
 
     def prepare(self) -> Any:
-        """Do once, before any part, what all of them need; a small value that `do_part` gets."""
+        """Prepare a small value that every `do_part` call receives. This runs once."""
 
     def do_part(self, item: Any, prepared: Any) -> Any:
         """Do one part; a small result.
@@ -54,7 +54,7 @@ class PartsWork:
         return add(summaries)
 
     def finish(self, total: Any) -> Mapping[str, Any]:
-        """Do once, after all parts, what is left; the content of the run's own file."""
+        """Finish the run after the last part, and return the content of its own file."""
         return total
 
 
@@ -87,7 +87,7 @@ class _Run:
         folder: URI of its temporary folder.
         launcher: process id of the launcher.
         started: seconds since 1970.
-        work: what is done.
+        work: the verb's work.
     """
 
     output: str
@@ -120,6 +120,7 @@ def _begin(plan: PartsPlan, detached: bool) -> tuple[_Run, RunFolder]:
     try:
         with folder.alone(), writing():
             work = plan.begin(folder)
+            storage.make_folder(storage.join(plan.output, "runs"))
         run = _Run(plan.output, name, folder.uri, os.getpid(), time.time(), work)
         storage.write_bytes(run.items_uri, json.dumps(list(plan.items)).encode(), folder.uri)
     except BaseException:

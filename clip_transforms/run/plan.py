@@ -9,6 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
+from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import stale_labels
@@ -56,6 +57,15 @@ class RunPlan:
     def pending(self) -> list[Unit]:
         """The units to embed."""
         return [planned.unit for planned in self.units if not planned.is_committed]
+
+    def fetch_model(self) -> None:
+        """Download a published model, if units need it, before anything is started on this machine.
+
+        Raises:
+            CheckpointError: if the model cannot be downloaded.
+        """
+        if self.pending and self.checkpoint.published:
+            fetch(self.checkpoint.published)
 
     @property
     def unlabelled(self) -> int:
@@ -164,7 +174,7 @@ def _stays(settings: Settings, counts: Counter) -> bool:
 def _sources(shards: Sequence[str]) -> dict[str, str]:
     """Map each shard to its source: a folder's unit, `<folder>#<path>`, to the folder, any other shard to itself.
 
-    Names of files may hold a # too. A folder is known by its first unit, whose path is empty.
+    Names of files may hold a # too. A folder is recognised by its first unit, whose path is empty.
     """
     folders = {shard[:-1] for shard in shards if shard.endswith("#")}
 

@@ -7,7 +7,7 @@ import re
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
-from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS
+from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS, MAX_IMAGE_PIXELS
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES
@@ -55,7 +55,7 @@ class Settings:
     embedding_dtype: str = "float32"
     top_labels: int = 5
     batch_size: int = 0
-    max_image_pixels: int = 89_478_485  # `clip.preprocess.MAX_IMAGE_PIXELS`
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     fast_decode: bool = False
     exif_orientation: str = "ignore"
     max_reject_fraction: float = 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import zlib
 from collections.abc import Iterator
 
 _STATUSES = {408, 425, 429, 500, 502, 503, 504}
@@ -52,6 +53,9 @@ _MACHINE_NUMBERS = {
 }
 
 
+_NO_MEMORY = ("bad_alloc", "not enough memory", "Cannot allocate memory", "malloc of size", "out of memory")
+
+
 class FileChangedError(OSError):
     """The file was replaced or changed after its first bytes were read."""
 
@@ -69,7 +73,11 @@ def _ran_out(error: BaseException) -> bool:
     if isinstance(error, socket.gaierror):  # its numbers are of another kind
         return error.errno == socket.EAI_MEMORY
     if isinstance(error, OSError):
-        return error.errno in _MACHINE_NUMBERS
+        # Arrow passes on what its libraries say of memory in an OSError without a number.
+        said = str(error) if error.errno is None else ""
+        return error.errno in _MACHINE_NUMBERS or any(words in said for words in _NO_MEMORY)
+    if isinstance(error, zlib.error):
+        return str(error).startswith("Error -4")  # Z_MEM_ERROR
     no_thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
     return isinstance(error, MemoryError) or no_thread
 

@@ -8,6 +8,8 @@ import itertools
 import os
 from pathlib import Path
 
+_PROCESSES_PER_CORE = 16
+
 
 def cores() -> int:
     """Return the number of cores that this process may use. A scheduler may allow fewer than the machine has."""
@@ -41,6 +43,38 @@ def has_nvidia() -> bool:
 def torch_is_cpu_only() -> bool:
     """Return whether the version of the installed torch names a build without CUDA."""
     return importlib.metadata.version("torch").endswith("+cpu")
+
+
+def check_device(device: str) -> None:
+    """Refuse the device `cuda` on a machine that has no CUDA. This imports no torch.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if device != "cuda":
+        return
+    if not has_nvidia():
+        raise ValueError("--device is cuda, but this machine shows no NVIDIA device; use --device auto or --device cpu")
+    if torch_is_cpu_only():
+        raise ValueError(
+            f"--device is cuda, but torch {importlib.metadata.version('torch')} is built without CUDA; install a CUDA "
+            "build of torch, or use --device cpu"
+        )
+
+
+def check_process_count(asked: int) -> None:
+    """Refuse more processes than any machine of this size could use.
+
+    Args:
+        asked: value of `--processes`.
+    Raises:
+        ValueError: naming the largest number.
+    """
+    most = _PROCESSES_PER_CORE * cores()
+    if asked > most:
+        raise ValueError(
+            f"--processes is {asked}, but it must be 1 to {most} on this machine, or 0 to choose the number for it"
+        )
 
 
 def gpus_for(device: str) -> list[str]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
-from clip_transforms.workers.machine import cores
+from clip_transforms.workers.machine import check_process_count
 
 _DIRECT_RUNNERS = ("directrunner", "bundlebaseddirectrunner", "switchingdirectrunner", "fnapirunner")
-_PROCESSES_PER_CORE = 16
 
 
 class Options(Protocol):
@@ -54,11 +53,7 @@ def check_processes(asked: int, options: Options) -> None:
     Raises:
         ValueError: naming the flag that conflicts.
     """
-    most = _PROCESSES_PER_CORE * cores()
-    if asked > most:
-        raise ValueError(
-            f"--processes is {asked}, but it must be 1 to {most} on this machine, or 0 to choose the number for it"
-        )
+    check_process_count(asked)
     if not asked or in_process(options):
         return
     flag = f"--runner {options.get_all_options().get('runner')}"

@@ -1,13 +1,17 @@
 """Dataset: rows, labels and matrices of a finished dataset, after the checks of every command."""
 
+import json
 import logging
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import make_tar, pair, picture, rows_of, write_tar
 
-from clip_transforms import ClipSpec, Dataset, Taxonomy, embed_shards
+from clip_transforms import ClipSpec, Dataset, Taxonomy, embed_shards, label_embeddings
+
+ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]})
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +22,7 @@ def made(tmp_path_factory, tiny_checkpoint):
     write_tar(folder / "b.tar", [("only.txt", b"words"), ("alone.jpg", picture(7)), *pair("both", 8)])
     write_tar(folder / "c.tar", [("x.json", b"{}")])
     spec = ClipSpec(tiny_checkpoint, precision="fp32")
-    taxonomy = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]})
-    embed_shards([str(folder / "*.tar")], str(folder / "out"), spec, [taxonomy])
+    embed_shards([str(folder / "*.tar")], str(folder / "out"), spec, [ANIMALS])
     return folder / "out"
 
 
@@ -96,7 +99,7 @@ def test_a_wrong_call_is_one_sentence(made, call, said):
 
 
 def test_what_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no dataset of this program"):
+    with pytest.raises(ValueError, match="is not a dataset of this program"):
         Dataset.open(str(tmp_path))
 
 
@@ -107,3 +110,54 @@ def test_an_incomplete_dataset_is_opened_with_a_warning(tmp_path, tiny_checkpoin
     with caplog.at_level(logging.WARNING):
         assert len(Dataset.open(str(tmp_path / "out")).parts) == 1
     assert "has no _SUCCESS" in caplog.text
+
+
+def test_an_interrupted_overwrite_is_not_read_as_one_dataset(tmp_path, tiny_checkpoint):
+    """Its `_dataset.json` speaks of the new settings already; the parts are still the old ones."""
+    out, tar = tmp_path / "out", make_tar(tmp_path / "a.tar", 2)
+    embed_shards([tar], str(out), ClipSpec(tiny_checkpoint, precision="fp32"))
+    assert Dataset.open(str(out)).embed_dim == 48
+    made = json.loads((out / "_dataset.json").read_text())
+    made["settings"]["embedding_dtype"] = "float16"
+    (out / "_dataset.json").write_text(json.dumps(made))
+    for read in (lambda: Dataset.open(str(out)), lambda: label_embeddings(str(out), [ANIMALS])):
+        with pytest.raises(ValueError, match="1 part made with other settings .* an --overwrite was interrupted"):
+            read()
+
+
+@pytest.mark.parametrize("count", [3, 7], ids=["shorter", "longer"])
+def test_a_part_that_is_replaced_after_opening_is_noticed(count, tmp_path, tiny_checkpoint):
+    spec, tar, out = ClipSpec(tiny_checkpoint, precision="fp32"), tmp_path / "a.tar", str(tmp_path / "out")
+    embed_shards([make_tar(tar, 5)], out, spec)
+    dataset = Dataset.open(out)
+    assert dataset.embeddings("image")[1].shape == (5, 48)
+    embed_shards([make_tar(tar, count)], out, spec)
+    with pytest.raises(ValueError, match="was replaced since the dataset was opened; open it again"):
+        dataset.embeddings("image")
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:200] + b"x" * 3000 + path.read_bytes()[3200:]), "is damaged"),
+        (lambda path: path.unlink(), "is gone"),
+    ],
+    ids=["damaged", "gone"],
+)
+@pytest.mark.parametrize("kind", ["embeddings", "labels/animals"])
+def test_a_damaged_part_is_one_sentence(kind, damage, said, made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    dataset = Dataset.open(str(out))
+    assert dataset.to_table(labels=["animals"]).num_rows == 8
+    damage(next((out / kind).glob("a-*.parquet")))
+    with pytest.raises(ValueError, match=f"(file of the part a-.* {said}|has no labels/animals for 1 of 3 parts)"):
+        dataset.to_table(labels=["animals"])
+
+
+def test_settings_without_a_model_are_a_damaged_dataset(made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    content = json.loads((out / "_dataset.json").read_text())
+    del content["model"]
+    (out / "_dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="_dataset.json is damaged"):
+        Dataset.open(str(out))

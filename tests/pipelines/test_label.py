@@ -157,7 +157,7 @@ def test_the_label_command_takes_a_checkpoint_that_was_moved_but_no_other(datase
     [
         ([], "--input is missing"),
         (["--input", "{out}"], "--taxonomy is missing"),
-        (["--input", "{tmp}/nothing", "--taxonomy", "{new}"], "is no dataset of this program"),
+        (["--input", "{tmp}/nothing", "--taxonomy", "{new}"], "is not a dataset of this program"),
         (["--input", "{out}", "--taxonomy", "{new}", "--top_labels", "0"], "--top_labels is 0"),
         (["--input", "{out}", "--taxonomy", "{new}", "--overwrit"], "did you mean --overwrite"),
     ],
