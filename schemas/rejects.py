@@ -26,7 +26,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("decode", "too many pixels"): "the stored or the resized picture is larger than --max_image_pixels",
     ("decode", "truncated"): "the file ends early",
     ("decode", "damaged"): "the decoder failed on the bytes",
-    ("embed", "out of memory"): "the device has no memory for this sample, not even alone",
+    ("embed", "out of memory"): "the device had no memory for this sample (version 0.1.0; now this ends the run)",
     ("embed", "not finite"): "the model gave an embedding that is not finite",
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clip_transforms.engine.forward import ForwardedBatch
-from clip_transforms.engine.stored import cosines, in_stored_precision, lists, why_missing
+from clip_transforms.engine.stored import NOT_FINITE, cosines, in_stored_precision, lists
 from schemas.rejects import FURTHER_CAPTIONS
 from schemas.samples import ALL_CAPTIONS, NUM_CAPTIONS
 
@@ -121,7 +121,7 @@ def _lost_of_each(
             add(row, len(entries), "read", "too many captions", message, None, more)
     for place, (row, index) in enumerate(places):
         if index and not finite[place]:
-            add(row, index, "embed", *why_missing(batch.captions, place), None)
+            add(row, index, "embed", *NOT_FINITE, None)
     return {row: [(reject, count) for _, reject, count in sorted(of_row)] for row, of_row in found.items()}
 
 

@@ -26,19 +26,16 @@ class Embedded:
     """The embeddings of a batch's pictures or captions.
 
     Attributes:
-        embeddings: float32 [m, d]; NaN in the rows listed in `too_large`.
-        too_large: the rows that did not fit in the device's memory even alone.
+        embeddings: float32 [m, d].
         halved: the number of times that a batch, or a piece of one, was halved to fit.
     """
 
     embeddings: np.ndarray
-    too_large: frozenset[int]
     halved: int
 
     def first(self, count: int) -> Embedded:
         """Return the first `count` embeddings."""
-        too_large = frozenset(place for place in self.too_large if place < count)
-        return Embedded(self.embeddings[:count], too_large, self.halved)
+        return Embedded(self.embeddings[:count], self.halved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +111,7 @@ class Embedder:
         with self._timed(seconds) as took:
             pieces = _InPieces(self.model.embed_images, self.model.embed_dim, batch.pixels)
         self.ceiling.add(batch.samples.num_rows, len(batch.pixels), took.seconds)
-        return Embedded(pieces.embeddings, frozenset(pieces.too_large), pieces.halved)
+        return Embedded(pieces.embeddings, pieces.halved)
 
     def embed_captions(self, batches: Sequence[DecodedBatch], seconds: defaultdict[str, float]) -> list[Embedded]:
         """Embed the captions of several batches: equal captions once, and captions of similar length together.
@@ -126,22 +123,18 @@ class Embedder:
         of_row = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows], int)
         distinct = [np.frombuffer(row, np.int32) for row in places]
         found = np.empty((len(distinct), self.model.embed_dim), np.float32)
-        too_large: set[int] = set()
         halved = 0
         with self._timed(seconds) as took:
             for chosen in _by_length([len(row) for row in distinct], self._tokens_at_a_time):
                 tokens = _padded([distinct[place] for place in chosen])
                 pieces = _InPieces(self.model.embed_tokens, self.model.embed_dim, tokens)
                 found[chosen] = pieces.embeddings
-                too_large |= {chosen[place] for place in pieces.too_large}
                 halved += pieces.halved
         self.ceiling.add_captions(sum(batch.samples.num_rows for batch in batches), took.seconds)
         edges = np.cumsum([0, *(len(batch.tokens.ids) for batch in batches)])
         result = []
         for start, stop in zip(edges[:-1], edges[1:], strict=True):
-            mine = of_row[start:stop]
-            lost = frozenset(place for place, row in enumerate(mine.tolist()) if row in too_large)
-            result.append(Embedded(found[mine], lost, halved))
+            result.append(Embedded(found[of_row[start:stop]], halved))
             halved = 0  # counted for the window's first batch only
         return result
 
@@ -208,11 +201,14 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class _InPieces:
-    """The embeddings of a batch, made at once or, if memory runs out, from its halves, down to single samples."""
+    """The embeddings of a batch, made at once or, if the device's memory runs out, from its halves.
+
+    If not even one sample fits, the error goes up and ends the run. All samples of a model have the same size, so every
+    other one would fail too: something else fills the device.
+    """
 
     def __init__(self, embed: Callable[[np.ndarray], torch.Tensor], d: int, inputs: np.ndarray):
         self.embeddings = np.full((len(inputs), d), np.nan, np.float32)
-        self.too_large: set[int] = set()
         self.halved = 0
         waiting = [(0, len(inputs))] if len(inputs) else []
         while waiting:
@@ -220,9 +216,6 @@ class _InPieces:
             if self._fits(embed, inputs, start, stop):
                 continue
             torch.cuda.empty_cache()  # does nothing without CUDA
-            if stop - start == 1:
-                self.too_large.add(start)
-                continue
             self.halved += 1
             middle = (start + stop) // 2
             waiting += [(middle, stop), (start, middle)]
@@ -231,5 +224,7 @@ class _InPieces:
         try:
             self.embeddings[start:stop] = embed(inputs[start:stop]).numpy()
         except torch.cuda.OutOfMemoryError:
+            if stop - start == 1:
+                raise
             return False
         return True

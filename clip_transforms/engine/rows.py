@@ -12,7 +12,7 @@ import pyarrow as pa
 from clip_transforms.engine.captions import AllCaptions, Reject, finish_captions
 from clip_transforms.engine.decode import DecodedBatch
 from clip_transforms.engine.forward import Embedded, ForwardedBatch
-from clip_transforms.engine.stored import cosines, in_stored_precision, lists, why_missing
+from clip_transforms.engine.stored import NOT_FINITE, cosines, in_stored_precision, lists
 from schemas.rejects import FURTHER_CAPTIONS, rejects_schema
 from schemas.samples import IMAGE_URI, MODALITIES
 
@@ -100,7 +100,7 @@ class _Modality:
         decoded = batch.rejects if name == "image" else []
         failed: list[tuple[int, str, str, str, int | None]] = [(reject[0], "decode", *reject[1:]) for reject in decoded]
         failed += [
-            (row, "embed", *why_missing(embedded, place), None)
+            (row, "embed", *NOT_FINITE, None)
             for place, (row, ok) in enumerate(zip(places, finite, strict=True))
             if not ok
         ]

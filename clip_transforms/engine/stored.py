@@ -1,14 +1,11 @@
-"""Embeddings as they are stored: their precision, their Arrow lists, the cosine of two, and why one is missing."""
+"""Embeddings as they are stored: their precision, their Arrow lists, and the cosine of two."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-from clip_transforms.engine.forward import Embedded
-
-_NOT_FINITE = ("not finite", "the model's embedding has NaN or infinite values")
-_TOO_LARGE = ("out of memory", "the device has no memory for this sample alone")
+NOT_FINITE = ("not finite", "the model's embedding has NaN or infinite values")
 
 
 def in_stored_precision(embeddings: np.ndarray, field: pa.Field) -> np.ndarray:
@@ -27,8 +24,3 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the cosine of each row of `a` with the same row of `b`, both [n, d] as stored; float32 [n]."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-
-def why_missing(embedded: Embedded, place: int) -> tuple[str, str]:
-    """Return (reason, message) for an embedding that is not finite."""
-    return _TOO_LARGE if place in embedded.too_large else _NOT_FINITE
