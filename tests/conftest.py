@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Torch's threads spin while they wait for each other; where other processes want the cores too, as in tests that start
 # some, small models then take five times as long. Nothing that is computed depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Commands that tests start must heed signals as in a terminal. What is ignored here, as under nohup or in a background
+# job, would be ignored by them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HOOKS = os.path.join(ROOT, "tests", "hooks")
 # The whole suite, with what `--precision auto` asks of the processor answered by 0 (it has no AMX) or 1 (it has): here,

@@ -147,8 +147,7 @@ def test_what_ends_it_comes_out_as_it_is_and_the_next_call_goes_on(inputs, spec,
 def test_a_killed_call_goes_on_to_the_same_bytes(number, tiny_checkpoint, tmp_path, slow_commits, spec):
     tars = [make_tar(tmp_path / f"{i}.tar", 3, first=3 * i) for i in range(6)]
     slow = tmp_path / "slow"
-    code = (  # Ctrl-C is ignored where the suite itself runs in the background
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = (
         "from clip_transforms import ClipSpec, embed_shards\n"
         f"embed_shards({tars!r}, {str(slow)!r}, ClipSpec({tiny_checkpoint!r}, precision='fp32'), batch_size=4)"
     )

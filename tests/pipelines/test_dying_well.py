@@ -33,12 +33,7 @@ def source(kind, path):
 def start(argv, **kwargs):
     argv = [sys.executable, "-m", "pipelines.embed", *map(str, argv)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(argv, cwd=ROOT, text=True, preexec_fn=heed_hang_up, **pipes, **kwargs)
-
-
-def heed_hang_up():
-    """Heed SIGHUP as in a terminal, even if these tests run under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    return subprocess.Popen(argv, cwd=ROOT, text=True, **pipes, **kwargs)
 
 
 def descendants(pid):

@@ -219,4 +219,4 @@ def test_an_external_worker_killed_in_mid_unit(tmp_path, tiny_checkpoint, slow_c
     with portable(slow_commits) as flags:
         argv, out, whole = kill_a_worker(tmp_path, tiny_checkpoint, flags, slow_commits, pooled)
     with portable() as flags:
-        assert_goes_on([*argv[:4], *flags], out, whole)
+        assert_goes_on([*argv[:5], *flags], out, whole)
