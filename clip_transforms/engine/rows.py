@@ -120,8 +120,9 @@ def _rows(batch: DecodedBatch, shard: str, image: _Modality, caption: _Modality,
     rows = kept.tolist()
     samples = batch.samples.take(pa.array(kept, pa.int64()))
     sizes = dict(zip(batch.image_rows, batch.sizes, strict=True))
-    lengths = dict(zip(batch.caption_rows, batch.tokens.lengths.tolist(), strict=True))
-    cut = dict(zip(batch.caption_rows, batch.tokens.truncated.tolist(), strict=True))
+    firsts = len(batch.caption_rows)  # the tokens of further captions follow
+    lengths = dict(zip(batch.caption_rows, batch.tokens.lengths[:firsts].tolist(), strict=True))
+    cut = dict(zip(batch.caption_rows, batch.tokens.truncated[:firsts].tolist(), strict=True))
     width, height = ([sizes.get(row, (None, None))[axis] for row in rows] for axis in (0, 1))
     columns = {
         **{name: samples.column(name) for name in schema.names if name in samples.schema.names},
