@@ -1,6 +1,7 @@
-"""Count samples with tarfile, csv, json and pyarrow alone, and compare the counts with those of a run.
+"""Count samples with tarfile, csv, json, protobuf and pyarrow alone, and compare the counts with those of a run.
 
 `python tests/count_sources.py out/run.json INPUT...` exits with 1 if they differ. It shares no code with the readers.
+`--caption NAME` before the inputs is the run's `--caption_column` for tars and folders.
 """
 
 import csv
@@ -13,25 +14,43 @@ from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tfrecords
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif", ".jpe", ".pjpeg", ".pjp"}
 TEXTS = (".txt", ".caption", ".text")
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+NO_SAMPLES = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "__macosx"}
 
 
-def count(paths):
-    """Count the `samples` in folders and files, and how many offer an `image` and a `caption`."""
+def count(paths, caption=None):
+    """Count the `samples` in folders and files, and how many offer an `image` and a `caption`.
+
+    `caption` names the field of the JSON, or the extension, that holds the caption in tars and folders.
+    """
     total = Counter(samples=0, image=0, caption=0)
     for path in paths:
-        for image, caption in itertools.chain.from_iterable(map(rows_of, shards_below(path))):
-            total.update(samples=1, image=bool(image), caption=bool(caption))
+        for image, text in itertools.chain.from_iterable(rows_of(shard, caption) for shard in shards_below(path)):
+            total.update(samples=1, image=bool(image), caption=bool(text))
     return total
+
+
+def files_below(path):
+    """Yield every file but those in hidden and in service folders."""
+    for folder, folders, names in os.walk(path):
+        folders[:] = [n for n in folders if not n.startswith(("_", ".")) and n.lower() not in NO_SAMPLES]
+        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
+
+
+def is_picture(name, read):
+    extension = os.path.splitext(name)[1].lower()
+    return extension in IMAGES or (not extension and read().startswith(BEGINNINGS))
 
 
 def shards_below(path):
     if os.path.isfile(path):
         return [path]
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    tars = [file for file in files if file.endswith((".tar", ".tar.gz", ".tgz"))]
+    files = list(files_below(path))
+    tars = [file for file in files if file.endswith((".tar", ".tar.gz", ".tgz", ".tfrecord"))]
     parquet = [file for file in files if file.endswith(".parquet") and holds_images(file)]
     return sorted(tars + parquet) or [path]
 
@@ -41,13 +60,16 @@ def holds_images(file):
     return any("binary" in str(field.type) for field in schema)
 
 
-def rows_of(shard):
+def rows_of(shard, wanted=None):
     """Return (whether it offers an image, whether it offers a caption) for each sample."""
     if os.path.isdir(shard):
-        return folder_rows(shard)
+        return folder_rows(shard, wanted)
     extension = shard.rpartition(".")[2]
     if extension in ("tar", "gz", "tgz"):
-        return tar_rows(shard)
+        return tar_rows(shard, wanted)
+    if extension == "tfrecord":
+        with open(shard, "rb") as file:
+            return [tfrecord_row(record.features.feature) for record in tfrecords.records(file.read())]
     if extension == "parquet":
         table = pq.read_table(shard)
         for place, field in enumerate(table.schema):
@@ -74,17 +96,37 @@ def is_offered(caption):
     return caption is not None and not (isinstance(caption, (str, bytes)) and not caption.strip())
 
 
-def folder_rows(folder):
-    for place, _, names in os.walk(folder):
-        for name in names:
-            stem, extension = os.path.splitext(name)
-            if extension.lower() in IMAGES and not name.startswith("."):
-                texts = [os.path.join(place, stem + text) for text in TEXTS]
-                found = next((text for text in texts if os.path.exists(text)), None)
-                yield True, found is not None and is_offered(open(found, "rb").read())
+def tfrecord_row(features):
+    image = next((features[name] for name in ("jpg", "png", "webp", "image") if name in features), None)
+    text = next((features[name].bytes_list.value for name in ("txt", "caption", "text") if name in features), [])
+    return image is not None and len(image.bytes_list.value) > 0, any(map(is_offered, text))
 
 
-def tar_rows(shard):
+def field(fields, name):
+    """The field `a.b[0]` of a JSON object."""
+    for step in name.replace("[", ".").replace("]", "").split("."):
+        try:
+            fields = fields[int(step)] if isinstance(fields, list) else fields[step]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return fields
+
+
+def folder_rows(folder, wanted=None):
+    for path in files_below(folder):
+        stem = os.path.splitext(path)[0]
+        with open(path, "rb") as file:
+            if not is_picture(path, file.read):
+                continue
+        texts = [stem + text for text in (TEXTS if wanted is None else [f".{wanted}"])]
+        found = next((text for text in texts if os.path.exists(text)), None)
+        caption = None if found is None else open(found, "rb").read()
+        if caption is None and wanted and os.path.exists(f"{stem}.json"):
+            caption = field(json.load(open(f"{stem}.json")), wanted)
+        yield True, is_offered(caption)
+
+
+def tar_rows(shard, wanted=None):
     members = []
     try:
         with tarfile.open(shard) as tar:
@@ -94,24 +136,26 @@ def tar_rows(shard):
                     continue
                 stem, _, extension = base.partition(".")
                 data = tar.extractfile(member).read() if member.isfile() else None
-                members.append((os.path.join(os.path.dirname(member.name), stem), "." + extension.lower(), data))
+                extension = "." + extension.lower() if extension else ""
+                members.append((os.path.join(os.path.dirname(member.name), stem), extension, data))
     except (tarfile.TarError, EOFError, OSError):
         pass  # nobody can count the samples after the damage
     for _, group in itertools.groupby(members, key=lambda member: member[0]):
         found = {extension: data for _, extension, data in reversed(list(group))}
-        image = any(os.path.splitext("x" + extension)[1] in IMAGES for extension in found)
-        text = next((found[extension] for extension in TEXTS if extension in found), None)
+        image = any(is_picture("x" + extension, lambda data=data: data or b"") for extension, data in found.items())
+        texts = TEXTS if wanted is None else [f".{wanted}"]
+        text = next((found[extension] for extension in texts if extension in found), None)
         if text is None and ".json" in found:
             try:
-                text = json.loads(found[".json"]).get("caption")
+                text = field(json.loads(found[".json"]), wanted or "caption")
             except (ValueError, AttributeError):
                 text = None
         yield image, is_offered(text)
 
 
-def compare(run, paths):
+def compare(run, paths, caption=None):
     """Return the differences between these counts and those of a run, as sentences."""
-    counts, mine, wrong = run["input"], count(paths), []
+    counts, mine, wrong = run["input"], count(paths, caption), []
     if counts["samples"] != mine["samples"]:
         wrong.append(f"the run read {counts['samples']} samples, the sources hold {mine['samples']}")
     for modality in ("image", "caption"):
@@ -124,7 +168,8 @@ def compare(run, paths):
 
 
 if __name__ == "__main__":
+    named = sys.argv[2:3] == ["--caption"]
     with open(sys.argv[1]) as opened:
-        differences = compare(json.load(opened), sys.argv[2:])
+        differences = compare(json.load(opened), sys.argv[4 if named else 2 :], sys.argv[3] if named else None)
     print("\n".join(differences) or "the counts agree")
     sys.exit(bool(differences))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from clip_transforms import storage
 from clip_transforms.shards.braces import expand_braces
 from clip_transforms.shards.kinds import by_kind
-from clip_transforms.shards.skipping import Skipping
+from clip_transforms.shards.skipping import Skipping, names_service_folders
 from clip_transforms.shards.unit import PlanError
 from clip_transforms.storage import FileInfo
 
@@ -52,18 +52,21 @@ def find_sources(inputs: Iterable[str], skipping: Skipping) -> list[Source]:
     globs = [pattern for pattern in patterns if storage.is_glob(pattern)]
     literal = _look_up(set(patterns) - set(globs))
     found = {p: literal[p] if p in literal else storage.list_matching(p) for p in patterns}
+    skipped = {p: _skipped(p, found[p].folders, skipping) for p in globs}
+    found |= {p: found[p]._replace(folders=sorted({*found[p].folders} - {*skipped[p]})) for p in globs}
     folders = [folder for matches in found.values() for folder in matches.folders]
     below = storage.list_folders(folders, skipping.skips_folder)
     sources: list[Source] = []
     named: dict[str, list[tuple[str, FileInfo]]] = defaultdict(list)
     for pattern in patterns:
         files, folders, unlisted = found[pattern]
-        if not files and not folders and not unlisted:
+        left_out = skipped.get(pattern, [])
+        if not files and not folders and not unlisted and not left_out:
             raise PlanError(f"--input {pattern} matches nothing; check the path, and quote a glob against the shell")
         if files and pattern in literal:
             named[posixpath.dirname(files[0].uri)].append((pattern, files[0]))
-        elif files or unlisted:
-            met = storage.FilesBelow(unlisted=list(unlisted))
+        elif files or unlisted or left_out:
+            met = storage.FilesBelow(unlisted=list(unlisted), skipped=left_out)
             sources.append(Source(pattern, pattern, root_of(pattern), files, below=met))
         for folder in folders:
             root = storage.normalise(folder)
@@ -71,6 +74,13 @@ def find_sources(inputs: Iterable[str], skipping: Skipping) -> list[Source]:
     for folder, pairs in named.items():
         sources.extend(_named(folder, pairs[0][0], list({file.uri: file for _, file in pairs}.values())))
     return sources
+
+
+def _skipped(pattern: str, folders: Iterable[str], skipping: Skipping) -> list[str]:
+    """Return those folders that a glob matches but that are left out, as inside a folder."""
+    root = root_of(pattern)
+    skips = skipping.is_left_out if names_service_folders(pattern) else skipping.skips_below
+    return [folder for folder in folders if skips(folder[len(root) :].strip("/"))]
 
 
 def _look_up(patterns: Iterable[str]) -> dict[str, storage.Matches]:

@@ -120,7 +120,9 @@ def _take(
     wanted, name, root = options.input_format, source.name, source.root
     files, outputs = _without_datasets(source.files)
     met = source.below
-    hidden = [folder for folder in met.skipped if not _in_dataset(folder, outputs)]
+    unlisted = [place for place in met.unlisted if not skipping.skips_below(place.uri[len(root) :].strip("/"))]
+    hidden = [*met.skipped, *(place.uri for place in met.unlisted if place not in unlisted)]
+    hidden = [folder for folder in hidden if not outputs or not folder.startswith(outputs)]
     visible, skipped = skipping.keep(files, root, source.pattern, hidden)
     kinds = by_kind(visible)
     if wanted in ("auto", "folder") and (pictures := sniff(kinds["no extension"])):
@@ -164,12 +166,6 @@ def _take(
     if images:
         pictures = [image for image in images if image.uri not in taken]
         _take_images(inventory, name, root, pictures, visible if source.is_folder else None, options)
-    for place in [place for place in met.unlisted if place.uri not in taken]:
-        taken.add(place.uri)
-        part = part_name(place.uri, UNLISTED)
-        inventory.units.append(Unit(place.uri, place.uri, UNLISTED, 0, 0, 0, UNLISTED, 0, part))
-        inventory.detection.append(f"warning: {place.uri} will be a reject: it cannot be listed: {place.reason}")
-    inventory.roots.add(root)
     hints = [
         hint
         for file, schema in listings
@@ -181,9 +177,20 @@ def _take(
     line += f"; left out: {len(outputs)} datasets of this program" if outputs else ""
     inventory.detection.append(line + skipped.describe())
     inventory.detection += hints + missing_tars(visible, tars)
+    _take_unlisted(inventory, [place for place in unlisted if place.uri not in taken])
+    taken.update(place.uri for place in unlisted)
+    inventory.roots.add(root)
     explained = sum(stem(file.uri) in beside for file in parquet.sidecars)
     explained += root in met.passed_over
-    return len(shards) + len(images) + len(listings) + len(parquet.broken) + len(met.unlisted) + explained
+    return len(shards) + len(images) + len(listings) + len(parquet.broken) + len(unlisted) + explained
+
+
+def _take_unlisted(inventory: Inventory, places: Sequence[storage.Unlisted]) -> None:
+    """Add a unit for each folder that cannot be listed; reading it becomes a reject."""
+    for uri, reason in places:
+        part = part_name(uri, UNLISTED)
+        inventory.units.append(Unit(text_of(uri), uri, UNLISTED, 0, 0, 0, UNLISTED, 0, part))
+        inventory.detection.append(f"warning: {text_of(uri)} will be a reject: it cannot be listed: {reason}")
 
 
 def _refuse_two_kinds(
@@ -297,10 +304,6 @@ def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], tuple[str,
     """Drop outputs of this program, which may lie below an input; return the other files, and the outputs' folders."""
     outputs = tuple(f"{posixpath.dirname(f.uri)}/" for f in files if posixpath.basename(f.uri) == "_dataset.json")
     return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, outputs
-
-
-def _in_dataset(folder: str, outputs: tuple[str, ...]) -> bool:
-    return folder.startswith(outputs) if outputs else False
 
 
 def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str, skipping: Skipping) -> PlanError:

@@ -70,12 +70,14 @@ class SeenFields:
                 self._offered.add(modality)
         self._samples += 1
         if self._samples <= _LOOKED_AT:
-            self._names.update(name for name in set(names) if name in self._names or len(self._names) < _NAMED)
+            for name in sorted(set(names)):  # in one order, since the notes are part of the part's bytes
+                if name in self._names or len(self._names) < _NAMED:
+                    self._names[name] += 1
 
     def note(self, notes: Counter) -> None:
         """End the unit."""
         if self._samples and len(self._offered) < len(MODALITIES):
-            notes.update({f"{SEEN}{name}": count for name, count in self._names.items()})
+            notes.update({f"{SEEN}{name}": count for name, count in sorted(self._names.items())})
 
 
 def count_unread(extension: str, notes: Counter) -> None:

@@ -24,6 +24,14 @@ def is_service_name(name: str) -> bool:
     return name.startswith("_") or name.lower() in _SERVICE
 
 
+def names_service_folders(pattern: str) -> bool:
+    """Return whether a glob itself names service folders, as `photos/*/_old/*.jpg`, so that they are not skipped."""
+    wild = min((pattern.find(character) for character in "*?[" if character in pattern), default=-1)
+    if wild < 0 or not storage.is_glob(pattern):
+        return False
+    return any(map(is_service_name, pattern[pattern.rfind("/", 0, wild) + 1 :].split("/")))
+
+
 @dataclasses.dataclass
 class Skipped:
     """The files and folders of one source that are left out and shown.
@@ -64,6 +72,14 @@ class Skipping:
         name = path.rpartition("/")[2]
         return is_hidden_name(name) or is_service_name(name) or self.excludes(path)
 
+    def is_left_out(self, path: str) -> bool:
+        """Return whether a path is hidden or named by --exclude."""
+        return any(map(is_hidden_name, path.split("/"))) or self.excludes(path)
+
+    def skips_below(self, path: str) -> bool:
+        """Return whether to leave out a folder, or one above it, given its path."""
+        return any(self.skips_folder("/".join(path.split("/")[:stop])) for stop in range(1, path.count("/") + 2))
+
     def excludes(self, path: str) -> bool:
         """Return whether --exclude names a path, a part of it, or a folder above it."""
         parts = path.split("/")
@@ -83,13 +99,12 @@ class Skipping:
         Args:
             files: the files.
             root: URI of the folder that their paths are relative to.
-            pattern: the input that named them. A service folder that a glob names, as `_old/*.jpg`, is not skipped.
+            pattern: the input that named them.
             folders: folders that were skipped before anybody looked into them.
         Returns:
             The files to look at, and what is left out.
         """
-        below = pattern.removeprefix(root).split("/") if storage.is_glob(pattern) else []
-        is_named = any(map(is_service_name, below))
+        is_named = names_service_folders(pattern)
         kept, skipped = [], Skipped()
         for folder in folders:
             name = folder.rpartition("/")[2]

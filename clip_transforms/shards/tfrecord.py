@@ -175,7 +175,7 @@ def parse_example(data: bytes) -> dict[str, Any]:
             if inner == 1:
                 parts = dict(_fields(entry))
                 values = _values(parts.get(2, memoryview(b"")))
-                name = bytes(parts.get(1, b"")).decode()
+                name = _bytes(parts.get(1, b"")).decode()
                 features[name] = values[0] if len(values) == 1 else values or None
     return features
 
@@ -186,12 +186,18 @@ def _values(feature: memoryview) -> list[Any]:
     for kind, message in _fields(feature):
         for _, value in _fields(message):
             if kind == 1:
-                values.append(bytes(value))
+                values.append(_bytes(value))
             elif kind == 2:
-                values += struct.unpack(f"<{len(value) // 4}f", value)
+                values += struct.unpack(f"<{len(value) // 4}f", _bytes(value))
             elif kind == 3:
                 values += [value] if isinstance(value, int) else _packed(value)
     return [value - (1 << 64) if isinstance(value, int) and value >= 1 << 63 else value for value in values]
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where bytes belong")
+    return bytes(value)
 
 
 def _packed(data: memoryview) -> list[int]:
@@ -204,6 +210,8 @@ def _packed(data: memoryview) -> list[int]:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of each field of a message: an int for a varint, else bytes."""
+    if isinstance(data, int):
+        raise ValueError("a number where a message belongs")
     place = 0
     while place < len(data):
         tag, place = _varint(data, place)

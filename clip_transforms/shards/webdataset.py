@@ -205,6 +205,8 @@ class _Group:
         for passed in [found for found in (self.tails, self.bare) if found is not candidates]:
             for name in passed.names:
                 count_unread(name.removeprefix("."), self.notes)
+        if candidates.count > 1:
+            self.notes["pictures that share a key with others, and were not read"] += candidates.count
         if not candidates.count and self.others_images:
             self.notes["keys whose only images have another extension than --image_extension"] += 1
         sample = {

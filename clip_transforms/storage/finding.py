@@ -268,6 +268,8 @@ def list_matching(pattern: str) -> Matches:
 
     found = retried(find, pattern)
     folders = [fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "directory"]
+    if path.endswith("/**"):  # all files at any depth
+        folders = []
     return Matches(_infos(fs, found), sorted(folders), _unlisted(fs, unlisted))
 
 
@@ -292,10 +294,17 @@ def _glob_here(pattern: str) -> Matches:
     unlisted: dict[str, Unlisted] = {}
     for place, segment in enumerate(segments):
         if segment == "**":
-            found = [below for path in paths for below in _all_below(path, place == len(segments) - 1, unlisted)]
+            found = [below for path in paths for below in _all_below(path, unlisted)]
+            if place == len(segments) - 1:  # all files at any depth
+                found = [f"{folder.rstrip('/')}/{name}" for folder in found for name in _names(folder, unlisted)]
+                found = [path for path in found if not os.path.isdir(path)]
         elif any(character in segment for character in _WILD):
             matches = glob_regex(segment).match
-            found = [f"{path.rstrip('/')}/{name}" for path in paths for name in _names(path, unlisted) if matches(name)]
+            found = [f"{path.rstrip('/')}/{segment}" for path in paths]
+            found = [path for path in found if os.path.lexists(path)]  # a folder's name may hold wildcards itself
+            found += [
+                f"{path.rstrip('/')}/{name}" for path in paths for name in _names(path, unlisted) if matches(name)
+            ]
         else:
             found = [f"{path.rstrip('/')}/{segment}" for path in paths]
         paths = list(dict.fromkeys(found))
@@ -378,8 +387,8 @@ def _names(folder: str, unlisted: dict[str, Unlisted]) -> list[str]:
         return []
 
 
-def _all_below(folder: str, is_last: bool, unlisted: dict[str, Unlisted]) -> list[str]:
-    """Return a folder and all folders below it, or if `**` is the last segment everything below it."""
+def _all_below(folder: str, unlisted: dict[str, Unlisted]) -> list[str]:
+    """Return a folder and all folders below it."""
     if not os.path.isdir(folder):
         return []
     try:
@@ -390,9 +399,7 @@ def _all_below(folder: str, is_last: bool, unlisted: dict[str, Unlisted]) -> lis
         unlisted[folder] = Unlisted(folder, _reason(error))
         return []
     unlisted.update({place.uri: place for place in below.unlisted})
-    if not is_last:
-        return below.folders
-    return [*(path for path in below.folders if path != folder), *(file.uri for file in below.files)]
+    return below.folders
 
 
 def is_glob(pattern: str) -> bool:

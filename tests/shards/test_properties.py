@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read
+from tfrecords import write_tfrecord
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.parts.manifest import read_run
@@ -57,7 +58,7 @@ JSONS = {
     "list": b"[1]",
     "number": b'{"caption": 7}',
 }
-FORMATS = ("tar", "tar.gz", "folder", "parquet", "csv", "tsv", "jsonl", "listing.parquet")
+FORMATS = ("tar", "tar.gz", "tfrecord", "folder", "parquet", "csv", "tsv", "jsonl", "listing.parquet")
 
 
 def write(format_, samples, root, damage):
@@ -72,6 +73,11 @@ def write(format_, samples, root, damage):
                     (root / "in").mkdir(exist_ok=True)
                     (root / "in" / f"{i:03d}.{extension}").write_bytes(data)
         return root / "in"
+    if format_ == "tfrecord":
+        features = [{"jpg": i, "txt": c, "meta": j} for i, c, j in samples]
+        write_tfrecord(root / "in.tfrecord", [{n: v for n, v in f.items() if v is not None} for f in features])
+        flip(root / "in.tfrecord", damage)
+        return root / "in.tfrecord"
     texts = [caption and caption.decode("utf-8", "surrogateescape") for _, caption, _ in samples]
     if format_ == "parquet":
         bad = pa.array([t if t is None else t.encode("utf-8", "surrogateescape") for t in texts], pa.binary())
@@ -296,3 +302,30 @@ def test_a_damaged_tar_is_counted_up_to_its_damage_by_both(embed, tmp_path):
     (tmp_path / "a.tar").write_bytes(whole[:place])
     embed(tmp_path / "a.tar", output=tmp_path / "out", code=3)
     assert count_sources.compare(read_run(str(tmp_path / "out")), [str(tmp_path / "a.tar")]) == []
+
+
+def test_the_independent_count_agrees_on_what_tars_and_folders_hold_beside_the_usual(embed, tmp_path):
+    names = ["a.jpg", "b.jfif", "c.jpe", "d.pjpeg", "e", "f.JPG_large", "g.jpg~orig", "h.PJP", "i.heic"]
+    members = [
+        m for i, name in enumerate(names) for m in ((name, picture(i)), (f"{name.split('.')[0]}.cap", b"a star"))
+    ]
+    members += [("j.jpg", picture(9)), ("j.json", b'{"cap": "in json"}'), ("k.json", b'{"cap": ["a list"]}')]
+    write_tar(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "b.tar", [(f"www.site.com_{i}.jpg", picture(i)) for i in range(4)])
+    photos = tmp_path / "photos"
+    for folder in ("", "_temporary", "@eaDir", "2024/#recycle", "2024", ".git"):
+        (photos / folder).mkdir(parents=True, exist_ok=True)
+        for name, data in members:
+            (photos / folder / name).write_bytes(data)
+    features = [{"jpg": picture(i), "cap": f"caption {i}", "txt": "no"} for i in range(5)]
+    write_tfrecord(tmp_path / "c.tfrecord", features)
+    inputs = [tmp_path / "a.tar", tmp_path / "b.tar", photos]
+    flags = ["--max_reject_fraction", "1", "--caption_column", "cap"]
+    embed(*inputs, output=tmp_path / "out", flags=flags)
+    result = read_run(str(tmp_path / "out"))
+    assert result["input"]["samples"] == 11 + 1 + 2 * 7
+    assert count_sources.compare(result, list(map(str, inputs)), "cap") == []
+    embed(tmp_path / "c.tfrecord", output=tmp_path / "out-2")
+    result = read_run(str(tmp_path / "out-2"))
+    assert result["input"]["caption.embedded"] == 5
+    assert count_sources.compare(result, [str(tmp_path / "c.tfrecord")]) == []
