@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import posixpath
 import unicodedata
 from collections import defaultdict
@@ -62,11 +63,22 @@ def files_beside(images: Sequence[FileInfo], options: ReaderOptions) -> list[Fil
     return found + storage.infos_of(asked)
 
 
-def sniff(files: Iterable[FileInfo]) -> set[str]:
-    """Return the URIs of those files whose first bytes are a picture's. Markers such as `_SUCCESS` are not opened."""
+def sniff(files: Iterable[FileInfo], all_files: Iterable[FileInfo]) -> set[str]:
+    """Tell which files without an extension are pictures.
+
+    Args:
+        files: the files without an extension. Markers such as `_SUCCESS` are not opened.
+        all_files: all files of the source. A file that one of them is a link to is read under the link's name, as in
+            Hugging Face's cache, where links with names lead to nameless files.
+    Returns:
+        URIs of the files whose first bytes are a picture's.
+    """
     asked = [file.uri for file in files if file.size and not posixpath.basename(file.uri).startswith("_")]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        return {uri for uri, found in zip(asked, pool.map(_is_picture, asked), strict=True) if found}
+        found = {uri for uri, is_picture in zip(asked, pool.map(_is_picture, asked), strict=True) if is_picture}
+    if not found:
+        return found
+    return found - {os.path.realpath(file.uri) for file in all_files if os.path.islink(file.uri)}
 
 
 def _is_picture(uri: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -74,6 +75,27 @@ def describe(
         left["texts without a picture"] = sum(stem_of(file.uri) not in stems for file in kinds["caption"])
     ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
     return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
+
+
+def unread_listings(files: list[FileInfo]) -> list[str]:
+    """Return a note if listings lie beside pictures that have no captions in files."""
+    if not files:
+        return []
+    are = "lies" if len(files) == 1 else "lie"
+    return [
+        f"note: {counted(len(files), 'listing')} ({posixpath.basename(files[0].uri)}{', …' if len(files) > 1 else ''}) "
+        f"{are} beside the pictures; if the captions are there, --input_format listing reads them with their pictures"
+    ]
+
+
+def delta_tables(skipped: Iterable[str]) -> list[str]:
+    """Return a warning for each Delta table among the folders, whose log was skipped."""
+    return [
+        f"warning: {posixpath.dirname(path)} is a Delta table; all of its Parquet files are read, also those with rows "
+        "that were deleted or replaced; to embed one version, write it as plain Parquet first"
+        for path in sorted(skipped)
+        if posixpath.basename(path) == "_delta_log"
+    ]
 
 
 def missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:

@@ -21,7 +21,7 @@ from clip_transforms.shards.batches import text_of
 from clip_transforms.shards.beside import files_beside, sniff
 from clip_transforms.shards.cut import cut_folder, cut_parquet
 from clip_transforms.shards.cut_listing import ListingSideFile, inspect
-from clip_transforms.shards.detection import describe, missing_tars
+from clip_transforms.shards.detection import delta_tables, describe, missing_tars, unread_listings
 from clip_transforms.shards.fence import Fence, FenceError
 from clip_transforms.shards.inputs import Source, find_sources
 from clip_transforms.shards.kinds import ParquetFiles, by_kind, kind_of, sort_parquet, stem
@@ -125,7 +125,7 @@ def _take(
     hidden = [folder for folder in hidden if not outputs or not folder.startswith(outputs)]
     visible, skipped = skipping.keep(files, root, source.pattern, hidden)
     kinds = by_kind(visible)
-    if wanted in ("auto", "folder") and (pictures := sniff(kinds["no extension"])):
+    if wanted in ("auto", "folder") and (pictures := sniff(kinds["no extension"], visible)):
         kinds["no extension"] = [file for file in kinds["no extension"] if file.uri not in pictures]
         kinds["image"] = [file for file in visible if file.uri in pictures or kind_of(file.uri) == "image"]
     tars = kinds["tar"] if wanted in ("auto", "webdataset") else []
@@ -177,6 +177,10 @@ def _take(
     line += f"; left out: {len(outputs)} datasets of this program" if outputs else ""
     inventory.detection.append(line + skipped.describe())
     inventory.detection += hints + missing_tars(visible, tars)
+    if images and wanted == "auto" and not kinds["caption"]:
+        inventory.detection += unread_listings([*kinds["listing"], *parquet.sidecars])
+    if parquet.images or parquet.listings:
+        inventory.detection += delta_tables(skipped.folders)
     _take_unlisted(inventory, [place for place in unlisted if place.uri not in taken])
     taken.update(place.uri for place in unlisted)
     inventory.roots.add(root)

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from clip_transforms.parts.counts import SEEN
 from schemas.samples import MODALITIES
 
-SEEN = "field."  # begins the notes that name fields
 _LOOKED_AT = 8  # samples of a unit whose fields are noted
 _NAMED = 20  # names of fields, and of extensions, that a unit notes
 _UNREAD = " members that were not read"

@@ -404,3 +404,40 @@ def test_a_wildcard_matches_no_hidden_and_no_service_folder_unless_it_names_them
     assert [unit.shard for unit in plan(tmp_path / "in" / "_*").units] == [f"{tmp_path}/in/_old#"]
     lines = plan(tmp_path / "in" / "*").detection
     assert lines[0] == f"{tmp_path}/in/*: nothing to read; skipped folders: 1 @eaDir, 1 _old"
+
+
+def test_nameless_files_that_links_with_names_lead_to_are_read_once(tmp_path):
+    """Hugging Face's cache is laid out so."""
+    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i in range(3):
+        (blobs / f"{i:040x}").write_bytes(picture(i))
+        if i:
+            (snapshot / f"{i}.jpg").symlink_to(f"../../blobs/{i:040x}")
+    for folder in (tmp_path / "cache", tmp_path / "cache" / "**"):
+        assert keys(folder, tmp_path) == [f"blobs/{0:040x}", "snapshots/main/1.jpg", "snapshots/main/2.jpg"]
+
+
+def test_a_listing_beside_pictures_without_captions_is_said_to_be_one(tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.jpg,a cat\n1.jpg,a dog\n")
+    assert plan(tmp_path).detection == [
+        f"{tmp_path}: a folder of 2 pictures; not read: 1 listings (--input_format listing)",
+        "note: 1 listing (metadata.csv) lies beside the pictures; if the captions are there, --input_format listing "
+        "reads them with their pictures",
+    ]
+    rows, _, _ = read(tmp_path, tmp_path, ReaderOptions(input_format="listing"))
+    assert [(row["image"] is not None, row["caption"]) for row in rows] == [(True, "a cat"), (True, "a dog")]
+    (tmp_path / "0.txt").write_text("a cat")
+    assert len(plan(tmp_path).detection) == 1
+
+
+def test_a_delta_table_is_said_to_be_one(tmp_path):
+    make_parquet(tmp_path / "part-0.parquet", 2)
+    (tmp_path / "_delta_log").mkdir()
+    make_parquet(tmp_path / "_delta_log" / "checkpoint.parquet", 2)
+    line, warning = plan(tmp_path).detection
+    assert line.endswith("1 Parquet shard with images; skipped folders: 1 _delta_log")
+    assert warning.startswith(f"warning: {tmp_path} is a Delta table; all of its Parquet files are read")
