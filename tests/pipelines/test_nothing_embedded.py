@@ -1,11 +1,14 @@
 """A run that embeds nothing at all over its whole input ends with exit code 3, whatever was found instead."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_tar, pair, picture, write_tar
+from conftest import ROOT, files_of, make_tar, pair, picture, write_tar
 
 from clip_transforms import ClipSpec, embed_shards
 
@@ -165,3 +168,67 @@ def test_a_modality_that_no_sample_has_is_told(keep, said, embed, tmp_path, caps
     make_tar(tmp_path / "b.tar", 1)
     embed(tmp_path / "*.tar", output=tmp_path / "out")
     assert "note: no sample" not in capsys.readouterr().out
+
+
+def described_tar(folder):
+    members = [(f"{i}.jpg", picture(i)) for i in range(3)]
+    members += [(f"{i}.json", b'{"description": "a red star", "width": 40}') for i in range(3)]
+    return write_tar(folder / "a.tar", sorted(members))
+
+
+def described_parquet(folder):
+    rows = {"image": [picture(i) for i in range(3)], "description": ["a red star"] * 3, "width": [40] * 3}
+    pq.write_table(pa.table(rows), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def described_csv(folder):
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(picture(i))
+    rows = "".join(f"{i}.jpg,a red star,40\n" for i in range(3))
+    return write_text(folder / "a.csv", f"path,description,width\n{rows}")
+
+
+def described_folder(folder):
+    (folder / "photos").mkdir()
+    for i in range(3):
+        (folder / "photos" / f"{i}.jpg").write_bytes(picture(i))
+        (folder / "photos" / f"{i}.json").write_text('{"description": "a red star", "width": 40}')
+    return folder / "photos"
+
+
+@pytest.mark.parametrize("write", [described_tar, described_parquet, described_csv, described_folder])
+def test_the_note_names_the_fields_and_its_cure_cures(write, embed, tmp_path, capsys):
+    source = write(tmp_path)
+    embed(source, output=tmp_path / "out")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: no sample has")]
+    assert line == (
+        "note: no sample has a caption; samples have the fields description and width; if one of them is meant, name "
+        "it: --caption_column NAME"
+    )
+    embed(source, output=tmp_path / "out")
+    assert line in capsys.readouterr().out, "a second run knows it from the parts"
+    embed(source, output=tmp_path / "described", flags=["--caption_column", "description"])
+    said = capsys.readouterr().out
+    assert "captions  3 = 3 embedded" in said and "no sample has" not in said
+
+
+def test_a_tar_of_other_extensions_names_them_and_its_cure_cures(embed, tmp_path, capsys):
+    tar = write_tar(tmp_path / "a.tar", [("a.img", picture(1)), ("b.img", picture(2))])
+    embed(tar, output=tmp_path / "out", code=3)
+    assert "; samples have the field .img; convert" in problem_of(capsys)
+    embed(tar, output=tmp_path / "named", flags=["--image_extension", "img"])
+    assert "images    2 = 2 embedded" in capsys.readouterr().out
+
+
+def test_the_fields_of_a_part_do_not_depend_on_the_hashes_of_texts(tiny_checkpoint, tmp_path):
+    """More fields than are named, in a tar; two processes with other hashes give the same bytes."""
+    fields = json.dumps({f"field {i}": i for i in range(50)}).encode()
+    tar = write_tar(tmp_path / "a.tar", [("a.jpg", picture(1)), ("a.json", fields)])
+    for seed in "12":
+        argv = ["-m", "pipelines.embed", "--input", tar, "--output", tmp_path / seed, "--model", tiny_checkpoint]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, *argv, "--precision=fp32"], cwd=ROOT, env=environment, check=True, timeout=100)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+    counts = json.loads((tmp_path / "1" / "run.json").read_text())["input"]
+    assert sum(name.startswith("field.") for name in counts) == 20
