@@ -15,7 +15,7 @@ from clip_transforms.parts.counts import counted
 from clip_transforms.parts.fingerprint import fingerprint
 from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import existing_dataset
-from clip_transforms.parts.reader import KEYS, DatasetError, read_table
+from clip_transforms.parts.reader import KEYS, DatasetError, known_rows, read_table
 from schemas.provenance import Footer
 from schemas.samples import MODALITIES
 
@@ -65,6 +65,27 @@ def check_labels(output: str, parts: Sequence[str], taxonomies: Sequence[str]) -
             raise DatasetError(
                 f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
             )
+
+
+def check_rows(output: str, parts: Sequence[str], rows: str) -> None:
+    """Refuse rows that the dataset does not have.
+
+    Raises:
+        ValueError: if `rows` is not one of ROWS.
+        DatasetError: if a part lacks them.
+    """
+    missing = sorted(set(parts) - part_names(output, known_rows(rows)))
+    if not missing:
+        return
+    if len(missing) == len(parts):
+        raise DatasetError(
+            f"{output} holds no captions/, since it was made without --captions all; give pipelines.embed that flag, "
+            "and another --output or --overwrite"
+        )
+    raise DatasetError(
+        f"{part_uri(output, rows, missing[0])} is missing ({len(missing)} of {len(parts)} such); run the same embed "
+        "command again"
+    )
 
 
 class Dataset:
@@ -122,7 +143,7 @@ class Dataset:
         return sorted(taxonomy_names(self.uri))
 
     def batches(
-        self, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = ()
+        self, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = (), rows: str = "embeddings"
     ) -> Iterator[pa.RecordBatch]:
         """Read the rows part by part; memory does not grow with the dataset.
 
@@ -130,26 +151,33 @@ class Dataset:
             columns: columns to read, one or several, all by default; those of labels are called `<taxonomy>.label`,
                 `.probability`, `.similarity`, `.margin` and `.top`.
             labels: taxonomies whose labels are joined, one or several.
+            rows: `embeddings` for a row per sample, or `captions` for a row per caption with the labels of its sample,
+                if the dataset was made with `--captions all`.
         Yields:
             Record batches in the order of the parts; embeddings are FixedSizeList of d values.
         Raises:
-            DatasetError: if a column does not exist, or labels and embeddings do not belong together.
+            DatasetError: if a column or the rows do not exist, or files of a part do not belong together.
         """
-        for table in self._tables(columns, labels):
+        for table in self._tables(columns, labels, rows):
             yield from table.to_batches()
 
-    def to_table(self, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = ()) -> pa.Table:
+    def to_table(
+        self, columns: str | Sequence[str] | None = None, labels: str | Sequence[str] = (), rows: str = "embeddings"
+    ) -> pa.Table:
         """Read all rows into one table. The arguments and errors are those of `batches`."""
-        tables = list(self._tables(columns, labels))
+        tables = list(self._tables(columns, labels, rows))
         return pa.concat_tables(tables).unify_dictionaries()
 
-    def _tables(self, columns: str | Sequence[str] | None, labels: str | Sequence[str]) -> Iterator[pa.Table]:
+    def _tables(
+        self, columns: str | Sequence[str] | None, labels: str | Sequence[str], rows: str
+    ) -> Iterator[pa.Table]:
         """Yield the rows of each part."""
         wanted = None if columns is None else storage.as_names(columns, "columns")
         taxonomies = storage.as_names(labels, "labels")
+        check_rows(self.uri, self.parts, rows)
         check_labels(self.uri, self.parts, taxonomies)
         for part in self.parts:
-            yield read_table(self.uri, part, wanted, taxonomies)
+            yield read_table(self.uri, part, wanted, taxonomies, rows)
 
     def embeddings(self, modality: str) -> tuple[pa.Table, np.ndarray]:
         """Read the embeddings of one modality as a matrix, with the names of its rows.

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.footers import part_uri, read_footer
 from schemas.embeddings import EMBEDDINGS
 from schemas.provenance import Footer, decode_footer
 
+ROWS = ("embeddings", "captions")  # kinds of parts whose rows can be read
 KEYS = ("key", "shard", "row")  # the columns that embeddings and labels have in common
 
 
@@ -20,30 +22,49 @@ class DatasetError(ValueError):
     """A dataset that cannot be read as one, in one sentence."""
 
 
+def known_rows(rows: str) -> str:
+    """Return `rows` if it is one of ROWS.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if rows not in ROWS:
+        raise ValueError(f"rows is {rows!r}, but it must be {' or '.join(ROWS)}")
+    return rows
+
+
 def read_table(
-    output: str, part: str, columns: Sequence[str] | None = None, taxonomies: Sequence[str] = ()
+    output: str,
+    part: str,
+    columns: Sequence[str] | None = None,
+    taxonomies: Sequence[str] = (),
+    rows: str = "embeddings",
 ) -> pa.Table:
     """Read the rows of one part, with labels beside them. Of the files only the columns asked for are read.
 
     Args:
         output: URI of the dataset.
         part: name of the part.
-        columns: columns of the embeddings, and of the labels as `<taxonomy>.label`; all by default.
+        columns: columns of the rows, and of the labels as `<taxonomy>.label`; all by default.
         taxonomies: taxonomies whose labels are joined, as columns `<taxonomy>.label`, `.probability`, `.similarity`,
             `.margin` and `.top`.
+        rows: one of ROWS: `embeddings`, a row per sample, or `captions`, a row per caption with its sample's labels.
     Returns:
         The rows in the order of the part; embeddings are FixedSizeList of d float32 or float16.
     Raises:
-        DatasetError: if embeddings and labels do not belong together, or a column does not exist.
+        DatasetError: if files of the part do not belong together, or a column does not exist.
     """
     with contextlib.ExitStack() as stack:
-        kinds = ["embeddings", *(f"labels/{taxonomy}" for taxonomy in taxonomies)]
+        kinds = [rows, *(f"labels/{taxonomy}" for taxonomy in taxonomies)]
         files = [_open_part(stack, output, kind, part) for kind in kinds]
         footers = [_footer(file, output, kind, part) for kind, file in zip(kinds, files, strict=True)]
-        if len({footer.get("digest") for footer in footers}) > 1:
-            raise DatasetError(
-                f"the labels of {part} in {output} were made from other embeddings; run the same command again"
-            )
+        marker = footers[0] if rows == "embeddings" else read_footer(part_uri(output, "embeddings", part)) or {}
+        for kind, footer in zip(kinds, footers, strict=True):
+            if footer.get("digest") != marker.get("digest"):
+                raise DatasetError(
+                    f"the {kind.partition('/')[0]} of {part} in {output} were made from other embeddings; run the same "
+                    "command again"
+                )
         prefixes = ["", *(f"{taxonomy}." for taxonomy in taxonomies)]
         offered = [
             {f"{prefix}{name}": name for name in file.schema_arrow.names if not (prefix and name in KEYS)}
@@ -55,9 +76,10 @@ def read_table(
             raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(known)}")
         table: dict[str, pa.ChunkedArray] = {}
         for file, names in zip(files, offered, strict=True):
-            # Not pq.read_table: its thread pool sometimes aborts the process at exit after it has read a Python file.
             with _as_sentence(output, part):
-                found = file.read([names[name] for name in wanted if name in names], use_threads=False)
+                found = _read(file, [names[name] for name in wanted if name in names])
+                if file is not files[0] and rows != "embeddings":  # the labels have a row per sample
+                    found = found.take(pc.index_in(_read(files[0], ["row"])["row"], _read(file, ["row"])["row"]))
             table |= {name: found.column(names[name]) for name in wanted if name in names}
         d = int(footers[0].get("provenance", {}).get("embed_dim", 0))
         return pa.table({name: _fixed_size(table[name], d) if name in EMBEDDINGS else table[name] for name in wanted})
@@ -81,6 +103,11 @@ def _as_sentence(output: str, part: str) -> Iterator[None]:
             f"a file of the part {part} in {output} {state}; remove what is left of this part and run the same command "
             "that made it again"
         ) from error
+
+
+def _read(file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    # Not pq.read_table: its thread pool sometimes aborts the process at exit after it has read a Python file.
+    return file.read(columns, use_threads=False)
 
 
 def _footer(file: pq.ParquetFile, output: str, kind: str, part: str) -> Footer:
