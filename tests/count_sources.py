@@ -4,10 +4,14 @@
 `--caption NAME` before the inputs is the run's `--caption_column` for tars and folders.
 """
 
+import bz2
 import csv
+import gzip
 import itertools
 import json
+import lzma
 import os
+import re
 import sys
 import tarfile
 from collections import Counter
@@ -20,6 +24,8 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".a
 TEXTS = (".txt", ".caption", ".text")
 BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 NO_SAMPLES = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "__macosx"}
+LISTING = re.compile(r"\.(csv|tsv|jsonl|ndjson|json)(\.gz|\.bz2|\.xz)?$")
+OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 
 def count(paths, caption=None):
@@ -64,29 +70,45 @@ def rows_of(shard, wanted=None):
     """Return (whether it offers an image, whether it offers a caption) for each sample."""
     if os.path.isdir(shard):
         return folder_rows(shard, wanted)
+    if LISTING.search(shard):
+        return map(table_row, listing_rows(shard))
     extension = shard.rpartition(".")[2]
     if extension in ("tar", "gz", "tgz"):
         return tar_rows(shard, wanted)
     if extension == "tfrecord":
         with open(shard, "rb") as file:
             return [tfrecord_row(record.features.feature) for record in tfrecords.records(file.read())]
-    if extension == "parquet":
-        table = pq.read_table(shard)
-        for place, field in enumerate(table.schema):
-            if pa.types.is_string(field.type):  # it need not be UTF-8
-                table = table.set_column(place, field.name, table.column(place).cast(pa.binary()))
-        return [table_row(row) for row in table.to_pylist()]
-    with open(shard, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        if extension == "jsonl":
-            return [table_row(json.loads(line)) for line in file if line.strip()]
-        return [table_row(row) for row in csv.DictReader(file, delimiter="\t" if extension == "tsv" else ",")]
+    table = pq.read_table(shard)
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):  # it need not be UTF-8
+            table = table.set_column(place, field.name, table.column(place).cast(pa.binary()))
+    return [table_row(row) for row in table.to_pylist()]
+
+
+def listing_rows(file):
+    """Return the rows of a CSV, TSV or JSON file as dicts."""
+    with OPEN.get(file.rpartition(".")[2], open)(file, "rb") as opened:
+        data = opened.read()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = re.sub("\r\n?", "\n", data.decode(encoding, "surrogateescape"))
+    lines = [line for line in text.split("\n") if line.strip(" ")]
+    if "json" in LISTING.search(file)[1]:
+        return json.loads(text) if re.match(r"\s*\[\s*\{", text) else [json.loads(line) for line in lines]
+    header = lines[0] if lines else ""
+    separator = max(",\t;|", key=header.count)
+    plain = separator == "\t" and '"' not in header and {line.count("\t") for line in lines} == {header.count("\t")}
+    text = text if '""' in text else text.replace('\\"', '""')  # as Spark escapes quotes
+    rows = csv.reader(text.split("\n"), delimiter=separator, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+    rows = [row for row in rows if row]
+    names = [name.strip() for name in rows[0]] if rows else []
+    return [dict(itertools.zip_longest(names, row[: len(names)])) for row in rows[1:]]
 
 
 def table_row(row):
     row = {name.lower(): value for name, value in row.items()}
-    image = next((row[n] for n in ("image", "jpg", "uri", "url", "path", "file") if n in row), None)
+    image = next((row[n] for n in ("image", "jpg", "uri", "url", "path", "file", "filepath") if n in row), None)
     image = image.get("bytes") if isinstance(image, dict) else image
-    caption = next((row[n] for n in ("caption", "text", "txt") if n in row), None)
+    caption = next((row[n] for n in ("caption", "text", "txt", "title") if n in row), None)
     failed = row.get("status") in (b"failed_to_download", b"failed_to_resize") and image is None
     offered = image is not None and not (isinstance(image, str) and not image.strip())
     return offered, is_offered(caption) and not failed

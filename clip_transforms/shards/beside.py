@@ -32,6 +32,12 @@ def same_stems(stem: str) -> list[str]:
     return list(dict.fromkeys([stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))]))
 
 
+def without_picture(files: Iterable[FileInfo], images: Iterable[FileInfo]) -> list[FileInfo]:
+    """Return those files whose stem is that of no picture, so that they are no picture's captions or metadata."""
+    stems = {stem for image in images for stem in same_stems(stem_of(image.uri))}
+    return [file for file in files if stem_of(file.uri) not in stems]
+
+
 def caption_extensions(options: ReaderOptions) -> tuple[str, ...]:
     """Return the extensions of files and members that may hold a caption: the one that was asked for, or the usual."""
     if options.caption_column is None:

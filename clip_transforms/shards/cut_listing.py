@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 from collections.abc import Container, Iterator, Sequence
@@ -10,16 +9,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from clip_transforms.shards.parquet_columns import listing_columns, several_captions
+from clip_transforms.shards.listing_format import ListingFormat
 from clip_transforms.shards.records import Record, read_records
-from clip_transforms.shards.unit import PlanError, ReaderOptions, Unit, part_name
+from clip_transforms.shards.unit import PlanError, Unit, part_name
 
 ROWS_PER_UNIT = 10_000  # a constant, not a flag: a change would cut every dataset anew
 # The side file of a listing; see `records.Record`.
-ROWS = pa.schema([("row", pa.int64()), ("text", pa.binary()), ("problem", pa.string()), ("short", pa.bool_())])
+ROWS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("text", pa.binary()),
+        ("problem", pa.string()),
+        ("short", pa.bool_()),
+        ("merged", pa.bool_()),
+    ]
+)
 OFFERS = b"offers"  # key in its footer; the value names the modalities that the listing has columns for
 _BYTES_PER_GROUP = 32 << 20  # rows are held, written and read in pieces of about this size
-_LOOKED_AT = 1_000  # first rows of a JSONL file, which stand in for a header
 
 
 class ListingSideFile:
@@ -28,15 +34,16 @@ class ListingSideFile:
     The listing is read twice: once to cut it into units, and once to write the rows of the units that are pending.
     """
 
-    def __init__(self, uri: str, name: str, offers: Sequence[str]):
+    def __init__(self, uri: str, form: ListingFormat, name: str, offers: Sequence[str]):
         """Read nothing yet.
 
         Args:
             uri: URI of the listing.
+            form: how it is written.
             name: name of the side file.
             offers: the modalities that the listing has columns for.
         """
-        self._uri, self._name = uri, name
+        self._uri, self._form, self._name = uri, form, name
         self.schema = ROWS.with_metadata({OFFERS: " ".join(offers)})
         self.units: list[Unit] = []
         self.damaged = False  # whether the listing could not be read to its end
@@ -78,7 +85,7 @@ class ListingSideFile:
         """Yield (number of the unit, some of its rows) in pieces of about _BYTES_PER_GROUP; at least one piece."""
         piece: list[Record] = []
         place = num_bytes = 0
-        for record in read_records(self._uri):
+        for record in read_records(self._uri, self._form):
             # The record that ends a damaged listing belongs to the last unit.
             here = record.row // ROWS_PER_UNIT if record.text is not None else place
             if piece and (here != place or num_bytes >= _BYTES_PER_GROUP):
@@ -99,30 +106,3 @@ def _add(digest: Any, records: Sequence[Record]) -> int:
         digest.update(f"{record.row} {len(text)} {record.problem} {record.short};".encode(errors="replace") + text)
         num_bytes += len(text)
     return num_bytes
-
-
-def inspect(uri: str, names: Sequence[str] | None, options: ReaderOptions) -> tuple[list[str], list[str]]:
-    """Find out which modalities a listing offers.
-
-    Args:
-        uri: URI of the listing.
-        names: names of its columns; None for JSONL, whose first rows are looked at instead.
-        options: names the columns to take if they are not the usual ones.
-    Returns:
-        The modalities that it has columns for, and the URIs of its first rows.
-    Raises:
-        ColumnError: if the captions are lists and no index was given.
-    """
-    rows = []
-    for record in itertools.islice(read_records(uri), _LOOKED_AT):
-        with contextlib.suppress(ValueError, RecursionError):  # such a row is rejected when it is read
-            rows.append(record.fields())
-    names = list(dict.fromkeys(name for row in rows for name in row)) if names is None else list(names)
-    columns = listing_columns(names, options)
-    caption = columns.caption
-    if caption and columns.caption_index is None and options.captions == "first":
-        if any(isinstance(row.get(caption), list) for row in rows):
-            raise several_captions(caption)
-    offers = [m for m, name in (("image", columns.uri), ("caption", caption)) if name in names]
-    found = (row.get(columns.uri) for row in rows if columns.uri)
-    return offers, [text.strip() for text in found if isinstance(text, str) and text.strip()]

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import counted
-from clip_transforms.shards.beside import caption_extensions, same_stems, stem_of
+from clip_transforms.shards.beside import caption_extensions, without_picture
 from clip_transforms.shards.kinds import ParquetFiles
 from clip_transforms.shards.unit import ReaderOptions
 from clip_transforms.storage import FileInfo
@@ -70,9 +70,10 @@ def describe(
     left["linked folders that are read under another path"] = len(below.passed_over)
     left["pipes, sockets and devices"] = len(below.special)
     left["_stats.json"] = len(kinds["statistics"])
+    stray = [file for file in without_picture(kinds["json"], images) if file.uri not in taken]
+    left["JSON files without a picture" if images else "JSON files"] = len(stray)
     if images:
-        stems = {stem for image in images for stem in same_stems(stem_of(image.uri))}
-        left["texts without a picture"] = sum(stem_of(file.uri) not in stems for file in kinds["caption"])
+        left["texts without a picture"] = len(without_picture(kinds["caption"], images))
     ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
     return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.client
 import os
+import re
 import socket
 import ssl
 import stat
@@ -16,6 +17,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from clip_transforms import storage
 from clip_transforms.shards.batches import read_reject, read_up_to
 from clip_transforms.shards.fence import Fence, FenceError
+from clip_transforms.shards.inline import decode_inline, inline_name, is_inline
 
 _TRIES = 3
 _FIRST_WAIT = 0.5  # seconds, doubled after each try
@@ -23,6 +25,7 @@ _SILENCE = 20.0  # seconds without a byte
 _AT_MOST = 60.0  # seconds for one try, even if bytes keep coming
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
+_DRIVE = re.compile(r"[A-Za-z]:[\\/](?!/)|\\\\")  # C:\\, C:/ or \\\\server
 
 
 class TooLargeError(Exception):
@@ -49,7 +52,7 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
     """Fetch one image.
 
     Args:
-        text: the URI as the listing has it.
+        text: the URI as the listing has it, or the image itself as base64 or as a `data:` URI.
         fence: decides what is allowed.
         limit: maximum number of bytes.
         stopped: is set when the image is no longer wanted.
@@ -59,8 +62,9 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
         TooLargeError: if the image has more bytes.
     """
     try:
-        uri = fence.resolve(text)
-        return {"image": _read(uri, fence, limit, stopped)}
+        if is_inline(text):
+            return {"image": _decode(text, limit)}
+        return {"image": _read(resolve(text, fence), fence, limit, stopped)}
     except FenceError as error:
         return {"image_reject": read_reject("not allowed", str(error), None)}
     # A URI that cannot be fetched is an error of the data, whichever exception its file system raises for it.
@@ -73,7 +77,34 @@ def fetch_image(text: str, fence: Fence, limit: int, stopped: threading.Event) -
 
 def shown(text: str) -> str:
     """Return a URI as messages show it: without its query, which may hold a secret, and at most 200 characters long."""
-    return text.partition("?")[0][:200]
+    return inline_name(text) if is_inline(text) else text.partition("?")[0][:200]
+
+
+def resolve(text: str, fence: Fence) -> str:
+    """Return the absolute form of a URI of a listing, as `Fence.resolve` does, which may be a path of Windows.
+
+    A back slash separates folders unless a file of this machine has it in its name.
+
+    Raises:
+        FenceError: if the URI is not allowed, or on a drive of Windows.
+    """
+    drive = _DRIVE.match(text)
+    if not drive and ("\\" not in text or "://" in text):
+        return fence.resolve(text)
+    if storage.is_local(fence.root):
+        literal = fence.resolve(text)
+        if os.path.lexists(literal):
+            return literal
+    if drive:
+        raise FenceError(f"{shown(text)} is on a drive of Windows; make the paths relative to the listing")
+    return fence.resolve(text.replace("\\", "/"))
+
+
+def _decode(text: str, limit: int) -> bytes:
+    data = decode_inline(text)
+    if len(data) > limit:
+        raise TooLargeError(len(data))
+    return data
 
 
 def _read(uri: str, fence: Fence, limit: int, stopped: threading.Event) -> bytes:

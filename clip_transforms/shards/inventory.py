@@ -18,15 +18,14 @@ import pyarrow as pa
 from clip_transforms import storage
 from clip_transforms.parts.counts import counted
 from clip_transforms.shards.batches import text_of
-from clip_transforms.shards.beside import files_beside, sniff
+from clip_transforms.shards.beside import files_beside, sniff, without_picture
 from clip_transforms.shards.cut import cut_folder, cut_parquet
-from clip_transforms.shards.cut_listing import ListingSideFile, inspect
+from clip_transforms.shards.cut_listing import ListingSideFile
 from clip_transforms.shards.detection import delta_tables, describe, missing_tars, unread_listings
-from clip_transforms.shards.fence import Fence, FenceError
 from clip_transforms.shards.inputs import Source, find_sources
 from clip_transforms.shards.kinds import ParquetFiles, by_kind, kind_of, sort_parquet, stem
+from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
-from clip_transforms.shards.records import check_line_ends, read_header
 from clip_transforms.shards.skipping import Skipping
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, UNLISTED, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
@@ -140,6 +139,7 @@ def _take(
     listings: list[tuple[FileInfo, pa.Schema | None]] = []
     if wanted == "listing" or (wanted == "auto" and not shards and not images):
         listings = [*((file, None) for file in kinds["listing"]), *parquet.listings]
+        listings = listings or [(file, None) for file in _json_listings(kinds, source.is_folder, wanted)]
     if parquet.others and not shards and not images and not listings:
         file, schema = parquet.others[0]
         raise PlanError(
@@ -178,7 +178,9 @@ def _take(
     inventory.detection.append(line + skipped.describe())
     inventory.detection += hints + missing_tars(visible, tars)
     if images and wanted == "auto" and not kinds["caption"]:
-        inventory.detection += unread_listings([*kinds["listing"], *parquet.sidecars])
+        inventory.detection += unread_listings(
+            [*kinds["listing"], *parquet.sidecars, *without_picture(kinds["json"], images)]
+        )
     if parquet.images or parquet.listings:
         inventory.detection += delta_tables(skipped.folders)
     _take_unlisted(inventory, [place for place in unlisted if place.uri not in taken])
@@ -195,6 +197,12 @@ def _take_unlisted(inventory: Inventory, places: Sequence[storage.Unlisted]) -> 
         part = part_name(uri, UNLISTED)
         inventory.units.append(Unit(text_of(uri), uri, UNLISTED, 0, 0, 0, UNLISTED, 0, part))
         inventory.detection.append(f"warning: {text_of(uri)} will be a reject: it cannot be listed: {reason}")
+
+
+def _json_listings(kinds: dict[str, list[FileInfo]], is_folder: bool, wanted: str) -> list[FileInfo]:
+    """Return the JSON files that may be listings: in a folder only if a listing is asked for, or nothing else is there."""
+    alone = all(kind == "json" for kind, files in kinds.items() if files)
+    return without_picture(kinds["json"], kinds["image"]) if alone or not is_folder or wanted == "listing" else []
 
 
 def _refuse_two_kinds(
@@ -262,46 +270,14 @@ def _take_images(
 
 
 def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
-    """Add the units of a listing; return a line if little can come of it."""
-    names = None if schema is None else schema.names
-    if schema is None:
-        try:
-            check_line_ends(file.uri)
-            if file.uri.lower().endswith((".csv", ".tsv")):
-                names = read_header(file.uri)
-        except (ValueError, OSError) as error:
-            if storage.is_of_the_machine(error):
-                raise
-            raise PlanError(f"{file.uri} cannot be read: {error}; mend it or leave it out of --input") from None
-    try:
-        offers, uris = inspect(file.uri, names, options)
-    except ColumnError as error:
-        raise PlanError(f"{error} ({file.uri})") from None
-    if not offers and (names or file.size):
-        raise PlanError(
-            f"{file.uri} has no column of URIs or of captions (columns: {', '.join(names or []) or 'none'}); name one "
-            "with --image_column or --caption_column; a CSV's first line must name its columns"
-        )
-    inventory.columns |= set(names or [])
+    """Add the units of a listing; return lines if little can come of it."""
+    listing = plan_listing(file.uri, schema, options)
+    inventory.columns |= set(listing.form.names or [])
     name = f"rows-{len(inventory.side_files)}.parquet"
-    inventory.side_files[name] = side_file = ListingSideFile(file.uri, name, offers)
+    inventory.side_files[name] = side_file = ListingSideFile(file.uri, listing.form, name, listing.offers)
     inventory.units.extend(side_file.cut())
     inventory.unread |= {file.uri} if side_file.damaged else set()
-    fence = Fence(posixpath.dirname(file.uri), options.allow_uri)
-    if "image" not in offers:
-        return [f"note: {file.uri} names no images, so its captions alone are embedded; --image_column NAME names some"]
-    refused = [refusal for uri in uris if (refusal := _refusal(fence, uri))]
-    if refused and len(refused) == len(uris):
-        return [f"warning: {file.uri}: the first images cannot be fetched: {refused[0]}"]
-    return []
-
-
-def _refusal(fence: Fence, uri: str) -> FenceError | None:
-    try:
-        fence.resolve(uri)
-    except FenceError as error:
-        return error
-    return None
+    return listing.hints
 
 
 def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +39,12 @@ def json_field(value: Any, name: str) -> Any:
         if name[:stop] in value:
             return json_field(value[name[:stop]], name[stop:].removeprefix("."))
     return None
+
+
+def outer_field(names: Collection[str], name: str) -> str:
+    """Return the field that a name such as `a`, `a.b` or `a[0]` begins at, as `json_field` finds it; else the name."""
+    stops = [place for place in range(len(name), 0, -1) if place == len(name) or name[place] in ".["]
+    return next((name[:stop] for stop in stops if name[:stop] in names), name)
 
 
 def field_names(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from clip_transforms.shards.parquet_columns import (
 )
 from clip_transforms.shards.unit import (
     CAPTION_EXTENSIONS,
+    COMPRESSIONS,
     IMAGE_EXTENSIONS,
     LISTING_EXTENSIONS,
     PlanError,
@@ -34,6 +35,7 @@ from clip_transforms.storage import FileInfo
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TFRECORD = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?$")
+_COMPRESSED_LISTINGS = tuple(f".{name}{end}" for name in (*LISTING_EXTENSIONS, "json") for end in COMPRESSIONS)
 _FOOTER_THREADS = 16
 
 
@@ -50,7 +52,7 @@ def kind_of(uri: str) -> str:
         return "tfrecord"
     if extension in IMAGE_EXTENSIONS:
         return "image"
-    if extension in LISTING_EXTENSIONS:
+    if extension in LISTING_EXTENSIONS or lower.endswith(_COMPRESSED_LISTINGS):
         return "listing"
     if lower.endswith("_stats.json"):
         return "statistics"

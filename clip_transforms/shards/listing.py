@@ -1,4 +1,4 @@
-"""Read listings: CSV, TSV, JSONL or Parquet with a URI, a caption or both in each row. A side file holds their rows."""
+"""Read listings: CSV, TSV, JSON or Parquet with a URI, a caption or both in each row. A side file holds their rows."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from clip_transforms.shards.batches import (
 from clip_transforms.shards.cut_listing import OFFERS
 from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.fetch import TooLargeError, fetch_image, shown
+from clip_transforms.shards.inline import is_inline, without_pictures
+from clip_transforms.shards.json_fields import SeenFields, field_names, json_field, outer_field
 from clip_transforms.shards.parquet import open_parquet
 from clip_transforms.shards.parquet_columns import listing_columns
 from clip_transforms.shards.records import Record
@@ -115,12 +117,26 @@ def _samples_of(
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
         parquet = open_parquet(file)
         offers = parquet.schema_arrow.metadata[OFFERS].decode().split()
-        for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
-            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                record = Record(*values)
-                if record.text is None:
-                    raise ShardError("unreadable", record.problem or "")
-                yield _sample(record, options, offers, notes)
+        seen = SeenFields()
+        try:
+            for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    record = Record(*values)
+                    if record.text is None:
+                        raise ShardError("unreadable", record.problem or "")
+                    sample, uri = _sample(record, options, offers, notes)
+                    seen.add({**sample, "image": uri}, _fields_left(sample, options))
+                    yield sample, uri
+        finally:
+            if offers == ["image"]:  # a listing of captions alone is nothing unusual
+                seen.note(notes)
+
+
+def _fields_left(sample: dict[str, Any], options: ReaderOptions) -> Iterator[str]:
+    """Yield the fields of a row that are neither image nor caption."""
+    fields = json.loads(sample.get("metadata") or "{}")
+    uri = listing_columns(list(fields), options).uri
+    yield from (name for name in field_names(fields) if name != uri)
 
 
 def _sample(
@@ -136,30 +152,37 @@ def _sample(
     if problem is None:
         if record.short:
             notes["rows of listings that have fewer fields than the header"] += 1
+        if record.merged:
+            notes["rows of listings whose quotes join lines that look like rows themselves"] += 1
         try:
             found, uri = _of_fields(fields, options)
             return sample | found, uri
         except RecursionError as error:  # JSON this deep can be read but not written
             problem = str(error)
     text = record.text or b""
-    reject = read_reject("malformed row", f"{problem}: {text[:80]!r}", len(text))
+    reject = read_reject("malformed row", f"{problem}: {without_pictures(text)[:80]!r}", len(text))
     return sample | {f"{modality}_reject": reject for modality in offers}, None
 
 
 def _of_fields(fields: dict[str, Any], options: ReaderOptions) -> tuple[dict[str, Any], str | None]:
     columns = listing_columns(list(fields), options)
-    key, uri, caption = (fields.get(name) if name else None for name in columns[:3])
+    key, uri, caption = (json_field(fields, name) if name else None for name in columns[:3])
     index = columns.caption_index
     if index is not None:
         caption = caption[index] if isinstance(caption, list) and index < len(caption) else None
     used = {columns.key, columns.caption, *(column.field for column in options.columns)}
+    if columns.uri and isinstance(uri, str) and is_inline(uri.strip()):
+        used.add(outer_field(fields, columns.uri))
     others = {name: value for name, value in fields.items() if name not in used}
     sample: dict[str, Any] = {"key": key_text(key)} if key_text(key) else {}
     sample |= caption_fields(caption, options)
     sample |= {column.name: fields.get(column.field) for column in options.columns}
     sample["metadata"] = writable(dumps(others)) if others else None
     if uri is not None and not isinstance(uri, str):
-        message = f"the URI is {json.dumps(uri, default=str)[:80]}, but it must be a text"
+        found = without_pictures(json.dumps(uri, default=str).encode()).decode()
+        inner = next(field_names({str(columns.uri): uri}), None) if isinstance(uri, (list, dict)) else None
+        cure = f"; --image_column '{inner}' takes a text inside it" if inner else ""
+        message = f"the URI is {found[:80]}, but it must be a text{cure}"
         return sample | {"image_reject": read_reject("not text", message, None)}, None
     uri = (uri or "").strip() or None
     sample[IMAGE_URI] = uri and writable(shown(uri))

@@ -14,6 +14,7 @@ from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
 IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
 URI_COLUMNS = ("image", "uri", "url", "path", "file", "filename", "file_name", "filepath")
 CAPTION_COLUMNS = ("caption", "text", "txt")
+LISTING_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "title")  # open_clip's training takes `title`
 KEY_COLUMNS = ("key", "uid", "__key__")
 _INDEXED = re.compile(r"(.+)\[(\d+)\]")
 
@@ -114,7 +115,7 @@ def listing_columns(names: Sequence[str], options: ReaderOptions) -> ListingColu
     return ListingColumns(
         options.key_column or find(names, KEY_COLUMNS),
         options.image_column or find(names, URI_COLUMNS),
-        caption or find(names, CAPTION_COLUMNS),
+        caption or find(names, LISTING_CAPTION_COLUMNS),
         index,
     )
 

@@ -21,6 +21,7 @@ CAPTIONS_PER_FILE = 64  # times --max_caption_bytes; the largest text file that 
 _COLUMN = "a text such as 'width_px=width:int32'"
 INPUT_FORMATS = ("auto", "folder", "webdataset", "tfrecord", "parquet", "listing")
 UNLISTED = "unlisted"  # the format and the stamp of a folder that cannot be listed
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # of listings
 
 
 class PlanError(ValueError):

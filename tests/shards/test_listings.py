@@ -11,7 +11,7 @@ import pytest
 from conftest import make_tar, picture, rows_of, write_tar
 from reading import read
 
-from clip_transforms.shards import cut_listing, listing, records
+from clip_transforms.shards import cut_listing, lines, listing
 from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
@@ -137,7 +137,7 @@ def test_large_images_are_fetched_up_to_the_limit(tmp_path, monkeypatch):
 
 def test_planning_and_reading_a_long_listing_take_no_more_memory_than_a_short_one(tmp_path, monkeypatch):
     monkeypatch.setattr(cut_listing, "ROWS_PER_UNIT", 1_000)
-    monkeypatch.setattr(records, "_BLOCK", 1 << 16)
+    monkeypatch.setattr(lines, "BLOCK", 1 << 16)
 
     def peak(count):
         with open(tmp_path / "l.csv", "w") as file:
