@@ -9,7 +9,7 @@ _HOMES = {
     "load": "checkpoints",
     "ClipModel": "model",
     "decode_image": "preprocess",
-    "ImageError": "preprocess",
+    "ImageError": "decoders",
     "Tokenizer": "tokenizer",
     "Taxonomy": "taxonomy",
     "zero_shot_classifier": "zero_shot",

@@ -27,7 +27,7 @@ except ModuleNotFoundError:
 
 # Only these decoders are reachable, whatever else this Pillow was built with.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *(("HEIF",) if pillow_heif else ()))
-HEIC_EXTRA = "HEIC needs the extra [heic]: pip install 'clip-transforms[heic]'"
+HEIC_EXTRA = "HEIC needs the extra [heic]: pip install pillow-heif"
 REASONS = ("empty", "unknown format", "too many pixels", "truncated", "damaged")
 _ENDS_EARLY = re.compile(r"(?i)truncated(?! \w+ chunk)")  # a PNG's chunk may be short in the middle of a whole file
 _CODEC_OUT_OF_MEMORY = ("decoder error -9", "out of memory when reading image file")  # Pillow says either
