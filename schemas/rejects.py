@@ -22,7 +22,10 @@ REASONS: dict[tuple[str, str], str] = {
     ("read", "vanished"): "a file that the plan knows is gone (modality shard: the shard itself)",
     ("read", "unreadable"): "a file or a tar's member cannot be read (modality shard: the shard, from some place on)",
     ("decode", "empty"): "the image has no bytes",
-    ("decode", "unknown format"): "the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, nor HEIC with the extra [heic]",
+    (
+        "decode",
+        "unknown format",
+    ): "the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, nor HEIC with the extra [heic]",
     ("decode", "too many pixels"): "the stored or the resized picture is larger than --max_image_pixels",
     ("decode", "truncated"): "the file ends early",
     ("decode", "damaged"): "the format is known, but its decoder failed on the bytes",

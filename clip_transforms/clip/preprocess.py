@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -166,26 +167,34 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
         raise failure(data, error) from error
     width, height = image.size
     resized = resized_size(width, height, preprocessing)
-    sizes = {
-        "stored": (width, height),
-        "resized": resized,
-        "resized in one direction": (resized[0], height),  # Pillow resizes the rows first, then the columns
-        "in a tile": tile,
-    }
-    if preprocessing.exif_orientation == "apply":
-        sizes["resized in one direction, if turned"] = (resized[1], width)
-    for what, (w, h) in sizes.items():
-        if w * h > max_pixels:
-            raise ImageError("too many pixels", f"{w} × {h} pixels {what}, but at most {max_pixels:,} are allowed")
+    sizes = {"stored": (width, height), "resized": resized, "in a tile": tile}
+    if preprocessing.exif_orientation == "ignore":  # else it depends on the orientation, see `_to_pixels`
+        sizes |= _half_resized(image, resized)
+    _refuse_above(max_pixels, sizes)
     if max(width, height) > _MAX_SIDE:
         message = f"a side of {max(width, height)} pixels, but at most {_MAX_SIDE:,} are allowed"
         raise ImageError("too many pixels", message)
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     try:
-        pixels, orientation = _to_pixels(image, resized, preprocessing)
+        pixels, orientation = _to_pixels(image, resized, preprocessing, max_pixels)
+    except ImageError:
+        raise
     except Exception as error:
         raise failure(data, error) from error
     return DecodedImage(pixels, width, height, orientation, is_deep)
+
+
+def _half_resized(image: Image.Image, resized: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Return the size between Pillow's two passes: it resizes the rows first, then the columns."""
+    return {"resized in one direction": (resized[0], image.height)}
+
+
+def _refuse_above(max_pixels: int, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse an image if one of its sizes, by what it is the size of, has too many pixels."""
+    for what, (width, height) in sizes.items():
+        if width * height > max_pixels:
+            message = f"{width} × {height} pixels {what}, but at most {max_pixels:,} are allowed"
+            raise ImageError("too many pixels", message)
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
@@ -209,7 +218,9 @@ def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
     return int(side * width / height), side
 
 
-def _to_pixels(image: Image.Image, resized: tuple[int, int], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
+def _to_pixels(
+    image: Image.Image, resized: tuple[int, int], preprocessing: Preprocessing, max_pixels: int
+) -> tuple[np.ndarray, int]:
     """Return the pixels, and the EXIF orientation that the stored image has."""
     # Resize before converting to RGB, as the published preprocessing does. Pillow resizes palette images with nearest
     # neighbour, whatever filter is asked for, so the other order gives those images different embeddings.
@@ -218,9 +229,11 @@ def _to_pixels(image: Image.Image, resized: tuple[int, int], preprocessing: Prep
         image.draft(None, resized)  # only affects JPEGs
     image.load()  # a PNG may have its EXIF behind its pixels
     orientation = _orientation(image)
-    if preprocessing.exif_orientation == "apply" and orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
-        resized = resized if orientation < 5 else (resized[1], resized[0])
+    if preprocessing.exif_orientation == "apply":
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
+            resized = resized if orientation < 5 else (resized[1], resized[0])
+        _refuse_above(max_pixels, _half_resized(image, resized))
     if image.size != resized:
         image = image.resize(resized, INTERPOLATIONS[preprocessing.interpolation])
     side = preprocessing.side

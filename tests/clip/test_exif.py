@@ -115,11 +115,20 @@ def test_exif_behind_the_pixels_of_a_png_counts():
 
 
 def test_a_turned_needle_is_refused_if_its_resize_needs_too_much_memory():
-    narrow = Preprocessing(SIDE, resize="squash", exif_orientation="apply")
-    data = oriented(6, size=(5000, 2))
-    decode(data, Preprocessing(SIDE, resize="squash"), max_pixels=100_000)
-    with pytest.raises(ImageError, match="32 × 5000 pixels resized in one direction, if turned"):
-        decode(data, narrow, max_pixels=100_000)
+    usual, applied = (Preprocessing(SIDE, resize="squash", exif_orientation=how) for how in ("ignore", "apply"))
+    for size, orientation, good, bad in (
+        ((5000, 2), 6, usual, applied),
+        ((2, 5000), 6, applied, usual),
+        ((5000, 2), 3, applied, None),
+        ((2, 5000), 1, None, applied),
+    ):
+        data = oriented(orientation, size=size)
+        if good:
+            decode(data, good, max_pixels=100_000)
+        if bad:
+            with pytest.raises(ImageError, match="32 × 5000 pixels resized in one direction, but") as caught:
+                decode(data, bad, max_pixels=100_000)
+            assert caught.value.reason == "too many pixels"
 
 
 def test_the_description_names_it_and_that_of_before_stays():
