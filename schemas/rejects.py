@@ -25,7 +25,7 @@ REASONS: dict[tuple[str, str], str] = {
     (
         "decode",
         "unknown format",
-    ): "the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, nor HEIC with the extra [heic]",
+    ): "the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF (with the extra [heic]: nor HEIC)",
     ("decode", "too many pixels"): "the stored or the resized picture is larger than --max_image_pixels",
     ("decode", "truncated"): "the file ends early",
     ("decode", "damaged"): "the format is known, but its decoder failed on the bytes",

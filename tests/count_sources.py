@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import tfrecords
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif", ".jpe", ".pjpeg", ".pjp"}
+IMAGES |= {".heic", ".heif", ".hif"}  # with the extra [heic], which the tests have
 TEXTS = (".txt", ".caption", ".text")
 BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 NO_SAMPLES = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "__macosx"}

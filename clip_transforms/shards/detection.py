@@ -12,7 +12,7 @@ from clip_transforms import storage
 from clip_transforms.parts.counts import counted
 from clip_transforms.shards.beside import caption_extensions, without_picture
 from clip_transforms.shards.kinds import ParquetFiles
-from clip_transforms.shards.unit import ReaderOptions
+from clip_transforms.shards.unit import ReaderOptions, with_cure
 from clip_transforms.storage import FileInfo
 
 
@@ -74,7 +74,7 @@ def describe(
     left["JSON files without a picture" if images else "JSON files"] = len(stray)
     if images:
         left["texts without a picture"] = len(without_picture(kinds["caption"], images))
-    ignored = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()) if count)
+    ignored = ", ".join(f"{count:,} {with_cure(kind)}" for kind, count in sorted(left.items()) if count)
     return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
 
 

@@ -27,7 +27,7 @@ from clip_transforms.shards.kinds import ParquetFiles, by_kind, kind_of, sort_pa
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
 from clip_transforms.shards.skipping import Skipping
-from clip_transforms.shards.unit import IMAGE_EXTENSIONS, UNLISTED, PlanError, ReaderOptions, Unit, part_name
+from clip_transforms.shards.unit import IMAGE_EXTENSIONS, UNLISTED, PlanError, ReaderOptions, Unit, part_name, with_cure
 from clip_transforms.storage import FileInfo
 
 
@@ -300,7 +300,7 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str,
         return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; omit that flag")
     pictures = ", ".join(IMAGE_EXTENSIONS)
     kinds = Counter(kind_of(file.uri) for file in listed).most_common(3)
-    there = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    there = ", ".join(f"{count:,} {with_cure(kind)}" for kind, count in kinds)
     return PlanError(
         f"--input {pattern} holds no pictures ({pictures}), .tar, .tfrecord, .parquet, .csv, .tsv or .jsonl files, but "
         f"{there}; "

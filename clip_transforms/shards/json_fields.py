@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from clip_transforms.parts.counts import SEEN
+from clip_transforms.shards.unit import with_cure
 from schemas.samples import IMAGE_URI, MODALITIES
 
 _LOOKED_AT = 8  # samples of a unit whose fields are noted
@@ -105,7 +106,7 @@ class SeenFields:
 
 def count_unread(extension: str, notes: Counter) -> None:
     """Count a member of a tar that was not read, by its extension."""
-    text = (f".{extension}" if extension else "extensionless") + _UNREAD
+    text = (with_cure(f".{extension}") if extension else "extensionless") + _UNREAD
     if text not in notes and sum(note.endswith(_UNREAD) for note in notes) >= _NAMED:
         text = f"other{_UNREAD}"
     notes[text] += 1

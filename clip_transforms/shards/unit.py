@@ -8,13 +8,18 @@ import posixpath
 import re
 
 from clip_transforms import storage
+from clip_transforms.clip.decoders import FORMATS, HEIC_EXTRA
+from clip_transforms.clip.picture_formats import HEIF_EXTENSIONS
 from schemas.embeddings import reserved_names
 from schemas.samples import CAPTIONS, Column
 
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
     *("jfif", "jpe", "pjpeg", "pjp"),  # browsers and Windows give these to JPEGs
+    *(HEIF_EXTENSIONS if "HEIF" in FORMATS else ()),
 )
+# Kind of a file that is not read → what would make it readable.
+CURES = {f".{extension}": HEIC_EXTRA for extension in HEIF_EXTENSIONS if extension not in IMAGE_EXTENSIONS}
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 LISTING_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson")
 CAPTIONS_PER_FILE = 64  # times --max_caption_bytes; the largest text file that `--captions all` reads
@@ -22,6 +27,11 @@ _COLUMN = "a text such as 'width_px=width:int32'"
 INPUT_FORMATS = ("auto", "folder", "webdataset", "tfrecord", "parquet", "listing")
 UNLISTED = "unlisted"  # the format and the stamp of a folder that cannot be listed
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # of listings
+
+
+def with_cure(kind: str) -> str:
+    """Return the kind of a file that is not read, with what would make it readable, if anything does."""
+    return f"{kind} ({CURES[kind]})" if kind in CURES else kind
 
 
 class PlanError(ValueError):

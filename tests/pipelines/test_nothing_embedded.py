@@ -25,8 +25,8 @@ def problem_of(capsys):
     return capsys.readouterr().out.strip().splitlines()[-1].removeprefix("not complete: ")
 
 
-def write_heic(path):
-    return write_tar(path, [(f"{i}.heic", b"\0\0\0\x18ftypheic") for i in range(3)])
+def write_jpeg_2000(path):
+    return write_tar(path, [(f"{i}.jp2", b"\0\0\0\x0cjP  ") for i in range(3)])
 
 
 def write_tar_of_tars(path):
@@ -48,7 +48,7 @@ def write_text(path, text):
 
 
 INPUTS = {
-    "heic": (write_heic, 3, ABSENT),
+    "jpeg 2000": (write_jpeg_2000, 3, ABSENT),
     "tar of tars": (write_tar_of_tars, 2, ABSENT),
     "images under another extension": (
         lambda p: write_tar(p, [("a.img", picture(1)), ("b.img", picture(2))]),
@@ -76,7 +76,7 @@ def test_nothing_to_embed_is_no_success(write, samples, said, embed, tmp_path, c
 
 
 def test_one_sample_that_is_embedded_is_enough(embed, tmp_path, capsys):
-    sources = [write_heic(tmp_path / "a.tar"), write_tar(tmp_path / "b.tar", pair("a", 1)[1:])]
+    sources = [write_jpeg_2000(tmp_path / "a.tar"), write_tar(tmp_path / "b.tar", pair("a", 1)[1:])]
     embed(*sources, output=tmp_path / "out")
     assert (tmp_path / "out" / "_SUCCESS").exists()
     assert "note: no sample has an image" in capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_no_flag_accepts_a_run_of_nothing_and_none_is_offered(members, flags, sa
 
 
 def test_damage_beside_samples_without_anything_is_told_too(embed, tmp_path, capsys):
-    whole = write_heic(tmp_path / "whole.tar")
+    whole = write_jpeg_2000(tmp_path / "whole.tar")
     with open(whole, "rb") as file:
         (tmp_path / "a.tar").write_bytes(file.read()[:2400])
     embed(tmp_path / "a.tar", output=tmp_path / "out", code=3)
@@ -122,7 +122,7 @@ def test_damage_beside_samples_without_anything_is_told_too(embed, tmp_path, cap
 
 def test_shares_are_judged_over_the_whole_plan(embed, tmp_path, capsys):
     for name in "ab":
-        write_heic(tmp_path / f"{name}.tar")
+        write_jpeg_2000(tmp_path / f"{name}.tar")
     out = tmp_path / "out"
     embed(tmp_path / "*.tar", output=out, flags=["--units", "0/2"])
     assert "no _SUCCESS" in problem_of(capsys)
@@ -135,20 +135,20 @@ def test_shares_are_judged_over_the_whole_plan(embed, tmp_path, capsys):
 
 
 def test_a_dry_run_and_what_earlier_runs_embedded_are_judged_as_ever(embed, tmp_path, capsys):
-    heic, good, out = write_heic(tmp_path / "a.tar"), make_tar(tmp_path / "b.tar", 2), tmp_path / "out"
-    embed(heic, output=out, flags=["--dry_run"])
+    bad, good, out = write_jpeg_2000(tmp_path / "a.tar"), make_tar(tmp_path / "b.tar", 2), tmp_path / "out"
+    embed(bad, output=out, flags=["--dry_run"])
     assert not out.exists()
     embed(good, output=out)
     embed(good, output=out)
     assert (out / "_SUCCESS").exists() and "nothing was left to do" in capsys.readouterr().out
-    embed(heic, output=out, code=3)
+    embed(bad, output=out, code=3)
     assert not (out / "_SUCCESS").exists()
-    embed(heic, good, output=out)
+    embed(bad, good, output=out)
     assert (out / "_SUCCESS").exists()
 
 
 def test_the_plain_function_says_so_in_its_problems(tiny_checkpoint, tmp_path):
-    result = embed_shards(write_heic(tmp_path / "a.tar"), tmp_path / "out", ClipSpec(tiny_checkpoint))
+    result = embed_shards(write_jpeg_2000(tmp_path / "a.tar"), tmp_path / "out", ClipSpec(tiny_checkpoint))
     assert not result["complete"] and result["problems"][0].startswith("nothing was embedded: ")
 
 

@@ -2,12 +2,15 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-from conftest import picture, rows_of, write_tar
+from conftest import ROOT, picture, rows_of, write_tar
+from count_sources import count
 from PIL import Image
 
 from pipelines import embed as embed_command
@@ -112,3 +115,63 @@ def test_the_model_of_a_file_with_two_is_chosen_stays_and_labels(two_models, tar
     assert code == 0, error
     ours = np.array([row["image_embedding"] for row in rows_of(tmp_path / "out")])
     np.testing.assert_array_equal(ours, theirs)
+
+
+# HEIC, with and without the extra
+
+
+def heic(seed):
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture(seed))).save(buffer, "HEIF", quality=80)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def phone(tmp_path):
+    """A folder and a tar with pictures as a phone writes them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed, name in enumerate(["IMG_1.HEIC", "IMG_2.heic", "IMG_3.heif", "IMG_4.hif", "IMG_5.jpg"]):
+        (folder / name).write_bytes(heic(seed))
+    tar = write_tar(tmp_path / "phone.tar", [(f"{i}.heic", heic(10 + i)) for i in range(2)])
+    return [folder, tar]
+
+
+def test_heic_is_embedded_like_any_picture(phone, tmp_path, embed):
+    embed(*phone, output=tmp_path / "out")
+    keys = ["0", "1", "IMG_1.HEIC", "IMG_2.heic", "IMG_3.heif", "IMG_4.hif", "IMG_5.jpg"]
+    rows = rows_of(tmp_path / "out")
+    assert sorted(row["key"] for row in rows) == keys and all(row["image_embedding"] for row in rows)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    offered = count(map(str, phone))
+    assert (offered["samples"], offered["image"]) == (run["input"]["samples"], run["input"]["image.embedded"]) == (7, 7)
+
+
+WITHOUT = """
+import sys
+sys.modules["pillow_heif"] = None
+from pipelines import embed
+sys.exit(embed.main(sys.argv[1:]))
+"""
+CURE = "HEIC needs the extra [heic]: pip install pillow-heif"
+
+
+def test_without_the_extra_every_heic_is_named_with_the_extra(phone, tmp_path, tiny_checkpoint):
+    flags = ["--model", tiny_checkpoint, "--output", str(tmp_path / "out"), "--device", "cpu"]
+    argv = [sys.executable, "-c", WITHOUT, "--input", *map(str, phone), *flags]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 3, done.stderr
+    said = done.stdout + done.stderr
+    assert f"a folder of 1 picture; not read: 2 .heic ({CURE}), 1 .heif ({CURE}), 1 .hif ({CURE})" in said
+    assert f"note: 2 .heic ({CURE}) members that were not read" in said
+    (reject,) = rows_of(tmp_path / "out", "rejects")
+    assert (reject["key"], reject["reason"]) == ("IMG_5.jpg", "unknown format") and CURE in reject["message"]
+
+
+def test_without_the_extra_a_folder_of_heic_alone_is_refused_with_the_extra(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.heic").write_bytes(heic(1))
+    flags = ["--model", "demo", "--output", str(tmp_path / "out")]
+    argv = [sys.executable, "-c", WITHOUT, "--input", str(tmp_path / "photos"), *flags]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode and f"1 .heic ({CURE})" in done.stderr and not (tmp_path / "out").exists()

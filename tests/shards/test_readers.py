@@ -32,7 +32,7 @@ def test_a_folder_gives_its_pictures_by_relative_path(tmp_path):
     make_folder(folder / "sub", 1, first=5)
     (folder / "sub" / "alone.PNG").write_bytes(picture(9, format_="PNG"))
     (folder / "000001.json").write_text('{"license": "mine"}')
-    for name in (".hidden.jpg", "notes.heic", "__MACOSX/000000.jpg", ".git/x.jpg"):
+    for name in (".hidden.jpg", "notes.jp2", "__MACOSX/000000.jpg", ".git/x.jpg"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"1")
     options = ReaderOptions(columns=(Column("license", "license"),))
@@ -44,7 +44,7 @@ def test_a_folder_gives_its_pictures_by_relative_path(tmp_path):
         ("sub/alone.PNG", None, None),
     ]
     assert rows[1]["metadata"] == '{"license": "mine"}'
-    assert take_inventory([str(folder)], options).detection == [f"{folder}: a folder of 4 pictures; not read: 1 .heic"]
+    assert take_inventory([str(folder)], options).detection == [f"{folder}: a folder of 4 pictures; not read: 1 .jp2"]
 
 
 def test_a_glob_of_pictures_finds_the_captions_beside_them(tmp_path):
