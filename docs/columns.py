@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from schemas.captions import captions_schema
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 from schemas.rejects import REASONS, rejects_schema
@@ -9,7 +10,10 @@ from schemas.rejects import REASONS, rejects_schema
 HEAD = """# Columns
 
 Generated from `schemas/` by `python docs/columns.py`. A `?` after a type means that the column may be null.
-(`shard`, `row`) is unique in the embeddings and in the labels. (`shard`, `row`, `modality`) is unique in the rejects.
+(`shard`, `row`) is unique in the embeddings and in the labels, (`shard`, `row`, `caption_index`) in the captions, and
+(`shard`, `row`, `modality`) in the rejects. The captions exist only with `--captions all`. Rejects then have a fourth
+modality, `captions`: one reject stands for all captions of a sample after its first that could not be embedded, and its
+message says how many these are.
 """
 
 
@@ -18,6 +22,7 @@ def render() -> str:
     tables = {
         "embeddings/*.parquet": embeddings_schema(),
         "labels/<taxonomy>/*.parquet": labels_schema(),
+        "captions/*.parquet": captions_schema(),
         "rejects/*.parquet": rejects_schema(),
     }
     lines = [HEAD]

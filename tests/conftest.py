@@ -249,7 +249,7 @@ def rows_of(output, kind="embeddings"):
 
 def files_of(output):
     """Every committed part: relative path → bytes."""
-    kinds = ("embeddings", "labels", "rejects")
+    kinds = ("embeddings", "labels", "captions", "rejects")
     paths = [path for kind in kinds for path in (output / kind).rglob("*.parquet")]
     return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 

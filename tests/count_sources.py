@@ -15,6 +15,7 @@ import re
 import sys
 import tarfile
 from collections import Counter
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,11 +34,13 @@ def count(paths, caption=None):
     """Count the `samples` in folders and files, and how many offer an `image` and a `caption`.
 
     `caption` names the field of the JSON, or the extension, that holds the caption in tars and folders.
+    For `--captions all`, where a list without a text offers nothing, also those `with_captions`, and all `captions`.
     """
-    total = Counter(samples=0, image=0, caption=0)
+    total = Counter(samples=0, image=0, caption=0, with_captions=0, captions=0)
     for path in paths:
         for image, text in itertools.chain.from_iterable(rows_of(shard, caption) for shard in shards_below(path)):
-            total.update(samples=1, image=bool(image), caption=bool(text))
+            total.update(samples=1, image=bool(image), caption=is_offered(text))
+            total.update(with_captions=number_of(text) > 0, captions=number_of(text))
     return total
 
 
@@ -68,7 +71,7 @@ def holds_images(file):
 
 
 def rows_of(shard, wanted=None):
-    """Return (whether it offers an image, whether it offers a caption) for each sample."""
+    """Return (whether it offers an image, the value that is its caption or captions) for each sample."""
     if os.path.isdir(shard):
         return folder_rows(shard, wanted)
     if LISTING.search(shard):
@@ -112,17 +115,30 @@ def table_row(row):
     caption = next((row[n] for n in ("caption", "text", "txt", "title") if n in row), None)
     failed = row.get("status") in (b"failed_to_download", b"failed_to_resize") and image is None
     offered = image is not None and not (isinstance(image, str) and not image.strip())
-    return offered, is_offered(caption) and not failed
+    return offered, None if failed else caption
+
+
+class File(NamedTuple):
+    """The content of a text file, whose lines may be captions of their own."""
+
+    data: bytes
+
+
+def number_of(caption):
+    """Return how many captions a value is with `--captions all`."""
+    found = caption.data.splitlines() if isinstance(caption, File) else caption
+    return sum(map(is_offered, found if isinstance(found, list) else [found]))
 
 
 def is_offered(caption):
+    caption = caption.data if isinstance(caption, File) else caption
     return caption is not None and not (isinstance(caption, (str, bytes)) and not caption.strip())
 
 
 def tfrecord_row(features):
     image = next((features[name] for name in ("jpg", "png", "webp", "image") if name in features), None)
     text = next((features[name].bytes_list.value for name in ("txt", "caption", "text") if name in features), [])
-    return image is not None and len(image.bytes_list.value) > 0, any(map(is_offered, text))
+    return image is not None and len(image.bytes_list.value) > 0, text[0] if len(text) == 1 else list(text) or None
 
 
 def field(fields, name):
@@ -143,10 +159,10 @@ def folder_rows(folder, wanted=None):
                 continue
         texts = [stem + text for text in (TEXTS if wanted is None else [f".{wanted}"])]
         found = next((text for text in texts if os.path.exists(text)), None)
-        caption = None if found is None else open(found, "rb").read()
+        caption = None if found is None else File(open(found, "rb").read())
         if caption is None and wanted and os.path.exists(f"{stem}.json"):
             caption = field(json.load(open(f"{stem}.json")), wanted)
-        yield True, is_offered(caption)
+        yield True, caption
 
 
 def tar_rows(shard, wanted=None):
@@ -167,18 +183,20 @@ def tar_rows(shard, wanted=None):
         found = {extension: data for _, extension, data in reversed(list(group))}
         image = any(is_picture("x" + extension, lambda data=data: data or b"") for extension, data in found.items())
         texts = TEXTS if wanted is None else [f".{wanted}"]
-        text = next((found[extension] for extension in texts if extension in found), None)
+        text = next((File(found[name]) for name in texts if found.get(name) is not None), None)
         if text is None and ".json" in found:
             try:
                 text = field(json.loads(found[".json"]), wanted or "caption")
             except (ValueError, AttributeError):
                 text = None
-        yield image, is_offered(text)
+        yield image, text
 
 
 def compare(run, paths, caption=None):
     """Return the differences between these counts and those of a run, as sentences."""
     counts, mine, wrong = run["input"], count(paths, caption), []
+    if "captions.offered" in counts:
+        mine["caption"] = mine["with_captions"]
     if counts["samples"] != mine["samples"]:
         wrong.append(f"the run read {counts['samples']} samples, the sources hold {mine['samples']}")
     for modality in ("image", "caption"):
@@ -187,6 +205,10 @@ def compare(run, paths, caption=None):
             wrong.append(f"the run was offered {offered} {modality}s, the sources hold {mine[modality]}")
         if counts.get(f"{modality}.absent", 0) != mine["samples"] - mine[modality]:
             wrong.append(f"{counts.get(f'{modality}.absent', 0)} {modality}s are absent to the run")
+    if "captions.offered" in counts:
+        kept = counts["captions.embedded"] + counts["captions.rejected"]
+        if not counts["captions.offered"] == kept == mine["captions"]:
+            wrong.append(f"{counts['captions.offered']} captions were read and {kept} kept, of {mine['captions']}")
     return wrong
 
 

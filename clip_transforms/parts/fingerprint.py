@@ -62,4 +62,5 @@ def _changes(old: Fields, new: Fields) -> Iterator[str]:
 
 
 def _shown(value: str | None) -> str:
-    return "not recorded" if value is None else repr(value) if value else "not given"
+    # An option that is younger than the format is recorded only where it was given.
+    return repr(value) if value else "not given"

@@ -44,8 +44,9 @@ def test_every_field_is_named_by_its_flag_with_both_values_and_the_way_out(name)
         ({"embedding_dtype": "float16"}, "--embedding_dtype was 'float32', but is now 'float16'"),
         ({"reader": dataclasses.replace(USUAL.reader, limit=3)}, "--limit was not given, but is now '3'"),
         ({"reader": dataclasses.replace(USUAL.reader, key_column="id")}, "--key_column was not given, but is now 'id'"),
+        ({"reader": dataclasses.replace(USUAL.reader, captions="all")}, "--captions was not given, but is now 'all'"),
     ],
-    ids=["fast_decode", "exif_orientation", "embedding_dtype", "limit", "key_column"],
+    ids=["fast_decode", "exif_orientation", "embedding_dtype", "limit", "key_column", "captions"],
 )
 def test_a_setting_changes_the_field_of_its_flag_and_no_other(changed, said):
     other = dataclasses.replace(USUAL, **changed)
@@ -57,7 +58,7 @@ def test_a_setting_changes_the_field_of_its_flag_and_no_other(changed, said):
 
 def test_a_field_that_an_older_version_did_not_record():
     old = {name: value for name, value in FIELDS.items() if name != "max_image_pixels"}
-    assert "--max_image_pixels was not recorded, but is now '89478485'" in sentence(old, FIELDS)
+    assert "--max_image_pixels was not given, but is now '89478485'" in sentence(old, FIELDS)
 
 
 def test_the_library_says_the_same_sentence(tiny_checkpoint, tmp_path):

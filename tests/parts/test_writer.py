@@ -1,5 +1,6 @@
 """A part is whole or not there, says what it is, and its files belong together."""
 
+import dataclasses
 import json
 import os
 
@@ -12,6 +13,7 @@ from clip_transforms.parts.footers import read_footer
 from clip_transforms.parts.manifest import make_folders
 from clip_transforms.parts.reader import DatasetError, read_table
 from clip_transforms.parts.writer import PartSettings, UnitWriter
+from schemas.captions import captions_schema
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 from schemas.rejects import rejects_schema
@@ -196,3 +198,71 @@ def test_the_reject_fraction_is_of_what_was_offered_for_each_modality_apart():
     counts = {"image.embedded": 9, "image.rejected": 1, "caption.embedded": 1, "caption.rejected": 1}
     assert reject_fractions(counts) == {"image": 0.1, "caption": 0.5}
     assert reject_fractions({}) == {"image": 0, "caption": 0}
+
+
+ALL_CAPTIONS = {"captions.offered": 5, "captions.embedded": 3, "captions.rejected": 2}
+
+
+@pytest.mark.parametrize("change", [{"captions.offered": 6}, {"captions.embedded": 2}, {"captions.rejected": 3}])
+def test_all_captions_must_balance_too(change):
+    check_balance(ALL_CAPTIONS, "here")
+    with pytest.raises(BalanceError, match="captions were read with --captions all, but . embedded \\+ . rejected"):
+        check_balance(ALL_CAPTIONS | change, "here")
+
+
+def all_captions(first, count):
+    one = {"key": "k", "shard": "s", "caption": "c", "caption_tokens": 3, "caption_truncated": False}
+    one |= {"row": 0, "caption_embedding": [0.6, 0.8]}
+    found = [one | {"caption_index": i} for i in range(first, first + count)]
+    return pa.RecordBatch.from_pylist(found, schema=captions_schema())
+
+
+@pytest.mark.parametrize("offered", [6, 7, 8])
+def test_captions_that_are_lost_or_made_up_are_not_committed(offered, settings, tmp_path):
+    settings = dataclasses.replace(settings, captions_schema=captions_schema())
+    writer, samples = write(settings, rows(0, 3))
+    writer.write_captions(all_captions(0, 5), {"read: not text": 1, "embed: not finite": 1})
+    if offered != 7:
+        with pytest.raises(BalanceError, match="was not committed"):
+            writer.commit(samples, {}, offered)
+        writer.__exit__()
+        assert not list(tmp_path.glob("*/*.parquet"))
+        return
+    counts = writer.commit(samples, {}, offered)
+    assert {name: count for name, count in counts.items() if name.startswith("captions.")} == {
+        "captions.offered": 7,
+        "captions.embedded": 5,
+        "captions.truncated": 0,
+        "captions.rejected": 2,
+        "captions.rejected.read: not text": 1,
+        "captions.rejected.embed: not finite": 1,
+    }
+
+
+def test_captions_appear_before_the_rejects_and_the_embeddings(settings, tmp_path, monkeypatch):
+    from clip_transforms import storage
+
+    order, original = [], storage.commit_file
+    monkeypatch.setattr(storage, "commit_file", lambda local, uri: order.append(uri) or original(local, uri))
+    writer, samples = write(dataclasses.replace(settings, captions_schema=captions_schema()), rows(0, 1))
+    writer.write_captions(all_captions(0, 2), {})
+    writer.commit(samples, {}, 2)
+    kinds = ["labels/t", "captions", "rejects", "embeddings"]
+    assert [os.path.relpath(uri, tmp_path) for uri in order] == [f"{kind}/p.parquet" for kind in kinds]
+    assert len({read_footer(str(tmp_path / kind / "p.parquet"))["digest"] for kind in kinds}) == 1
+    metadata = pq.read_metadata(tmp_path / "captions" / "p.parquet")
+    columns = {metadata.row_group(0).column(i).path_in_schema: metadata.row_group(0).column(i) for i in range(9)}
+    assert "BYTE_STREAM_SPLIT" in columns["caption_embedding.list.element"].encodings
+
+
+def test_a_run_without_captions_removes_those_of_the_embeddings_that_it_replaces(settings, tmp_path):
+    writer, samples = write(dataclasses.replace(settings, captions_schema=captions_schema()), rows(0, 1))
+    writer.commit(samples, {}, 0)
+    assert (tmp_path / "captions" / "p.parquet").exists()
+    writer, samples = write(dataclasses.replace(settings, other_kinds=["captions"]), rows(0, 1))
+    writer.commit(samples, {})
+    assert not (tmp_path / "captions" / "p.parquet").exists()
+
+
+def test_the_reject_fraction_of_all_captions_is_there_only_with_their_counts():
+    assert reject_fractions(ALL_CAPTIONS) == {"image": 0, "caption": 0, "captions": 0.4}

@@ -58,6 +58,17 @@ def test_the_lines_of_a_run():
     ]
 
 
+def test_all_captions_have_a_line_of_their_own():
+    counts = {"captions.offered": 50_000, "captions.embedded": 49_997, "captions.rejected": 3, "captions.truncated": 7}
+    counts |= {"captions.rejected.read: not text": 2, "captions.rejected.read: not UTF-8": 1}
+    lines = closing_lines(RUN | {"input": RUN["input"] | counts}, "out/")
+    assert lines[0].endswith("(embeddings, labels/animals, captions, rejects)")
+    assert lines[3] == (
+        "all captions 50,000 = 49,997 embedded + 3 rejected (2 read: not text, 1 read: not UTF-8); 7 cut at 77 tokens"
+    )
+    assert [*lines[1:3], *lines[4:]] == closing_lines(RUN, "out/")[1:]
+
+
 def test_what_else_the_dataset_holds_is_said_and_what_is_wrong_comes_last():
     lines = closing_lines(RUN | {"dataset": {"parts": 5, "samples": 10_007}, "problems": ["something"]}, "out")
     assert "note: out also holds 1 part of other inputs, 7 samples; queries read them all" in lines

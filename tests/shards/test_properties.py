@@ -1,6 +1,7 @@
 """Whatever the shards hold: nothing is lost or counted twice, and the way of reading changes no row."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -50,6 +51,7 @@ CAPTIONS = {
     "nul": b"a\0b",
     "large": b"y" * 61,
     "lines": b'one, "two"\nthree',
+    "bad line": b"a\n\n b \n\xff\nc",
 }
 JSONS = {
     "none": None,
@@ -57,6 +59,7 @@ JSONS = {
     "broken": b"{",
     "list": b"[1]",
     "number": b'{"caption": 7}',
+    "several": b'{"caption": ["a", " ", 7, null, "b"]}',
 }
 FORMATS = ("tar", "tar.gz", "tfrecord", "folder", "parquet", "csv", "tsv", "jsonl", "listing.parquet")
 
@@ -150,9 +153,10 @@ def embedder(tiny_checkpoint):
     return Embedder(load_checkpoint(ClipSpec(tiny_checkpoint, precision="fp32").resolve(), "cpu"), 4)
 
 
-def run(inputs, output, embedder, checkpoint):
+def run(inputs, output, embedder, checkpoint, captions="first"):
     """Plan, embed and commit without Beam; return the counts of the parts."""
-    made = Settings(tuple(map(str, inputs)), str(output), ClipSpec(checkpoint), reader=LIMITS)
+    reader = dataclasses.replace(LIMITS, captions=captions)
+    made = Settings(tuple(map(str, inputs)), str(output), ClipSpec(checkpoint), reader=reader)
     job, folder = begin_run(plan_run(made), 1, ())
     try:
         units = [planned.unit for planned in read_units(job, 0, job.units)]
@@ -163,8 +167,10 @@ def run(inputs, output, embedder, checkpoint):
 
 @pytest.mark.timeout(300)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(format_=st.sampled_from(FORMATS), kinds=samples_of, damage=damages)
-def test_every_modality_of_every_sample_is_in_exactly_one_place(format_, kinds, damage, embedder, tiny_checkpoint):
+@given(format_=st.sampled_from(FORMATS), kinds=samples_of, damage=damages, captions=st.sampled_from(["first", "all"]))
+def test_every_modality_of_every_sample_is_in_exactly_one_place(
+    format_, kinds, damage, captions, embedder, tiny_checkpoint
+):
     samples = [(IMAGES[i], CAPTIONS[c], JSONS[j]) for i, c, j in kinds]
     if format_ == "folder":
         samples = [sample for sample in samples if sample[0] is not None]
@@ -179,7 +185,7 @@ def test_every_modality_of_every_sample_is_in_exactly_one_place(format_, kinds, 
             make_parquet(root / "more" / "good.parquet", 1)
         inputs = [path, *([root / "more"] if (root / "more").exists() else [])]
         try:
-            counts = run(inputs, root / "out", embedder, tiny_checkpoint)
+            counts = run(inputs, root / "out", embedder, tiny_checkpoint, captions)
         except ValueError as error:
             assert damage and format_ in ("csv", "tsv", "jsonl", "listing.parquet"), error  # no header any more
             return
@@ -189,6 +195,9 @@ def test_every_modality_of_every_sample_is_in_exactly_one_place(format_, kinds, 
         if damage is None:
             total, offered = sum(counts, Counter()), count_sources.count([str(path)])
             assert total["samples"] == offered["samples"]
+            if captions == "all":
+                assert total["captions.offered"] == offered["captions"]
+                offered["caption"] = offered["with_captions"]
             for modality in ("image", "caption"):
                 assert total[f"{modality}.embedded"] + total[f"{modality}.rejected"] == offered[modality]
     finally:
@@ -208,6 +217,12 @@ def check_output(out, total):
         assert not inside & outside
         assert len(inside) == total[f"{modality}.embedded"] and len(outside) == total[f"{modality}.rejected"]
         assert total["samples"] == len(inside) + len(outside) + total[f"{modality}.absent"]
+    captions = rows_of(out, "captions")
+    places = [(row["shard"], row["row"], row["caption_index"]) for row in captions]
+    assert len(set(places)) == len(places) == total["captions.embedded"]
+    first = {place[:2] for place in places if place[2] == 0}
+    with_caption = {(r["shard"], r["row"]) for r in embedded if r["caption_embedding"] is not None}
+    assert first == with_caption or "captions.offered" not in total
 
 
 class ShortReads(io.FileIO):
