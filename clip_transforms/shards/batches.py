@@ -201,28 +201,24 @@ def _decode_one(data: bytes, options: ReaderOptions) -> dict[str, Any]:
 def caption_fields(value: Any, options: ReaderOptions) -> dict[str, Any]:
     """Turn a JSON or text value into `caption`, `caption_reject`, or nothing if it is absent.
 
-    With `--captions all`, each entry of a list is a caption. Bytes are text that was found not to be UTF-8.
+    With `--captions all`, each entry of a list is a caption. Bytes are decoded like those of a file with one caption.
     """
     if options.captions == "all" and isinstance(value, list):
         return all_captions(value, lambda entry: _caption_of(entry, options))
-    return _caption_of(value, options)
+    cure = ""
+    if isinstance(value, (list, dict)) and value:
+        name = next(field_names({options.caption_column or "caption": value}), "NAME")
+        cure = "; --captions all takes each text of a list, and" if isinstance(value, list) else "; in tars and folders"
+        cure += f" --caption_column {name!r} takes one"
+    return _caption_of(value, options, cure)
 
 
-def _caption_of(value: Any, options: ReaderOptions) -> dict[str, Any]:
+def _caption_of(value: Any, options: ReaderOptions, cure: str = "") -> dict[str, Any]:
     if value is None:
         return {}
     if isinstance(value, bytes):
         return _decode_one(value, options)
     if not isinstance(value, str):
-        cure = ""
-        if isinstance(value, (list, dict)) and value:
-            name = next(field_names({options.caption_column or "caption": value}), "NAME")
-            cure = (
-                "; --captions all takes each text of a list, and"
-                if isinstance(value, list)
-                else "; in tars and folders"
-            )
-            cure += f" --caption_column {name!r} takes one"
         message = f"the caption is {json.dumps(value, default=str)[:80]}, but it must be a text{cure}"
         return {"caption_reject": read_reject("not text", message, None)}
     try:

@@ -15,7 +15,6 @@ from clip_transforms.shards.batches import (
     Readable,
     batch_samples,
     caption_fields,
-    decode_caption,
     dumps,
     key_text,
     read_reject,
@@ -122,7 +121,7 @@ def _sample(row: int, record: bytes | str, options: ReaderOptions, seen: SeenFie
     sample: dict[str, Any] = {"key": key_text(features.get(key)) or str(row), "row": row}
     sample |= _image(features.get(image), options)
     value = features.get(caption) if caption in features else json_field(features, caption or "caption")
-    sample |= decode_caption(value, options) if isinstance(value, bytes) else caption_fields(_shown(value), options)
+    sample |= caption_fields([_text_or_bytes(v) for v in value] if isinstance(value, list) else value, options)
     sample |= {column.name: shown.get(column.field) for column in options.columns}
     taken = {key, caption, *(column.field for column in options.columns)}
     rest = {name: value for name, value in shown.items() if name not in taken}
@@ -148,6 +147,14 @@ def _image(value: Any, options: ReaderOptions) -> dict[str, Any]:
         if len(value) <= options.max_image_bytes
         else too_large("image", len(value), options.max_image_bytes)
     )
+
+
+def _text_or_bytes(value: Any) -> Any:
+    """Return text that is UTF-8 as such, and every other value as it is."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _shown(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from conftest import picture, write_tar
 from reading import read
 
 from clip_transforms.shards import all_captions
+from clip_transforms.shards.crc32c import masked_crc32c
 from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import PlanError, ReaderOptions
 from schemas.samples import ALL_CAPTIONS, NUM_CAPTIONS
@@ -128,6 +130,55 @@ def test_a_text_column_gives_one_caption_a_row_and_a_failed_download_none(tmp_pa
     assert [short(row) for row in rows] == [["a\nb"], [], ["d"]]
 
 
+def varint(number):
+    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+
+def field(number, data):
+    """Return a length-delimited field of a protocol buffer."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def write_tfrecord(path, samples):
+    """Write samples, each a dict from the name of a feature to its values."""
+    with open(path, "wb") as file:
+        for sample in samples:
+            entries = (
+                field(1, name.encode()) + field(2, field(1, b"".join(field(1, value) for value in values)))
+                for name, values in sample.items()
+            )
+            record = field(1, b"".join(field(1, entry) for entry in entries))
+            length = struct.pack("<Q", len(record))
+            checksums = (struct.pack("<I", masked_crc32c(data)) for data in (length, record))
+            file.write(length + next(checksums) + record + next(checksums))
+    return path
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([b"red", b"green"], ["red", "green"]),
+        ([b"red"], ["red"]),
+        ([b"two\nlines"], ["two\nlines"]),
+        ([b"red", b" ", b"gr\xfcn", b"blue"], ["red", "not UTF-8", "blue"]),
+        ([b"gr\xfcn"], ["not UTF-8"]),
+        ([], []),
+    ],
+    ids=["two", "one", "lines", "one bad", "only bad", "none"],
+)
+def test_each_value_of_a_tfrecords_feature_is_a_caption(values, expected, tmp_path):
+    samples = [{"jpg": [b"1"], "caption": values}, {"jpg": [b"2"]}]
+    rows, _, _ = read(write_tfrecord(tmp_path / "a.tfrecord", samples), tmp_path, ALL)
+    assert [short(row) for row in rows] == [expected, []]
+
+
+def test_a_list_in_a_list_is_no_caption_and_its_reject_names_no_cure_that_was_given(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("0.json", b'{"caption": ["a", ["b"], {"raw": "c"}]}')])
+    ((row,), _, _) = read(path, tmp_path, ALL)
+    said = ['the caption is ["b"], but it must be a text', 'the caption is {"raw": "c"}, but it must be a text']
+    assert [entry["reject"]["message"] for entry in row[ALL_CAPTIONS][1:]] == said
+
+
 def test_an_index_picks_one_also_with_the_flag(tmp_path):
     pq.write_table(pa.table({"image": [b"1", b"2"], "captions": [["a", "b"], ["c"]]}), tmp_path / "a.parquet")
     options = ReaderOptions(captions="all", caption_column="captions[1]")
@@ -222,7 +273,10 @@ def test_without_the_flag_a_list_column_is_refused_with_two_cures(images, tmp_pa
 def test_without_the_flag_a_json_list_is_a_reject_that_names_the_flag(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("0.json", b'{"caption": ["a", "b"]}')])
     ((row,), _, _) = read(path, tmp_path)
-    said = 'the caption is ["a", "b"], but it must be a text; --captions all takes each text of a list'
+    said = (
+        'the caption is ["a", "b"], but it must be a text; --captions all takes each text of a list, and '
+        "--caption_column 'caption[0]' takes one"
+    )
     assert (row["caption_reject"]["reason"], row["caption_reject"]["message"]) == ("not text", said)
 
 
