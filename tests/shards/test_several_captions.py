@@ -2,16 +2,15 @@
 
 import json
 import re
-import struct
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tfrecords
 from conftest import picture, write_tar
 from reading import read
 
 from clip_transforms.shards import all_captions
-from clip_transforms.shards.crc32c import masked_crc32c
 from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import PlanError, ReaderOptions
 from schemas.samples import ALL_CAPTIONS, NUM_CAPTIONS
@@ -130,30 +129,6 @@ def test_a_text_column_gives_one_caption_a_row_and_a_failed_download_none(tmp_pa
     assert [short(row) for row in rows] == [["a\nb"], [], ["d"]]
 
 
-def varint(number):
-    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
-
-
-def field(number, data):
-    """Return a length-delimited field of a protocol buffer."""
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def write_tfrecord(path, samples):
-    """Write samples, each a dict from the name of a feature to its values."""
-    with open(path, "wb") as file:
-        for sample in samples:
-            entries = (
-                field(1, name.encode()) + field(2, field(1, b"".join(field(1, value) for value in values)))
-                for name, values in sample.items()
-            )
-            record = field(1, b"".join(field(1, entry) for entry in entries))
-            length = struct.pack("<Q", len(record))
-            checksums = (struct.pack("<I", masked_crc32c(data)) for data in (length, record))
-            file.write(length + next(checksums) + record + next(checksums))
-    return path
-
-
 @pytest.mark.parametrize(
     "values, expected",
     [
@@ -167,8 +142,8 @@ def write_tfrecord(path, samples):
     ids=["two", "one", "lines", "one bad", "only bad", "none"],
 )
 def test_each_value_of_a_tfrecords_feature_is_a_caption(values, expected, tmp_path):
-    samples = [{"jpg": [b"1"], "caption": values}, {"jpg": [b"2"]}]
-    rows, _, _ = read(write_tfrecord(tmp_path / "a.tfrecord", samples), tmp_path, ALL)
+    samples = [{"jpg": b"1", "caption": values}, {"jpg": b"2"}]
+    rows, _, _ = read(tfrecords.write_tfrecord(tmp_path / "a.tfrecord", samples), tmp_path, ALL)
     assert [short(row) for row in rows] == [expected, []]
 
 
