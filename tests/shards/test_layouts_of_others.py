@@ -114,7 +114,7 @@ def test_the_sidecar_of_a_tfrecord_is_no_listing(tmp_path):
     sidecar(tmp_path)
     (tmp_path / "00000.tfrecord").write_bytes(b"x" * 100)
     found = take_inventory([str(tmp_path)], ReaderOptions())
-    assert found.detection == [f"{tmp_path}: 1 TFRecord shard; not read: 1 sidecar Parquet"]
+    assert found.detection == [f"{tmp_path}: 1 TFRecord shard; not read: 1 _stats.json, 1 sidecar Parquet"]
     assert take_inventory([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
 
 

@@ -104,7 +104,7 @@ def test_a_reject_of_an_image_names_its_uri_and_no_query(tmp_path, embed):
 
 def test_a_reject_of_a_picture_in_a_tar_has_its_shard_and_key_and_needs_no_uri(tmp_path, embed):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"<html>")])
-    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--max_reject_fraction", 1])
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--max_reject_fraction", 1], code=3)
     (row,) = rows_of(tmp_path / "out", "rejects")
     assert row["key"] == "a" and "a.jpg" not in row["message"]
 
@@ -185,7 +185,7 @@ def test_tars_come_before_pictures_and_pictures_before_listings(tmp_path):
     (tmp_path / "l.csv").write_text("caption\na\n")
     found = take_inventory([str(tmp_path)], ReaderOptions())
     assert found.formats == {"folder"}
-    assert found.detection == [f"{tmp_path}: a folder of 3 pictures; not read: 1 listings (--input_format listing)"]
+    assert found.detection[0] == f"{tmp_path}: a folder of 3 pictures; not read: 1 listings (--input_format listing)"
     assert take_inventory([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
     (tmp_path / "t").mkdir()
     make_tar(tmp_path / "t" / "a.tar", 1)
