@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from clip_transforms.parts.counts import SEEN
 from clip_transforms.shards.unit import with_cure
-from schemas.samples import IMAGE_URI, MODALITIES
+from schemas.samples import MODALITIES
 
 _LOOKED_AT = 8  # samples of a unit whose fields are noted
 _NAMED = 20  # names of fields, and of extensions, that a unit notes
@@ -80,23 +77,9 @@ class SeenFields:
                 self._offered.add(modality)
         self._samples += 1
         if self._samples <= _LOOKED_AT:
-            self._count(names)
-
-    def add_batch(self, batch: pa.RecordBatch) -> None:
-        """Look at a batch of samples whose other fields are their metadata, as those of Parquet files and listings."""
-        for modality in MODALITIES:
-            if any(batch.column(name).null_count < batch.num_rows for name in (modality, f"{modality}_reject")):
-                self._offered.add(modality)
-        first = batch.slice(0, max(0, _LOOKED_AT - self._samples)).select(["metadata", IMAGE_URI]).to_pylist()
-        for sample in first:
-            fields, uri = json.loads(sample["metadata"] or "{}"), sample[IMAGE_URI]
-            self._count(name for name in field_names(fields) if uri is None or fields.get(name) != uri)
-        self._samples += batch.num_rows
-
-    def _count(self, names: Iterable[str]) -> None:
-        for name in sorted(set(names)):  # in one order, since the notes are part of the part's bytes
-            if name in self._names or len(self._names) < _NAMED:
-                self._names[name] += 1
+            for name in sorted(set(names)):  # in one order, since the notes are part of the part's bytes
+                if name in self._names or len(self._names) < _NAMED:
+                    self._names[name] += 1
 
     def note(self, notes: Counter) -> None:
         """End the unit."""

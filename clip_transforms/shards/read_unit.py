@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.shards.folder import read_folder
-from clip_transforms.shards.json_fields import SeenFields
 from clip_transforms.shards.listing import read_listing
 from clip_transforms.shards.parquet import read_parquet
 from clip_transforms.shards.tfrecord import read_tfrecord
@@ -44,9 +43,9 @@ def read_unit(
     elif unit.format == UNLISTED:
         raise _unlisted(unit.uri)
     elif unit.format == "parquet":
-        batches = _with_fields(read_parquet(unit, options, batch_size, notes), notes)
+        batches = read_parquet(unit, options, batch_size, notes)
     elif unit.format == "listing":
-        batches = _with_fields(read_listing(unit, options, batch_size, notes, plan_folder), notes)
+        batches = read_listing(unit, options, batch_size, notes, plan_folder)
     else:
         batches = read_folder(unit, options, batch_size, notes, plan_folder)
     left = options.limit or None
@@ -57,17 +56,6 @@ def read_unit(
         yield batch
         if left == 0:
             return
-
-
-def _with_fields(batches: Iterator[pa.RecordBatch], notes: Counter) -> Iterator[pa.RecordBatch]:
-    """Note the columns of Parquet files and listings that lack a modality; their samples have them as metadata."""
-    seen = SeenFields()
-    try:
-        for batch in batches:
-            seen.add_batch(batch)
-            yield batch
-    finally:  # also where the limit ends the unit early
-        seen.note(notes)
 
 
 def _unlisted(uri: str) -> ShardError:
