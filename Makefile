@@ -5,21 +5,21 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test slow lint bench clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	@$(BIN)/python -m pipelines.demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
-slow: $(VENV)/.installed
+slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.forward --model ViT-B/32
 	$(BIN)/python -m benchmarks.captions
 	$(BIN)/python -m benchmarks.embed
@@ -33,14 +33,18 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) demo
 
-# Install torch alone and first: as a dependency of another package it would pull gigabytes of CUDA. Install open_clip
-# last and without its dependencies, for tests that read its files: its dependency torchvision cannot be installed beside
-# this torch.
-$(VENV)/.installed: setup.py constraints.txt
+# The demo needs no test tools. On Linux, torch from PyPI brings CUDA: 5.9 GB in .venv, where a build of torch for CPUs
+# takes 2 GB. pip keeps a torch of this version that is installed in .venv already; README.md, "Install less".
+$(VENV)/.demo: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing torch and the other packages into $(VENV); this takes some minutes and 2 GB of disk"
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	@echo "installing torch and the other packages into $(VENV): some minutes, and 6 GB of disk if torch brings CUDA, else 2 GB"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+# open_clip comes last and without its dependencies, for tests that read its files: its dependency torchvision cannot be
+# installed beside a torch for CPUs.
+$(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	@touch $@

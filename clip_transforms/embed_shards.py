@@ -6,12 +6,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.utils.shared import Shared
-
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomies, as_taxonomies
+from clip_transforms.run.beam import Shared, beam
 from clip_transforms.run.begin import begin_run
 from clip_transforms.run.embed_units import PROGRESS, embed_run_classes, embed_task, load_embedder
 from clip_transforms.run.end import write_run

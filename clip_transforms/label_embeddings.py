@@ -173,9 +173,11 @@ def plan_labels(
     spec = dataclasses.replace(spec, checkpoint_key=made["settings"].get("checkpoint_key"))
     checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
     if checkpoint.sha256 != made["settings"]["model"]:
+        same = spec.location == made["model"]
+        how = "is another file now" if same else f"is given, but {output} was made with --model {made['model']}"
         raise OutputError(
-            f"--model {spec.model} has SHA-256 {checkpoint.sha256}, but the embeddings of {output} were made with "
-            f"{made['settings']['model']}; give the checkpoint that made them"
+            f"--model {spec.model} {how}: its SHA-256 is {checkpoint.sha256}, and that of the dataset's checkpoint was "
+            f"{made['settings']['model']}; give the checkpoint that made the embeddings"
         )
     digests = {taxonomy.name: taxonomy.digest for taxonomy in taxonomies}
     if not overwrite:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import apache_beam as beam
 import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels, check_rows
 from clip_transforms.parts.reader import known_rows, read_table
+from clip_transforms.run.beam import beam
 
 
 def read_embeddings(

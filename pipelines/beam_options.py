@@ -1,4 +1,4 @@
-"""Beam's own flags: all that are installed, and checks of the few values that Beam itself finds too late.
+"""Beam's own flags: all that are installed, those that do nothing here, and checks of values that Beam finds too late.
 
 Beam refuses most wrong values in one sentence when it builds or submits the pipeline. The checks here are for values
 with which a run would start and then fail for no visible reason, or wait.
@@ -10,26 +10,74 @@ import argparse
 import os
 import re
 import socket
+from collections.abc import Sequence
 from typing import Any
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    DirectOptions,
+    PipelineOptions,
+    ProfilingOptions,
+    SetupOptions,
+    StandardOptions,
+    StreamingOptions,
+    TypeOptions,
+)
 from apache_beam.runners.portability.portable_runner import PortableRunner
 
+from clip_transforms.parts.counts import counted
 from pipelines.command_line import Parser, UsageError
 
 _WORKERS_PER_CORE = 16
 _CONNECT_SECONDS = 10.0
+# Options that FnApiRunner, or the construction of a pipeline, reads (Beam 2.77): whole classes, and single options of
+# the other classes. SetupOptions say what workers need to have installed, which on this machine is the case already.
+_USED_CLASSES = (SetupOptions, StreamingOptions, TypeOptions)
+_USED_OPTIONS: dict[type[PipelineOptions], set[str]] = {
+    StandardOptions: {"runner", "auto_unique_labels"},
+    DirectOptions: {
+        *("direct_num_workers", "direct_running_mode", "direct_runner_bundle_repeat"),
+        *("direct_embed_docker_python", "direct_test_splits"),
+    },
+    DebugOptions: {"experiments"},
+    ProfilingOptions: {"profile_cpu", "profile_memory", "profile_location", "profile_sample_rate"},
+}
 
 
 def beam_parser() -> argparse.ArgumentParser:
     """Return a parser of the options of all installed PipelineOptions classes."""
-    parser: Any = Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    waiting = [PipelineOptions]
+    return _parser_of(_option_classes())
+
+
+def flags_without_effect() -> set[str]:
+    """Return the flags of Beam's that do nothing with a runner that works on this machine.
+
+    Options of classes that are not Beam's own are never among them: whoever installed them knows what they do.
+    """
+    flags: set[str] = set()
+    for cls in _option_classes():
+        if cls.__module__.startswith("apache_beam.") and cls not in _USED_CLASSES:
+            used = _USED_OPTIONS.get(cls, set())
+            unused = [action for action in _parser_of([cls])._actions if action.dest not in used]
+            flags.update(flag for action in unused for flag in action.option_strings)
+    return flags
+
+
+def _option_classes() -> list[type[PipelineOptions]]:
+    """Return the installed PipelineOptions classes that define options themselves."""
+    found, waiting = [], [PipelineOptions]
     while waiting:
         cls = waiting.pop()
         waiting.extend(cls.__subclasses__())
         if "_add_argparse_args" in cls.__dict__:
-            cls._add_argparse_args(parser)
+            found.append(cls)
+    return found
+
+
+def _parser_of(classes: Sequence[type[PipelineOptions]]) -> argparse.ArgumentParser:
+    parser: Any = Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for cls in classes:
+        cls._add_argparse_args(parser)
     return parser
 
 
@@ -54,7 +102,8 @@ def _check_workers(workers: int | None) -> None:
     most = _WORKERS_PER_CORE * (os.cpu_count() or 1)
     if workers is not None and not 0 <= workers <= most:
         raise UsageError(
-            f"--direct_num_workers is {workers}, but it must be 1 to {most} on this machine, or 0 for one per core"
+            f"--direct_num_workers is {workers}, but it must be 1 to {most} ({_WORKERS_PER_CORE} for each of the "
+            f"{counted(os.cpu_count() or 1, 'core')} of this machine), or 0 for one per core"
         )
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_transforms.parts.counts import ALL, absent_everywhere, counted, seen_fields, takes_all_captions
-from clip_transforms.run.end import CAPTION_FLAG, IMAGE_FLAGS, NOTHING_EMBEDDED
+from clip_transforms.parts.counts import (
+    ALL,
+    absent_everywhere,
+    counted,
+    seen_fields,
+    takes_all_captions,
+    uncast_columns,
+)
+from clip_transforms.run.end import CAPTION_FLAG, DAMAGED, IMAGE_FLAGS, NOTHING_EMBEDDED
 from schemas.samples import MODALITIES
 
 _ARTICLES = {"image": "an image", "caption": "a caption"}
@@ -26,6 +33,7 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
     lines += _absent_line(counts, run["problems"])
     lines += [f"warning: no sample has the field of --columns {key[7:]}" for key in counts if _is_void(key, counts)]
+    lines += _accepted_damage(counts, run["problems"])
     for taxonomy, parts in run.get("unlabelled", {}).items():
         lines.append(
             f"warning: labels/{taxonomy} lacks {counted(parts, 'part')} with new embeddings; "
@@ -36,7 +44,7 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
         samples = run["dataset"].get("samples", 0) - plan["counts"].get("samples", 0)
         lines.append(
             f"note: {output} also holds {counted(others, 'part')} of other inputs, {counted(samples, 'sample')}; "
-            "queries read them all"
+            "queries read them all; give each input an --output of its own if you do not want that"
         )
     if not units["committed"] and not units["labelled"] and not run["problems"]:
         lines.append("nothing was left to do")
@@ -69,7 +77,18 @@ def _absent_line(counts: Mapping[str, int], problems: Sequence[str]) -> list[str
 
 
 def _is_void(key: str, counts: Mapping[str, int]) -> bool:
-    return key.startswith("column.") and counts[key] == 0 and counts.get("rows", 0) > 0
+    """Return whether a count is of a user's column that the source does not have."""
+    if not key.startswith("column.") or counts[key] or not counts.get("rows", 0):
+        return False
+    return key.removeprefix("column.") not in uncast_columns(counts)
+
+
+def _accepted_damage(counts: Mapping[str, int], problems: Sequence[str]) -> list[str]:
+    """Return a line if shards could not be read to their end, unless a problem says so already."""
+    damaged = counts.get("shards.rejected", 0)
+    if not damaged or any(DAMAGED in problem for problem in problems):
+        return []
+    return [f"warning: {counted(damaged, 'shard')} {DAMAGED} (see rejects/); the samples behind the damage are missing"]
 
 
 def _modality_line(modality: str, counts: Mapping[str, int]) -> str:

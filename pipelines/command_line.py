@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import re
+from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
 
 _KINDS = {int: "a whole number", float: "a number", json.loads: "JSON"}
 _LONGEST = 80  # the most characters of a value that a message shows
+# A flag of ours → the names under which other programs have it.
+_SYNONYMS = {
+    "--taxonomy": ("labels", "label", "classes", "class", "categories"),
+    "--processes": ("workers", "num_workers", "max_num_workers", "num_processes", "jobs", "threads", "num_threads"),
+    "--device cuda": ("gpu", "gpus", "cuda"),
+    "--batch_size": ("batch", "bs"),
+    "--output": ("out", "output_dir", "output_folder"),
+}
+_NOT_NEEDED = ("resume", "continue", "update")
 
 
 class UsageError(ValueError):
@@ -55,3 +66,28 @@ def _allowed(action: argparse.Action) -> str:
 
 def _metavar(action: argparse.Action) -> Any:
     return action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+
+
+def meant_instead(flag: str, ours: Collection[str]) -> str:
+    """Return advice for a flag that other programs have: `did you mean --taxonomy?`; an empty text if we have none.
+
+    Args:
+        flag: the flag as it was written.
+        ours: the flags of the command.
+    """
+    name = _name(flag)
+    if name in _NOT_NEEDED:
+        return "no flag is needed: the same command goes on and does what is missing"
+    meant = [known for known, names in _SYNONYMS.items() if name in names and known.split()[0] in ours]
+    return f"did you mean {meant[0]}?" if meant else ""
+
+
+def nearest(flag: str, known: Iterable[str]) -> str:
+    """Return advice for a flag that is perhaps misspelt: the most similar of the known flags, or an empty text."""
+    other_programs = {name for names in _SYNONYMS.values() for name in names}
+    near = [] if _name(flag) in other_programs else difflib.get_close_matches(flag, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _name(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_").lower()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.label_embeddings import plan_labels
+from clip_transforms.label_embeddings import LabelPlan, plan_labels
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.over_parts import OverParts
 from pipelines.command import DONE, FAILED
@@ -19,6 +19,8 @@ from pipelines.command_line import UsageError
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import label_parser, parse
 from pipelines.terminal import say
+
+_SHOWN = 10  # the most parts that --dry_run names
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,10 +33,13 @@ def main(argv: Sequence[str]) -> int:
     if not options.input:
         raise UsageError("--input is missing: give the folder of a dataset that pipelines.embed wrote")
     pipeline = make_pipeline(beam_options)
-    taxonomies = [Taxonomy.load(uri) for uri in options.taxonomy]
+    taxonomies = [Taxonomy.load(uri) for uri in options.taxonomies]
     model = ClipSpec(options.model) if options.model else None
     plan = plan_labels(options.input, taxonomies, model, options.top_labels, options.overwrite)
     names = ", ".join(f"labels/{taxonomy.name}" for taxonomy in taxonomies)
+    if options.dry_run:
+        print_plan(plan)
+        return DONE
     if plan.stale and not launch(pipeline, OverParts(lambda: plan)):
         return FAILED
     done, skipped = len(plan.stale), len(plan.parts) - len(plan.stale)
@@ -42,3 +47,15 @@ def main(argv: Sequence[str]) -> int:
     if not plan.stale:
         say("nothing was left to do")
     return DONE
+
+
+def print_plan(plan: LabelPlan) -> None:
+    """Print what a run would do."""
+    done = len(plan.parts) - len(plan.stale)
+    say(f"{counted(len(plan.parts), 'part')}: {len(plan.stale):,} to label, {done:,} done")
+    for part, taxonomies in plan.items[:_SHOWN]:
+        say(f"  to label {part}  with {', '.join(taxonomies)}")
+    if len(plan.stale) > _SHOWN:
+        say(f"  … and {len(plan.stale) - _SHOWN:,} more")
+    names = ", ".join(taxonomy.name for taxonomy in plan.taxonomies)
+    say(f"dataset {plan.output}; taxonomies: {names}; nothing was written (--dry_run)")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -19,14 +18,20 @@ from clip_transforms.run.processes import count_processes
 from clip_transforms.run.settings import RETRY_REJECTS, Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions
 from clip_transforms.workers.machine import cores, gpus_for, has_nvidia, torch_is_cpu_only
-from clip_transforms.workers.runner import in_process, is_direct, workers_of
-from pipelines.beam_options import beam_parser
-from pipelines.command_line import Parser, UsageError
+from clip_transforms.workers.runner import in_process, is_direct, is_direct_runner, workers_of
+from pipelines.beam_options import beam_parser, flags_without_effect
+from pipelines.command_line import Parser, UsageError, meant_instead, nearest
 from schemas.embeddings import EMBEDDING_DTYPES
 from schemas.samples import CAPTIONS
 
 _Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
 _PROCESSES_PER_GPU = 4  # beyond this, another process only takes more of the GPU's memory
+_TAXONOMY: dict[str, Any] = {
+    "action": "extend",  # given twice, both count
+    "nargs": "+",
+    "metavar": "FILE",
+    "help": "classes to label with: one or more .txt or .json files",
+}
 _REQUIRED = (
     ("--model", "model", "; ViT-B/32 is the usual model, and demo is a small one that comes with this package"),
     ("--input", "inputs", "; see --help"),
@@ -75,7 +80,7 @@ def embed_parser() -> argparse.ArgumentParser:
         ),
     )
     add("--device", choices=DEVICES, help=usual("device of the model; auto: CUDA on a worker that has it, else CPU"))
-    add("--taxonomy", dest="taxonomies", action="append", metavar="FILE", help="classes to label with; repeatable")
+    add("--taxonomy", dest="taxonomies", **_TAXONOMY)
     add(
         "--columns",
         action="extend",  # given twice, both count
@@ -224,7 +229,7 @@ def label_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
-    add("--taxonomy", action="append", default=[], metavar="FILE", help="classes to label with; repeatable")
+    add("--taxonomy", dest="taxonomies", default=[], **_TAXONOMY)
     add("--model", help="checkpoint of the dataset, if it was moved since")
     add(
         "--top_labels",
@@ -233,6 +238,7 @@ def label_parser() -> argparse.ArgumentParser:
         help="number of classes in the labels' column top (default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace labels of the same name that have other classes")
+    add("--dry_run", action="store_true", help="print what would be labelled, then stop")
     _set_defaults(parser)
     return parser
 
@@ -241,11 +247,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     """Split a command line into our options and Beam's.
 
     Raises:
-        UsageError: if a flag is unknown to both. Beam itself would drop it silently.
+        UsageError: if a flag is unknown to both, which Beam itself would drop silently, or if it is Beam's and does
+            nothing with the runner.
     """
     argv = list(argv)
     own, behind = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     options, rest = parser.parse_known_args(own)
+    ours = {flag for action in parser._actions for flag in action.option_strings}
+    idle = flags_without_effect() if _is_direct([*rest, *behind]) else set()
+    _refuse_idle(rest, idle, ours)
     beams = beam_parser()
     _, unknown = beams.parse_known_args(rest)
     beams.parse_known_args(behind)  # check Beam's flags there too: for a wrong value Beam would exit with its usage
@@ -253,14 +263,29 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
         if not unknown[0].startswith("-"):
             raise UsageError(f"{unknown[0]!r} has no flag before it; write --input {unknown[0]} to read it")
         flag = unknown[0].split("=")[0]
-        known = [name for p in (parser, beams) for action in p._actions for name in action.option_strings]
-        near = difflib.get_close_matches(flag, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        others = {flag for action in beams._actions for flag in action.option_strings} - idle
+        hint = meant_instead(flag, ours) or nearest(flag, {*ours, *others})
+        hint += "" if not hint else " " if hint.endswith("?") else "; "
         raise UsageError(
             f"{flag} is not a flag of this command or of Beam; {hint}--help lists ours; to pass a flag on unchecked, "
             "put it after --"
         )
     return options, PipelineOptions([*rest, *behind])
+
+
+def _is_direct(argv: Sequence[str]) -> bool:
+    """Return whether a command line names, or leaves to the default, a runner that works on this machine."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runner")
+    return is_direct_runner(parser.parse_known_args(argv)[0].runner)
+
+
+def _refuse_idle(argv: Sequence[str], idle: Collection[str], ours: Collection[str]) -> None:
+    """Refuse flags of Beam's that the runner would ignore: whoever gave one meant something."""
+    for flag in [word.split("=")[0] for word in argv]:
+        if flag in idle:
+            hint = meant_instead(flag, ours) or "omit it, or name that runner with --runner"
+            raise UsageError(f"{flag} is a flag of Beam's other runners and does nothing with this one; {hint}")
 
 
 def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:

@@ -80,6 +80,11 @@ class Column:
             )
         return column
 
+    def __str__(self) -> str:
+        """Return the column as `--columns` takes it."""
+        field, type_ = f"={self.field}" if self.field != self.name else "", self.type
+        return f"{self.name}{field}{f':{type_}' if type_ != 'string' else ''}"
+
 
 def samples_schema(columns: Iterable[Column] = (), captions: str = "first") -> pa.Schema:
     """Return the schema of the batches that every reader yields.

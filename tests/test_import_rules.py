@@ -29,9 +29,10 @@ FORBIDDEN = {  # third-party packages that a place must not know
     "storage": {"apache_beam", "torch", "pyarrow"},
     "clip": {"apache_beam", "pyarrow"},
     **dict.fromkeys((*ROOMS, "parts", "demo", "run"), {"apache_beam"}),
+    "verb": {"apache_beam"},  # it warns at its import; run.beam imports it without
     "pipelines": {"torch"},
 }
-MAY_KNOW_BEAM = {"clip_transforms.run.over_parts"}
+BEAM = "clip_transforms.run.beam"
 FILES = sorted(path for place in ("schemas", "clip_transforms", "pipelines") for path in (ROOT / place).rglob("*.py"))
 VERBS = sorted(path.stem for path in (ROOT / "clip_transforms").glob("*.py") if path.stem != "__init__")
 
@@ -67,8 +68,14 @@ def test_a_file_imports_only_what_its_place_may(path):
         target = place_of(imported)
         assert target in (None, place) or target in ALLOWED[place], f"{path} ({place}) imports {imported} ({target})"
         package = imported.split(".")[0]
-        forbidden = FORBIDDEN.get(place, set()) - ({"apache_beam"} if module in MAY_KNOW_BEAM else set())
+        forbidden = FORBIDDEN.get(place, set()) - ({"apache_beam"} if module == BEAM else set())
         assert package not in forbidden, f"{path} ({place}) imports {imported}"
+
+
+def test_only_verbs_their_common_part_and_commands_know_beam():
+    knowing = {module_of(path) for path in FILES if any(i.startswith(BEAM) for i in imports_of(path))}
+    others = {module for module in knowing if place_of(module) not in ("verb", "pipelines")}
+    assert others == {"clip_transforms.run.over_parts"}
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -99,7 +106,18 @@ def test_a_process_of_several_imports_no_beam():
 def test_importing_the_launcher_imports_no_torch_and_prints_nothing():
     """One after the other in one process: what torch is not imported by together, it is not by any alone."""
     modules = ["clip_transforms", "clip_transforms.clip", "clip_transforms.run.plan", "pipelines.embed"]
-    beam = "import logging; logging.disable(); import apache_beam; logging.disable(logging.NOTSET)"  # it warns
-    code = f"{beam}; import sys, {', '.join(modules)}; sys.exit(3 if 'torch' in sys.modules else 0)"
+    code = f"import sys, {', '.join(modules)}; sys.exit(3 if 'torch' in sys.modules else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["embed_shards", "LabelEmbeddings", "ReadEmbeddings"])
+def test_a_verb_is_imported_without_beams_warning_and_without_silencing_others(name):
+    code = (
+        "import logging; logging.disable(logging.INFO)\n"
+        f"from clip_transforms import {name}\n"
+        "assert 'apache_beam' in __import__('sys').modules and logging.root.manager.disable == logging.INFO\n"
+        "logging.warning('still heard')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "WARNING:root:still heard\n")

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 
 from clip_transforms import storage
@@ -21,6 +22,8 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 DEMO = "demo"
+# owner/name, as the Hugging Face hub names a repository; not the path of a file of weights.
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/(?!.*\.(?:pt|pth|bin|ckpt|safetensors)$)[\w.-]+")
 _MODEL = "a text, a Path or a ClipSpec"
 
 
@@ -167,11 +170,17 @@ class ClipSpec:
         if not exists:
             names = {_fold(name): name for name in (*PUBLISHED, DEMO)}
             near = difflib.get_close_matches(_fold(self.model).replace("_", "-"), names, n=1)
-            hint = f"; did you mean {names[near[0]]}?" if near else ""
+            hint = f"; did you mean {names[near[0]]}?" if near else self._hub_hint()
             raise CheckpointError(
                 f"--model {self.model} is neither a file nor a known model ({', '.join(PUBLISHED)}, {DEMO}){hint}"
             )
         return storage.normalise(self.model)
+
+    def _hub_hint(self) -> str:
+        """Return a hint if `model`, which is no file, looks like a repository of the Hugging Face hub."""
+        if not _REPOSITORY.fullmatch(self.model) or storage.exists(self.model.partition("/")[0]):
+            return ""
+        return f"; did you mean hf://{self.model} (after pip install huggingface_hub)?"
 
     def _checked(self, found: Checkpoint) -> Checkpoint:
         """Return the checkpoint with its activation, which is never guessed."""

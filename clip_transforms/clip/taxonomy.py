@@ -16,6 +16,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SLOTS = ("{}", "{c}")  # as OpenAI and as CLIP_benchmark write them
 _TAXONOMY = "a Taxonomy, a text or a Path"
+_EXTENSIONS = (".json", ".txt", "")
 _CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # files in a CLIP_benchmark folder
 
 
@@ -94,7 +95,7 @@ class Taxonomy:
 
     @classmethod
     def load(cls, uri: storage.Place) -> Taxonomy:
-        """Read a taxonomy from JSON with `classes` and `templates`, or from a text file with one class per line.
+        """Read a taxonomy from JSON with `classes` and `templates`, or from a .txt file with one class per line.
 
         The taxonomy is named after the file, without its extension. A CLIP_benchmark folder is a taxonomy too, named
         after the folder: it has `classnames.txt` and perhaps `zeroshot_classification_templates.txt`.
@@ -112,8 +113,13 @@ class Taxonomy:
             if storage.exists(own):
                 templates = tuple(dict.fromkeys(_lines(_read(own))))
             return cls(posixpath.basename(storage.normalise(uri)), classes, templates)
-        text = _read(uri)
         name, extension = posixpath.splitext(posixpath.basename(uri))
+        if extension.lower() not in _EXTENSIONS and not storage.is_folder(uri):
+            raise TaxonomyError(
+                f"--taxonomy {uri} has the extension {extension}, but a taxonomy is a .txt file with a class on each "
+                "line, a .json file, or a folder with classnames.txt; write the classes into a .txt file"
+            )
+        text = _read(uri)
         if extension.lower() != ".json":
             return cls(name, tuple(TaxonomyClass(line) for line in _lines(text)))
         try:

@@ -11,11 +11,13 @@ which count captions, not samples: the first of each sample and all further ones
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from schemas.samples import MODALITIES
 
+_UNCAST = ("values of --columns ", " that could not be cast")  # the note about a column, before and after its name
 ALL = "captions"  # begins the counts of all captions; a sample has one `caption` and several `captions`
 SEEN = "field."  # begins the counts, and the notes of a reader, that name fields
 _SHOWN = 12  # names of fields in a sentence
@@ -23,6 +25,18 @@ _SHOWN = 12  # names of fields in a sentence
 
 class BalanceError(RuntimeError):
     """Some samples are neither embedded nor rejected nor absent. This is a fault of this program, never of the data."""
+
+
+def uncast(column: str) -> str:
+    """Return the note about values of a user's column, written as for `--columns`, that its type cannot hold."""
+    return f"{_UNCAST[0]}{column}{_UNCAST[1]}"
+
+
+def uncast_columns(counts: Mapping[str, int]) -> set[str]:
+    """Return the names of the user's columns whose type could not hold some values."""
+    notes = [key.removeprefix("note.") for key in counts]
+    specs = [note.removeprefix(_UNCAST[0]).removesuffix(_UNCAST[1]) for note in notes if note.startswith(_UNCAST[0])]
+    return {re.split("[=:]", spec)[0] for spec in specs}
 
 
 def takes_all_captions(counts: Mapping[str, int]) -> bool:

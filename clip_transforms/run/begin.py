@@ -93,7 +93,7 @@ def _check_again(plan: RunPlan) -> dict[str, Any] | None:
     settings = plan.settings
     made = read_dataset(settings.output)
     if made is not None and not settings.overwrite:
-        check_same(settings.output, made["settings"], plan.fields)
+        check_same(settings.output, made["settings"], plan.fields, (made["model"], settings.model.location))
         check_taxonomies(settings.output, made, settings.digests)
     return made
 

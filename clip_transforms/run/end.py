@@ -20,6 +20,7 @@ from clip_transforms.run.summary import RunSummary, speed, versions
 from schemas.samples import MODALITIES
 
 NOTHING_EMBEDDED = "nothing was embedded"
+DAMAGED = "could not be read to the end"
 # How to name the field that holds the pictures or captions.
 CAPTION_FLAG = "--caption_column NAME"
 IMAGE_FLAGS = "--image_extension EXT for tars, --image_column NAME for Parquet files and listings"
@@ -122,9 +123,7 @@ def _missing_parts(job: Job, done: int, found: int, expected: int) -> list[str]:
     """
     if done == job.units and found >= expected:
         return []
-    return [
-        f"{counted(expected, 'part')} were expected in embeddings/, but {found:,} are there; run the same command again"
-    ]
+    return [f"embeddings/ should hold {counted(expected, 'part')}, but holds {found:,}; run the same command again"]
 
 
 def _nothing_embedded(counts: Mapping[str, int], units: int) -> list[str]:
@@ -138,7 +137,7 @@ def _nothing_embedded(counts: Mapping[str, int], units: int) -> list[str]:
         return []
     rejected = [counted(n, modality) for modality in MODALITIES if (n := counts.get(f"{modality}.rejected", 0))]
     samples, damaged = counts.get("samples", 0), counts.get("shards.rejected", 0)
-    shards = f"{counted(damaged, 'shard')} could not be read to the end (see rejects/)"
+    shards = f"{counted(damaged, 'shard')} {DAMAGED} (see rejects/)"
     if rejected:
         why = f"all that was offered was rejected, {' and '.join(rejected)} (see rejects/); mend it and run again"
     elif samples:
@@ -167,8 +166,8 @@ def _too_much_lost(job: Job, counts: Mapping[str, int], whole: bool) -> list[str
     damaged = counts.get("shards.rejected", 0)
     if damaged and not job.settings.allow_damaged_shards:
         problems.append(
-            f"{counted(damaged, 'shard')} could not be read to the end (see rejects/); mend and run again, or accept "
-            "with --allow_damaged_shards"
+            f"{counted(damaged, 'shard')} {DAMAGED} (see rejects/); mend and run again, or accept with "
+            "--allow_damaged_shards"
         )
     for modality, fraction in reject_fractions(counts).items():
         named = "all captions" if modality == ALL else f"the {modality}s"

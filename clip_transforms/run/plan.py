@@ -13,7 +13,7 @@ from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import stale_labels
-from clip_transforms.parts.counts import has_rejects
+from clip_transforms.parts.counts import counted, has_rejects
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_dataset
@@ -117,7 +117,7 @@ def _check_output(settings: Settings, fields: Mapping[str, str]) -> dict[str, An
     storage.check_writable(settings.output)
     check_classes(settings.output, settings.taxonomies)
     if made is not None and not settings.overwrite:
-        check_same(settings.output, made["settings"], fields)
+        check_same(settings.output, made["settings"], fields, (made["model"], settings.model.location))
         check_taxonomies(settings.output, made, settings.digests)
     return made
 
@@ -209,8 +209,9 @@ def _check_others(settings: Settings, stored: _Stored, others: Mapping[str, Foot
     foreign = sorted(part for part, footer in others.items() if footer["fingerprint"] != dataset)
     if foreign:
         raise OutputError(
-            f"--overwrite would leave {len(foreign)} parts of other settings that are not in --input, {foreign[0]} "
-            "among them; give all of the dataset's inputs, or another --output"
+            f"--overwrite would leave {counted(len(foreign), 'part')} of other settings beside the new ones, such as "
+            f"{foreign[0]}, since --input does not name their shards; give all of the dataset's inputs, or another "
+            "--output"
         )
     if settings.overwrite:
         _refuse_half_a_taxonomy(settings, stored.made, others)
@@ -223,8 +224,9 @@ def _refuse_half_a_taxonomy(settings: Settings, made: Mapping[str, Any] | None, 
         left = [part for part in part_names(settings.output, f"labels/{name}") if part in others]
         if left:
             raise OutputError(
-                f"--overwrite would leave labels/{name} of other classes for {len(left)} parts outside --input; "
-                f"python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of them anew"
+                f"--overwrite would leave labels/{name} of other classes for {counted(len(left), 'part')} outside "
+                f"--input; python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of "
+                "them anew"
             )
 
 
@@ -259,8 +261,9 @@ def _notes(settings: Settings, found: Inventory, units: Sequence[PlannedUnit], s
     changed = sum(planned.unit.part in stored.footers and not planned.is_committed for planned in units)
     if lost and changed:
         lines.append(
-            f"warning: {changed} of the parts are made anew, and their labels/{', labels/'.join(lost)} go with the old "
-            "ones; name them with --taxonomy too to have them made again"
+            f"warning: {counted(changed, 'part')} will be made anew, and {'its' if changed == 1 else 'their'} "
+            f"labels/{', labels/'.join(lost)} are deleted with the old embeddings; name them with --taxonomy too "
+            "to have them made again"
         )
     parts = {unit.part for unit in found.units}
     damaged = [name for name in stored.names if name not in stored.footers and name not in parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import math
 from collections import Counter
@@ -11,10 +12,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from clip_transforms.parts.counts import uncast
 from clip_transforms.shards.all_captions import MAX_BATCH_CAPTIONS, all_captions, with_list
 from clip_transforms.shards.json_fields import field_names
 from clip_transforms.shards.unit import CAPTIONS_PER_FILE, ReaderOptions, ShardError
-from schemas.samples import ALL_CAPTIONS, samples_schema
+from schemas.samples import ALL_CAPTIONS, Column, samples_schema
 
 # A batch ends early at this many bytes, so that a few huge files do not make a huge batch.
 MAX_BATCH_BYTES = 16 << 20
@@ -47,7 +49,7 @@ def batch_samples(
         ShardError: if `samples` raises one; all samples before it are yielded first.
     """
     schema = samples_schema(options.columns, options.captions)
-    types = {column.name: column.arrow_type for column in options.columns}
+    own = {column.name: column for column in options.columns}
     rows: list[Mapping[str, Any]] = []
     num_bytes = num_captions = 0
 
@@ -55,9 +57,11 @@ def batch_samples(
         arrays = []
         for field in schema:
             values = [row.get(field.name) for row in rows]
-            arrays.append(
-                cast(values, types[field.name], notes) if field.name in types else pa.array(values, field.type)
-            )
+            if field.name in own:
+                with lost_values(own[field.name], notes) as lost:
+                    arrays.append(cast(values, field.type, lost))
+            else:
+                arrays.append(pa.array(values, field.type))
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     error: ShardError | None = None
@@ -82,6 +86,15 @@ def batch_samples(
         yield close()
     if error is not None:
         raise error
+
+
+@contextlib.contextmanager
+def lost_values(column: Column, notes: Counter) -> Iterator[Counter]:
+    """Yield a counter for values of a user's column that cannot be cast; the note about them names the column."""
+    lost: Counter = Counter()
+    yield lost
+    if lost:
+        notes[uncast(str(column))] += lost.total()
 
 
 def cast(values: Sequence[Any], type_: pa.DataType, notes: Counter) -> pa.Array:

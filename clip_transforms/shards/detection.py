@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -14,6 +15,8 @@ from clip_transforms.shards.beside import caption_extensions, without_picture
 from clip_transforms.shards.kinds import ParquetFiles
 from clip_transforms.shards.unit import ReaderOptions, with_cure
 from clip_transforms.storage import FileInfo
+
+_PLURAL = re.compile(r"^(?:JSON files|linked folders|listings|pictures|tars|texts|TFRecords)\b")
 
 
 def describe(
@@ -74,7 +77,7 @@ def describe(
     left["JSON files without a picture" if images else "JSON files"] = len(stray)
     if images:
         left["texts without a picture"] = len(without_picture(kinds["caption"], images))
-    ignored = ", ".join(f"{count:,} {with_cure(kind)}" for kind, count in sorted(left.items()) if count)
+    ignored = ", ".join(_counted(count, with_cure(kind)) for kind, count in sorted(left.items()) if count)
     return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
 
 
@@ -97,6 +100,13 @@ def delta_tables(skipped: Iterable[str]) -> list[str]:
         for path in sorted(skipped)
         if posixpath.basename(path) == "_delta_log"
     ]
+
+
+def _counted(number: int, kind: str) -> str:
+    """Return `1 picture`, `2 pictures`; a kind is in the plural if its files can be counted."""
+    if number == 1:
+        kind = _PLURAL.sub(lambda word: word[0][:-1], kind).replace(" that are ", " that is ")
+    return f"{number:,} {kind}"
 
 
 def missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:

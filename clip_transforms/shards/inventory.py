@@ -174,7 +174,7 @@ def _take(
     ]
     taken.update(file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken))))
     line = describe(name, kinds, tars, tfrecords, images, listings, parquet, met, options)
-    line += f"; left out: {len(outputs)} datasets of this program" if outputs else ""
+    line += f"; left out: {counted(len(outputs), 'dataset')} of this program" if outputs else ""
     inventory.detection.append(line + skipped.describe())
     inventory.detection += hints + missing_tars(visible, tars)
     if images and wanted == "auto" and not kinds["caption"]:

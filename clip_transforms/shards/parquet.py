@@ -19,6 +19,7 @@ from clip_transforms.shards.batches import (
     cast,
     dumps,
     key_text,
+    lost_values,
     too_large,
 )
 from clip_transforms.shards.parquet_columns import (
@@ -175,7 +176,8 @@ def _to_samples(batch: pa.RecordBatch, first_row: int, options: ReaderOptions, n
     }
     for column in options.columns:
         found = batch.column(column.field) if column.field in schema.names else pa.nulls(batch.num_rows)
-        values[column.name] = _cast(found, column.arrow_type, notes)
+        with lost_values(column, notes) as lost:
+            values[column.name] = _cast(found, column.arrow_type, lost)
     target = samples_schema(options.columns, options.captions)
     for name in ("caption", "caption_reject", ALL_CAPTIONS, NUM_CAPTIONS):
         if name in target.names:

@@ -30,6 +30,12 @@ _SIGNED = re.compile(
 )
 
 _LOCAL = LocalFileSystem()
+# Protocol → the command that installs its package: an extra of ours, as the documents name it, or the package itself.
+_CURES = {
+    **dict.fromkeys(("gs", "gcs"), "pip install -e '.[gcp]', or only gcsfs"),
+    **dict.fromkeys(("s3", "s3a"), "pip install -e '.[aws]', or only s3fs"),
+    "hf": "pip install huggingface_hub",
+}
 
 
 class StorageError(ValueError):
@@ -50,8 +56,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
     except ImportError as error:
         protocol = uri.split("://")[0]
-        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "hf": "huggingface_hub"}.get(protocol)
-        cure = f"pip install {package}" if package else str(error)
+        cure = _CURES.get(protocol, str(error))
         raise StorageError(f"{uri} needs a package that is not installed: {cure}") from error
     except Exception as error:  # each file system raises its own errors for a URI that it cannot use
         if is_of_the_machine(error):

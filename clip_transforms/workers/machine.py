@@ -8,6 +8,8 @@ import itertools
 import os
 from pathlib import Path
 
+from clip_transforms.parts.counts import counted
+
 _PROCESSES_PER_CORE = 16
 
 
@@ -73,7 +75,8 @@ def check_process_count(asked: int) -> None:
     most = _PROCESSES_PER_CORE * cores()
     if asked > most:
         raise ValueError(
-            f"--processes is {asked}, but it must be 1 to {most} on this machine, or 0 to choose the number for it"
+            f"--processes is {asked}, but it must be 1 to {most} ({_PROCESSES_PER_CORE} for each of the "
+            f"{counted(cores(), 'core')} of this machine), or 0 to choose the number by the machine"
         )
 
 

@@ -31,8 +31,12 @@ def workers_of(options: Options) -> int:
 
 def is_direct(options: Options) -> bool:
     """Return whether the runner works in this process or its children, and so ends with this process."""
-    runner = options.get_all_options().get("runner") or "DirectRunner"
-    return runner.rpartition(".")[2].lower() in _DIRECT_RUNNERS
+    return is_direct_runner(options.get_all_options().get("runner"))
+
+
+def is_direct_runner(name: str | None) -> bool:
+    """Return whether the runner of this name works in this process or its children; None is Beam's default."""
+    return (name or "DirectRunner").rpartition(".")[2].lower() in _DIRECT_RUNNERS
 
 
 def in_process(options: Options) -> bool:

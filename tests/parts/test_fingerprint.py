@@ -56,6 +56,31 @@ def test_a_setting_changes_the_field_of_its_flag_and_no_other(changed, said):
     assert back.count(" was ") == 1 and said.split()[0] in back
 
 
+def test_another_model_is_named_first_and_what_follows_from_it_is_not_named():
+    other = FIELDS | {"model": "f" * 64, "heads": "12, 8", "activation": "gelu", "precision": "fp32", "limit": "3"}
+    other["preprocessing"] = FIELDS["preprocessing"].replace("48", "224")
+    assert other["preprocessing"] != FIELDS["preprocessing"]
+    with pytest.raises(FingerprintError) as raised:
+        check_same("out", FIELDS, other, ("demo", "ViT-B/32"))
+    assert str(raised.value) == (
+        "--output out holds a dataset made with other settings: it was made with --model demo, but now --model is "
+        "ViT-B/32; --limit was not given, but is now '3'; --precision was 'auto', but is now 'fp32'. Give another "
+        "--output, the old settings, or --overwrite to replace it"
+    )
+
+
+def test_a_model_whose_file_was_moved_is_the_same_and_one_whose_file_was_replaced_is_another():
+    check_same("out", FIELDS, FIELDS, ("/old/x.pt", "/new/x.pt"))
+    with pytest.raises(FingerprintError, match="the SHA-256 of --model was .*, but is now 'f+'"):
+        check_same("out", FIELDS, FIELDS | {"model": "f" * 64}, ("/x.pt", "/x.pt"))
+
+
+def test_fast_decoding_is_named_beside_another_model():
+    fast = dataclasses.replace(USUAL, fast_decode=True).resolve_checkpoint().preprocessing.describe()
+    with pytest.raises(FingerprintError, match="is ViT-B/32; --fast_decode was not given, but is given now. Give"):
+        check_same("out", FIELDS, FIELDS | {"model": "f" * 64, "preprocessing": fast}, ("demo", "ViT-B/32"))
+
+
 def test_a_field_that_an_older_version_did_not_record():
     old = {name: value for name, value in FIELDS.items() if name != "max_image_pixels"}
     assert "--max_image_pixels was not given, but is now '89478485'" in sentence(old, FIELDS)

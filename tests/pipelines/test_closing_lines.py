@@ -71,7 +71,8 @@ def test_all_captions_have_a_line_of_their_own():
 
 def test_what_else_the_dataset_holds_is_said_and_what_is_wrong_comes_last():
     lines = closing_lines(RUN | {"dataset": {"parts": 5, "samples": 10_007}, "problems": ["something"]}, "out")
-    assert "note: out also holds 1 part of other inputs, 7 samples; queries read them all" in lines
+    cure = "queries read them all; give each input an --output of its own if you do not want that"
+    assert f"note: out also holds 1 part of other inputs, 7 samples; {cure}" in lines
     assert lines[-1] == "not complete: something"
 
 

@@ -224,7 +224,7 @@ def test_a_part_removed_while_the_run_goes_on_is_missed_at_its_end(embed, tmp_pa
     monkeypatch.setattr(embed_shards, "write_run", write_run)
     embed(*inputs, output=out, code=3)
     lines = capsys.readouterr().out
-    assert "2 parts were expected in embeddings/, but 1 are there; run the same command again" in lines
+    assert "embeddings/ should hold 2 parts, but holds 1; run the same command again" in lines
     assert not (out / "_SUCCESS").exists()
     monkeypatch.undo()
     embed(*inputs, output=out)
@@ -241,6 +241,33 @@ def test_one_unit_for_several_workers_is_warned_of(workers, warned, embed, tmp_p
 def test_a_column_that_no_sample_has_is_warned_of(embed, tmp_path, capsys):
     embed(make_tar(tmp_path / "a.tar", 2), output=tmp_path / "out", flags=["--columns", "nosuch"])
     assert "warning: no sample has the field of --columns nosuch" in capsys.readouterr().out
+
+
+def test_a_column_whose_type_holds_no_value_is_named_and_not_said_to_be_missing(embed, tmp_path, capsys):
+    listing = "path,link,n\n" + "".join(f"{i}.jpg,somewhere {i},{i}\n" for i in range(3))
+    (tmp_path / "a.csv").write_text(listing)
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i))
+    flags = ["--columns", "w=link:int32", "n:int8", "m=n:date32"]
+    embed(tmp_path / "a.csv", output=tmp_path / "out", flags=flags)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "--columns" in line] == [
+        "note: 3 values of --columns m=n:date32 that could not be cast",
+        "note: 3 values of --columns w=link:int32 that could not be cast",
+    ]
+    assert [row["n"] for row in rows_of(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_a_parquet_column_whose_type_holds_no_value_is_named_too(embed, tmp_path, capsys):
+    table = pa.table({"image": [picture(i) for i in range(4)], "url": ["a", "b", None, "4"], "size": [300, 5, 6, 7]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    embed(tmp_path / "a.parquet", output=tmp_path / "out", flags=["--columns", "w=url:int32", "size:int8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "--columns" in line] == [
+        "note: 1 values of --columns size:int8 that could not be cast",
+        "note: 2 values of --columns w=url:int32 that could not be cast",
+    ]
+    assert [row["w"] for row in rows_of(tmp_path / "out")] == [None, None, None, 4]
 
 
 def test_an_input_given_twice_counts_twice(embed, tmp_path):

@@ -74,6 +74,29 @@ def test_a_damaged_shard_is_exit_3_and_tried_again_the_next_day(embed, tmp_path,
     assert len(rows_of(out)) == 5 and rows_of(out, "rejects") == []
 
 
+def test_parts_of_other_inputs_are_told_of_with_a_cure_that_cures(embed, tmp_path, capsys):
+    a, b, out = make_tar(tmp_path / "a.tar", 2), make_tar(tmp_path / "b.tar", 3), tmp_path / "out"
+    embed(a, b, output=out)
+    embed(a, output=out)
+    assert "give each input an --output of its own" in capsys.readouterr().out
+    embed(a, output=tmp_path / "own")
+    assert "of other inputs" not in capsys.readouterr().out and len(rows_of(tmp_path / "own")) == 2
+    for path in out.rglob("b-*.parquet"):  # as docs/troubleshooting.md says
+        path.unlink()
+    embed(a, output=out)
+    assert "of other inputs" not in capsys.readouterr().out
+    assert len(rows_of(out)) == 2 and (out / "_SUCCESS").exists()
+
+
+def test_overwriting_with_the_same_settings_does_nothing(embed, tmp_path, capsys):
+    a, b, out = make_tar(tmp_path / "a.tar", 2), make_tar(tmp_path / "b.tar", 3), tmp_path / "out"
+    embed(a, b, output=out)
+    before = files_of(out)
+    embed(a, output=out, flags=["--overwrite"])
+    assert "nothing was left to do" in capsys.readouterr().out
+    assert len(before) == 4 and files_of(out) == before
+
+
 def test_the_limit_is_part_of_the_fingerprint(embed, tmp_path):
     make_tar(tmp_path / "a.tar", 5)
     embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--limit", 2])
@@ -88,7 +111,7 @@ def test_overwriting_keeps_no_part_of_the_old_settings(embed, tmp_path):
     a, b = make_tar(tmp_path / "a.tar", 2), make_tar(tmp_path / "b.tar", 2)
     embed(a, b, output=tmp_path / "out")
     flags = ["--overwrite", "--embedding_dtype", "float16"]
-    with pytest.raises(ValueError, match="1 parts of other settings"):
+    with pytest.raises(ValueError, match="would leave 1 part of other settings"):
         embed(a, output=tmp_path / "out", flags=flags)
     embed(a, b, output=tmp_path / "out", flags=flags)
 

@@ -147,9 +147,40 @@ def test_the_label_command_takes_a_checkpoint_that_was_moved_but_no_other(datase
     made.write_text(made.read_text().replace(tiny_checkpoint, "/nowhere/tiny.safetensors"))
     with pytest.raises(ValueError, match="/nowhere/tiny.safetensors"):
         label.main(["--input", str(dataset), "--taxonomy", new])
-    with pytest.raises(ValueError, match="give the checkpoint that made them"):
+    said = (
+        f"--model demo is given, but {dataset} was made with --model /nowhere/tiny.safetensors: .*give the checkpoint"
+    )
+    with pytest.raises(ValueError, match=said):
         label.main(["--input", str(dataset), "--taxonomy", new, "--model", "demo"])
     assert label.main(["--input", str(dataset), "--taxonomy", new, "--model", tiny_checkpoint]) == 0
+
+
+def test_a_dry_run_says_what_would_be_labelled_and_writes_nothing(dataset, tmp_path, capsys):
+    new, old = write(tmp_path / "colors.txt", "red", "blue"), str(tmp_path / "animals.json")
+    before = sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*"))
+    next((dataset / "labels" / "animals").glob("b-*")).unlink()
+    before = sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*"))
+    argv = ["--input", str(dataset), "--taxonomy"]
+    assert label.main([*argv, new, old, "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 parts: 2 to label, 0 done" and len(lines) == 4
+    assert lines[1].endswith("  with colors") and lines[2].endswith("  with colors, animals")
+    assert lines[3] == f"dataset {dataset}; taxonomies: colors, animals; nothing was written (--dry_run)"
+    assert label.main([*argv, old, "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "2 parts: 1 to label, 1 done"
+    assert sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*")) == before
+    assert label.main([*argv, new, old]) == 0
+    assert "2 parts labelled, 0 skipped" in capsys.readouterr().out
+    assert label.main([*argv, new, "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "2 parts: 0 to label, 2 done"
+
+
+def test_several_taxonomies_stand_behind_one_flag_or_behind_several(again, dataset, tmp_path, taxonomy_file):
+    names = [write(tmp_path / f"{name}.txt", "red", "blue") for name in ("one", "two", "three")]
+    again(flags=["--taxonomy", taxonomy_file, names[0], "--taxonomy", names[1]])
+    assert sorted(path.name for path in (dataset / "labels").iterdir()) == ["animals", "one", "two"]
+    assert label.main(["--input", str(dataset), "--taxonomy", *names]) == 0
+    assert len(rows_of(dataset, "labels/three")) == 8
 
 
 @pytest.mark.parametrize(
@@ -183,6 +214,7 @@ def test_labels_of_a_taxonomy_that_is_not_asked_for_go_with_the_embeddings_they_
     make_tar(tmp_path / "a.tar", 3, first=30)  # changed: other samples at the same rows
     assert again() == 0
     said = capsys.readouterr().out
+    assert "warning: 1 part will be made anew, and its labels/animals are deleted with the old embeddings" in said
     assert "warning: labels/animals lacks 1 part" in said and "python -m pipelines.label" in said
     assert {row["shard"] for row in rows_of(dataset, "labels/animals")} == {str(tmp_path / "b.tar")}
     assert label.main(["--input", str(dataset), "--taxonomy", taxonomy_file]) == 0
@@ -193,7 +225,7 @@ def test_half_a_dataset_is_not_labelled_with_other_classes(embed, dataset, tmp_p
     content = json.loads(open(taxonomy_file).read())
     content["classes"].append("cow")
     open(taxonomy_file, "w").write(json.dumps(content))
-    with pytest.raises(ValueError, match="of other classes for 1 parts outside --input"):
+    with pytest.raises(ValueError, match="of other classes for 1 part outside --input"):
         embed(tmp_path / "a.tar", output=dataset, flags=["--taxonomy", taxonomy_file, "--overwrite"])
     assert label.main(["--input", str(dataset), "--taxonomy", taxonomy_file, "--overwrite"]) == 0
     assert {len(row["top"]) for row in rows_of(dataset, "labels/animals")} == {4}

@@ -51,6 +51,7 @@ def test_every_flag_reaches_its_field(tmp_path):
         "embedding_dtype": "float16",
         "retry_rejects": "all",
         "input_format": "parquet",
+        "captions": "all",
         "allow_uri": "https://x/",
         "max_reject_fraction": 0.5,
         "units": "2/9",

@@ -40,14 +40,20 @@ def test_a_shard_that_is_readable_the_next_day_is_whole_then(embed, tmp_path):
     assert_same_as_new(embed, out, tmp_path / "*.tar")
 
 
-def test_damaged_shards_can_be_accepted_and_are_tried_again_all_the_same(embed, tmp_path):
+def test_damaged_shards_can_be_accepted_and_are_tried_again_all_the_same(embed, tmp_path, capsys):
     out, path = tmp_path / "out", tmp_path / "a.tar"
     mend = damaged(path)
+    line = "warning: 1 shard could not be read to the end (see rejects/); the samples behind the damage are missing"
     embed(path, output=out, flags=["--allow_damaged_shards"])
     assert (out / "_SUCCESS").exists() and run_of(out)["input"]["shards.rejected"] == 1
+    assert line in capsys.readouterr().out.splitlines()
+    embed(path, output=out, code=3)
+    said = capsys.readouterr().out
+    assert said.count("could not be read to the end") == 1 and line not in said, "the problem says it already"
     mend()
     embed(path, output=out, flags=["--allow_damaged_shards"])
     assert units_of(out) == (1, 0) and len(rows_of(out)) == 6
+    assert "could not be read" not in capsys.readouterr().out
 
 
 @pytest.fixture

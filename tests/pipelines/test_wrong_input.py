@@ -42,9 +42,9 @@ CASES = {
         [*GOOD, "--direct_running_mode", "fast"],
         ["--direct_running_mode is 'fast'", "in_memory, multi_threading or multi_processing"],
     ),
-    "beam json": ([*GOOD, "--beam_services", "{"], ["--beam_services is '{'", "JSON"]),
+    "beam json": ([*GOOD, "--direct_test_splits", "{"], ["--direct_test_splits is '{'", "JSON"]),
     "too few processes": ([*GOOD, "--direct_num_workers", "-1"], ["--direct_num_workers is -1", "0 for one per core"]),
-    "too many processes": ([*GOOD, "--direct_num_workers", "99999"], ["--direct_num_workers is 99999", "1 to"]),
+    "too many processes": ([*GOOD, "--direct_num_workers", "99999"], ["is 99999", "(16 for each of the "]),
     "no setup file": ([*GOOD, "--setup_file", "./gone/setup.py"], ["is './gone/setup.py'", "no such file"]),
     "other setup file": ([*GOOD, "--setup_file", "a.tar"], ["--setup_file is 'a.tar'", "setup.py"]),
     "environment without address": (
@@ -69,6 +69,7 @@ CASES = {
         [*MODEL, "vit-l-14"],
         ["ViT-L/14 cannot be downloaded from https://openaipublic", "get that file", "/ViT-L-14.pt", "CLIP_CACHE"],
     ),
+    "model of the hub": ([*MODEL, "openai/clip-vit-base-patch32"], ["did you mean hf://openai/clip-vit-base-patch32"]),
     "checkpoint missing": ([*MODEL, "gone/x.pt"], ["--model gone/x.pt is neither a file"]),
     "checkpoint is a folder": ([*MODEL, "empty"], ["--model empty", "this folder holds no model", "config.json"]),
     "checkpoint is text": ([*MODEL, "words/a.xyz"], ["neither a .safetensors file nor"]),
@@ -79,6 +80,8 @@ CASES = {
     "unknown activation": ([*GOOD, "--activation", "relu"], ["--activation is 'relu', but", "quick_gelu or gelu"]),
     "taxonomy missing": ([*GOOD, "--taxonomy", "gone.json"], ["--taxonomy gone.json does not exist"]),
     "taxonomy folder": ([*GOOD, "--taxonomy", "empty"], ["--taxonomy empty cannot be read"]),
+    "taxonomy of another kind": ([*GOOD, "--taxonomy", "good.csv"], ["good.csv has the extension .csv", ".txt file"]),
+    "taxonomy packed": ([*GOOD, "--taxonomy", "gone.json.gz"], ["has the extension .gz", ".txt file"]),
     "taxonomy empty": ([*GOOD, "--taxonomy", "blank.txt"], ["--taxonomy blank.txt is empty"]),
     "taxonomy no classes": ([*GOOD, "--taxonomy", "none.json"], ["--taxonomy none has no classes"]),
     "taxonomy twice a class": ([*GOOD, "--taxonomy", "twice.txt"], ["the class 'cat' 2 times"]),
@@ -97,7 +100,7 @@ CASES = {
     "flag for another format": ([*GOOD, "--image_column", "x"], ["--image_column x is for Parquet files"]),
     "made by another model": (
         ["--input", "a.tar", "--output", "done", "--model", "demo"],
-        ["the SHA-256 of --model was '", "but is now"],
+        ["settings: it was made with --model ", "tiny.safetensors, but now --model is demo. Give"],
     ),
     "made with other columns": (
         [*GOOD[:2], "--output", "done", *GOOD[4:], "--columns", "a"],
@@ -114,7 +117,7 @@ CASES = {
     "output cannot be made": ([*GOOD[:2], "--output", "/proc/out", *GOOD[4:]], ["cannot be"]),
     "package not installed": (
         [*INPUT, "gs://bucket/*.tar"],
-        ["needs a package that is not installed", "pip install gcsfs"],
+        ["needs a package that is not installed", "pip install -e '.[gcp]', or only gcsfs"],
     ),
     "unknown protocol": ([*INPUT, "nope://x/*.tar"], ["nope://x/*.tar cannot be opened"]),
     "unknown runner": ([*GOOD, "--runner", "NopeRunner"], ["NopeRunner"]),

@@ -234,7 +234,7 @@ def test_an_output_below_the_input_is_left_out_of_it(tmp_path):
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "out" / "embeddings" / "x.parquet")
     found = plan(tmp_path)
     assert [unit.format for unit in found.units] == ["folder"]
-    assert "left out: 1 datasets of this program" in found.detection[0]
+    assert "left out: 1 dataset of this program" in found.detection[0]
 
 
 def test_an_output_that_the_shell_named_with_the_inputs_is_left_out_and_alone_refused(tmp_path):
@@ -244,7 +244,7 @@ def test_an_output_that_the_shell_named_with_the_inputs_is_left_out_and_alone_re
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "out" / "embeddings" / "x.parquet")
     found = plan(*sorted(tmp_path.iterdir()))
     assert [unit.format for unit in found.units] == ["folder"]
-    assert found.detection[1] == f"{tmp_path}/out: nothing to read; left out: 1 datasets of this program"
+    assert found.detection[1] == f"{tmp_path}/out: nothing to read; left out: 1 dataset of this program"
     with pytest.raises(PlanError, match="out holds no pictures"):
         plan(tmp_path / "out")
 
@@ -312,7 +312,7 @@ def test_a_link_that_is_given_beside_its_folder_is_read_once(inputs, tmp_path):
     (tmp_path / "again").symlink_to("photos")
     found = plan(*(tmp_path / name for name in inputs))
     assert [unit.shard for unit in found.units] == [f"{tmp_path}/photos#"]
-    line = f"{tmp_path}/again: nothing to read; not read: 1 linked folders that are read under another path"
+    line = f"{tmp_path}/again: nothing to read; not read: 1 linked folder that is read under another path"
     assert line in found.detection
     assert [unit.shard for unit in plan(tmp_path / "again").units] == [f"{tmp_path}/again#"]
 

@@ -218,6 +218,6 @@ def test_a_folder_says_which_texts_and_files_it_did_not_read(tmp_path):
     for name in ("notes.txt", "b.caption", "a.jp2", "b.JP2", "x", "c.csv", "d.zip"):
         (tmp_path / name).write_text("caption\na")
     assert take_inventory([str(tmp_path)], ReaderOptions()).detection == [
-        f"{tmp_path}: a folder of 2 pictures; not read: 2 .jp2, 1 .zip, 1 listings (--input_format listing), "
+        f"{tmp_path}: a folder of 2 pictures; not read: 2 .jp2, 1 .zip, 1 listing (--input_format listing), "
         "1 no extension, 2 texts without a picture"
     ]

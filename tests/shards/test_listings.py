@@ -185,7 +185,7 @@ def test_tars_come_before_pictures_and_pictures_before_listings(tmp_path):
     (tmp_path / "l.csv").write_text("caption\na\n")
     found = take_inventory([str(tmp_path)], ReaderOptions())
     assert found.formats == {"folder"}
-    assert found.detection[0] == f"{tmp_path}: a folder of 3 pictures; not read: 1 listings (--input_format listing)"
+    assert found.detection[0] == f"{tmp_path}: a folder of 3 pictures; not read: 1 listing (--input_format listing)"
     assert take_inventory([str(tmp_path)], ReaderOptions(input_format="listing")).formats == {"listing"}
     (tmp_path / "t").mkdir()
     make_tar(tmp_path / "t" / "a.tar", 1)

@@ -117,7 +117,7 @@ def test_columns_come_from_a_member_or_a_json_field_and_are_cast(tmp_path):
     row, notes = one(tmp_path, pair("a", 0, cls=b" 7\n", json=text.encode()), ReaderOptions(columns=columns))
     assert (row["cls"], row["width_px"], row["note"], row["bad"]) == (7, 640, '{"a": 1}', None)
     assert row["metadata"] == text
-    assert notes == {"values that could not be cast": 1}
+    assert notes == {"values of --columns bad:int32 that could not be cast": 1}
 
 
 @pytest.mark.parametrize("extension, found", [("png", True), (".PNG", True), ("webp", False)])
@@ -132,7 +132,7 @@ def test_half_a_surrogate_pair_is_a_reject_and_no_crash(tmp_path):
     options = ReaderOptions(columns=(Column("note", "note"),))
     row, notes = one(tmp_path, [("a.jpg", b"1"), ("a.json", text)], options)
     assert row["caption"] is None and row["caption_reject"]["reason"] == "not UTF-8" and row["note"] is None
-    assert notes == {"values that could not be cast": 1}
+    assert notes == {"values of --columns note that could not be cast": 1}
 
 
 def test_nothing_beyond_the_limit_is_counted(tmp_path):
