@@ -69,6 +69,7 @@ def workplace(tmp_path, tiny_checkpoint):
     make_folder(path / "photos", 12)
     (path / "animals.txt").write_text("red star\nblue circle\n")
     (path / "colors.txt").write_text("red\nblue\n")
+    (path / "moods.txt").write_text("cheerful\ngloomy\n")
     (path / "photos.csv").write_text("path,caption\n" + "".join(f"photos/{i:06d}.jpg,number {i}\n" for i in range(9)))
     for folder in ("web", "more"):
         (path / folder).mkdir()

@@ -484,7 +484,7 @@ def test_json_that_no_picture_has_is_named_in_the_first_line(listed, tmp_path):
     (tmp_path / "images" / "0.json").write_text('{"n": 1}')
     (tmp_path / "images" / "captions.json").write_text("[]")
     (line,) = take_inventory([str(tmp_path / "images")], ReaderOptions()).detection
-    assert line.endswith(": a folder of 3 pictures; not read: 1 JSON files without a picture")
+    assert line.endswith(": a folder of 3 pictures; not read: 1 JSON file without a picture")
 
 
 @pytest.mark.parametrize(
