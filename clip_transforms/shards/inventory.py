@@ -124,9 +124,9 @@ def _take(
     hidden = [folder for folder in hidden if not outputs or not folder.startswith(outputs)]
     visible, skipped = skipping.keep(files, root, source.pattern, hidden)
     kinds = by_kind(visible)
-    if wanted in ("auto", "folder") and (pictures := sniff(kinds["no extension"], visible)):
-        kinds["no extension"] = [file for file in kinds["no extension"] if file.uri not in pictures]
-        kinds["image"] = [file for file in visible if file.uri in pictures or kind_of(file.uri) == "image"]
+    if wanted in ("auto", "folder") and (sniffed := sniff(kinds["no extension"], visible)):
+        kinds["no extension"] = [file for file in kinds["no extension"] if file.uri not in sniffed]
+        kinds["image"] = [file for file in visible if file.uri in sniffed or kind_of(file.uri) == "image"]
     tars = kinds["tar"] if wanted in ("auto", "webdataset") else []
     tfrecords = kinds["tfrecord"] if wanted in ("auto", "tfrecord") else []
     parquet = ParquetFiles()
@@ -200,7 +200,7 @@ def _take_unlisted(inventory: Inventory, places: Sequence[storage.Unlisted]) -> 
 
 
 def _json_listings(kinds: dict[str, list[FileInfo]], is_folder: bool, wanted: str) -> list[FileInfo]:
-    """Return the JSON files that may be listings: in a folder only if a listing is asked for, or nothing else is there."""
+    """Return the JSON files that may be listings. In a folder, they are only if one is asked for or nothing else is there."""
     alone = all(kind == "json" for kind, files in kinds.items() if files)
     return without_picture(kinds["json"], kinds["image"]) if alone or not is_folder or wanted == "listing" else []
 

@@ -119,8 +119,10 @@ def _sample(row: int, record: bytes | str, options: ReaderOptions, seen: SeenFie
     caption = _named(features, options.caption_column, CAPTION_EXTENSIONS)
     shown = {name: text for name, value in features.items() if name != image and (text := _shown(value)) is not None}
     sample: dict[str, Any] = {"key": key_text(features.get(key)) or str(row), "row": row}
-    sample |= _image(features.get(image), options)
-    value = features.get(caption) if caption in features else json_field(features, caption or "caption")
+    sample |= _image(features.get(image) if image else None, options)
+    value = (
+        features[caption] if caption is not None and caption in features else json_field(features, caption or "caption")
+    )
     sample |= caption_fields([_text_or_bytes(v) for v in value] if isinstance(value, list) else value, options)
     sample |= {column.name: shown.get(column.field) for column in options.columns}
     taken = {key, caption, *(column.field for column in options.columns)}
