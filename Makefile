@@ -34,11 +34,13 @@ clean:
 	rm -rf $(VENV) demo
 
 # The demo needs no test tools. On Linux, torch from PyPI brings CUDA: 5.9 GB in .venv, where a build of torch for CPUs
-# takes 2 GB. pip keeps a torch of this version that is installed in .venv already; README.md, "Install less".
+# takes 2 GB. torch is asked for alone and first, so that an index which offers both builds can answer with the small one.
+# pip keeps a torch of this version that is installed in .venv already; README.md, "Install less".
 $(VENV)/.demo: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the other packages into $(VENV): some minutes, and 6 GB of disk if torch brings CUDA, else 2 GB"
+	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 

@@ -200,7 +200,7 @@ def _take_unlisted(inventory: Inventory, places: Sequence[storage.Unlisted]) -> 
 
 
 def _json_listings(kinds: dict[str, list[FileInfo]], is_folder: bool, wanted: str) -> list[FileInfo]:
-    """Return the JSON files that may be listings. In a folder, they are only if one is asked for or nothing else is there."""
+    """Return the JSON files that may be listings. In a folder, one must be asked for, or nothing else be there."""
     alone = all(kind == "json" for kind, files in kinds.items() if files)
     return without_picture(kinds["json"], kinds["image"]) if alone or not is_folder or wanted == "listing" else []
 

@@ -118,7 +118,7 @@ def _sample(row: int, record: bytes | str, options: ReaderOptions, seen: SeenFie
     image = _named(features, options.image_column, _IMAGES)
     caption = _named(features, options.caption_column, CAPTION_EXTENSIONS)
     shown = {name: text for name, value in features.items() if name != image and (text := _shown(value)) is not None}
-    sample: dict[str, Any] = {"key": key_text(features.get(key)) or str(row), "row": row}
+    sample: dict[str, Any] = {"key": key_text(features.get(key or "")) or str(row), "row": row}
     sample |= _image(features.get(image) if image else None, options)
     value = (
         features[caption] if caption is not None and caption in features else json_field(features, caption or "caption")
