@@ -33,7 +33,7 @@ from clip_transforms.shards.unit import (
 )
 from clip_transforms.storage import FileInfo
 
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _TFRECORD = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?$")
 _COMPRESSED_LISTINGS = tuple(f".{name}{end}" for name in (*LISTING_EXTENSIONS, "json") for end in COMPRESSIONS)
 _FOOTER_THREADS = 16

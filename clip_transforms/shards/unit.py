@@ -190,6 +190,6 @@ def part_name(shard: str, cut: str = "") -> str:
     The name depends on nothing else in the run. It never starts with `_` or `.`: pandas and Spark skip such files.
     """
     stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
-    stem = re.sub(r"\.(tar(\.gz)?|tgz|tfrecords?(\.gz)?|parquet|csv|tsv|jsonl|ndjson)$", "", stem)
+    stem = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz|tbz2|txz|tfrecords?(\.gz)?|parquet|csv|tsv|jsonl|ndjson)$", "", stem)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", stem).lstrip(".-")[:80] or "part"
     return f"{stem}-{hashlib.sha256(f'{shard}|{cut}'.encode()).hexdigest()[:12]}"

@@ -363,7 +363,7 @@ def _info_of(uri: str) -> FileInfo | None:
     if not isinstance(fs, LocalFileSystem):
         try:
             return next(iter(_infos(fs, {path: retried(lambda: fs.info(path), uri)})), None)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # S3 answers 403 for nothing at all to who may not list the bucket
             return None
     try:
         status = os.stat(path)

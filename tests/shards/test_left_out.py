@@ -1,5 +1,7 @@
 """What lies in a folder and is not a sample: leftovers, service folders, --exclude, folders that cannot be listed."""
 
+import bz2
+import lzma
 import os
 import re
 import subprocess
@@ -441,3 +443,16 @@ def test_a_delta_table_is_said_to_be_one(tmp_path):
     line, warning = plan(tmp_path).detection
     assert line.endswith("1 Parquet shard with images; skipped folders: 1 _delta_log")
     assert warning.startswith(f"warning: {tmp_path} is a Delta table; all of its Parquet files are read")
+
+
+@pytest.mark.parametrize(
+    "suffix, opener",
+    [(".tar.bz2", bz2), (".tbz2", bz2), (".tar.xz", lzma), (".TXZ", lzma)],
+    ids=lambda value: str(value)[:8],
+)
+def test_tars_in_other_compressions_are_shards(suffix, opener, tmp_path):
+    whole = Path(make_tar(tmp_path / "whole", 2)).read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f"a{suffix}").write_bytes(opener.compress(whole))
+    assert keys(tmp_path / "in", tmp_path) == ["000000", "000001"]
+    assert plan(tmp_path / "in").detection == [f"{tmp_path}/in: 1 webdataset shard"]
