@@ -20,7 +20,13 @@ from PIL import (
 from clip_transforms import storage
 from clip_transforms.clip.picture_formats import Watched, ends_early, other_format, picture_format
 
-HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # the extra [heic]
+try:
+    import pillow_heif  # the extra [heic]
+except ModuleNotFoundError:
+    HAS_HEIF = False
+else:  # a thread per picture, since pictures are decoded in a pool; the main image alone, never a thumbnail
+    HAS_HEIF = True
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 # Only these decoders are reachable, whatever else this Pillow was built with.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *(("HEIF",) if HAS_HEIF else ()))
@@ -34,10 +40,6 @@ Image.preinit()  # imports the rest of the common decoders, which Pillow would i
 # Texts and colour profiles in a PNG change no pixel, but Pillow refuses a picture for one above a mebibyte. All of them
 # together stay limited to 64 MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-if HAS_HEIF:  # a thread per picture, since pictures are decoded in a pool; the main image alone, never a thumbnail
-    import pillow_heif
-
-    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
 class ImageError(ValueError):
