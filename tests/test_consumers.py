@@ -86,6 +86,6 @@ def test_embedding_reader_stops_at_a_null_and_reads_the_copy(dataset, without_nu
         settings = {"file_format": "parquet", "embedding_column": "image_embedding", "meta_columns": ["key"]}
         return [row for _, rows in reader(str(folder), **settings)(batch_size=4) for row in rows["key"]]
 
-    with pytest.raises(Exception, match=r"NoneType|shape|dimension"):
+    with pytest.raises(Exception, match="failed reading file|NoneType"):
         read(dataset / "embeddings")
     assert sorted(read(without_nulls)) == [*(f"{i:06d}" for i in range(6)), "image-only"]
