@@ -218,6 +218,7 @@ def test_columns_and_places_of_a_reader_are_texts(spec, tmp_path):
     embed_shards(tar, tmp_path / "out", spec, reader=reader)
     assert Dataset.open(tmp_path / "out").to_table(["wide", "licence"]).to_pylist() == [{"wide": 7, "licence": "CC0"}]
     assert ReaderOptions(allow_uri="https://").allow_uri == ("https://",)
+    assert ReaderOptions(exclude="*.bak").exclude == ("*.bak",)
     with pytest.raises(ValueError, match="--columns names one column twice"):
         ReaderOptions(columns=["licence", "Licence=other"])
 
@@ -313,6 +314,8 @@ def test_a_wrong_type_is_one_sentence(argument, value, said, tmp_path):
         (lambda: Dataset.open(3), f"uri is an int (3), but it must be {PLACE}"),
         (lambda: Taxonomy.load(3), f"uri of the taxonomy is an int (3), but it must be {PLACE}"),
         (lambda: ClipSpec(3), "model is an int (3), but it must be a text, a Path or a ClipSpec"),
+        (lambda: ClipSpec("demo", checkpoint_key=3), "checkpoint_key is an int (3), but it must be a text or None"),
+        (lambda: ClipSpec("demo", device=None), "device is None, but it must be a text"),
         (lambda: ReaderOptions(limit="3"), "limit is a str ('3'), but it must be a whole number"),
         (
             lambda: ReaderOptions(columns=[3]),

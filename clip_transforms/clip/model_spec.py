@@ -93,6 +93,7 @@ class ClipSpec:
     def __post_init__(self):
         """Refuse a wrong setting here, not on a worker."""
         object.__setattr__(self, "model", storage.as_uri(self.model, "model", _MODEL))
+        storage.check_types(self)
         for field, value, allowed in (
             ("activation", self.activation, (None, *ACTIVATIONS)),
             ("precision", self.precision, PRECISIONS),
