@@ -108,16 +108,17 @@ def _decode(text: str, limit: int) -> bytes:
 
 
 def _read(uri: str, fence: Fence, limit: int, stopped: threading.Event) -> bytes:
-    if uri.startswith("/"):
-        return _read_local(uri, limit)
-    if not uri.startswith(("http://", "https://")):
+    here = uri.startswith("/")
+    if not here and not uri.startswith(("http://", "https://")):
         with storage.open_input(uri) as file:
             return _read_file(file, limit)
     for left in range(_TRIES - 1, -1, -1):
         try:
-            return _read_http(uri, fence, limit)
+            return _read_local(uri, limit) if here else _read_http(uri, fence, limit)
         except (OSError, http.client.HTTPException) as error:
-            if not left or not storage.is_transient(error) or stopped.wait(_FIRST_WAIT * 2 ** (_TRIES - 1 - left)):
+            # A file server that holds a lease on the file is told to give it back, and the next try succeeds.
+            passes = isinstance(error, BlockingIOError) if here else storage.is_transient(error)
+            if not left or not passes or stopped.wait(_FIRST_WAIT * 2 ** (_TRIES - 1 - left)):
                 raise
     raise AssertionError("the last try returns or raises")
 

@@ -56,7 +56,6 @@ def test_every_flag_reaches_its_field(tmp_path):
         "max_reject_fraction": 0.5,
         "units": "2/9",
         "exif_orientation": "apply",
-        "captions": "all",
     }
     flags = []
     for action in embed_parser()._actions:

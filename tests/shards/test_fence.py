@@ -1,5 +1,8 @@
 """A listing reaches nothing outside its fence, by no path, link or address."""
 
+import errno
+import os
+
 import pytest
 from reading import fetched
 
@@ -38,6 +41,21 @@ def test_a_uri_outside_the_fence_is_a_reject(uri, listed, tmp_path):
 @pytest.mark.parametrize("name", ["pipe.jpg", "sub", "gone.jpg", "a.jpg/b", "x" * 5000])
 def test_a_path_that_is_not_a_regular_file_is_rejected_at_once(name, listed, tmp_path):
     assert fetched(listed, tmp_path, name) == ["not fetched"]
+
+
+@pytest.mark.parametrize("leases, found", [(2, b"inside"), (3, "not fetched")], ids=["given back", "kept"])
+def test_a_picture_with_a_lease_is_tried_again(leases, found, listed, tmp_path, monkeypatch):
+    """As on a disk that Samba serves: an open that may not wait fails while another machine holds the file."""
+    opened, left = os.open, [errno.EAGAIN] * leases
+
+    def leased(path, flags, *args, **kwargs):
+        if flags & os.O_NONBLOCK and left:
+            raise BlockingIOError(left.pop(), "Resource temporarily unavailable", path)
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", leased)
+    monkeypatch.setattr("clip_transforms.shards.fetch._FIRST_WAIT", 0.01)
+    assert fetched(listed, tmp_path, "a.jpg") == [found]
 
 
 def test_a_name_with_a_nul_is_a_reject(listed, tmp_path):
