@@ -124,9 +124,9 @@ def test_a_unit_without_captions_notes_the_fields_of_its_first_samples(limit, tm
 def test_a_unit_with_one_caption_notes_nothing_and_one_with_no_image_does(tmp_path):
     members = [*pairs(5, "json", b'{"prompt": "a"}'), ("x.jpg", picture(0)), ("x.txt", b"a cat")]
     assert read(write_tar(tmp_path / "a.tar", members), tmp_path)[1] == {}
-    members = [(f"{i}.{e}", b"words") for i in range(3) for e in ("txt", "heic")]
+    members = [(f"{i}.{e}", b"words") for i in range(3) for e in ("txt", "jp2")]
     notes = read(write_tar(tmp_path / "b.tar", members), tmp_path)[1]
-    assert notes == {".heic members that were not read": 3, "field..heic": 3}
+    assert notes == {".jp2 members that were not read": 3, "field..jp2": 3}
 
 
 @pytest.mark.parametrize("pattern", ["", "*.jpg"])
@@ -142,11 +142,11 @@ def test_a_folder_without_captions_notes_fields_and_extensions(pattern, tmp_path
 
 
 def test_members_that_are_not_read_are_counted_by_extension(tmp_path):
-    members = [(f"{i}.{e}", b"1") for i in range(3) for e in ("heic", "depth.npy", "cls")] + [("a", b"words")]
+    members = [(f"{i}.{e}", b"1") for i in range(3) for e in ("jp2", "depth.npy", "cls")] + [("a", b"words")]
     rows, notes, _ = read(write_tar(tmp_path / "a.tar", members), tmp_path)
     assert len(rows) == 4
     assert {name: count for name, count in notes.items() if "members" in name} == {
-        ".heic members that were not read": 3,
+        ".jp2 members that were not read": 3,
         ".npy members that were not read": 3,
         ".cls members that were not read": 3,
         "extensionless members that were not read": 1,

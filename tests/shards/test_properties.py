@@ -320,7 +320,7 @@ def test_a_damaged_tar_is_counted_up_to_its_damage_by_both(embed, tmp_path):
 
 
 def test_the_independent_count_agrees_on_what_tars_and_folders_hold_beside_the_usual(embed, tmp_path):
-    names = ["a.jpg", "b.jfif", "c.jpe", "d.pjpeg", "e", "f.JPG_large", "g.jpg~orig", "h.PJP", "i.heic"]
+    names = ["a.jpg", "b.jfif", "c.jpe", "d.pjpeg", "e", "f.JPG_large", "g.jpg~orig", "h.PJP", "i.jp2"]
     members = [
         m for i, name in enumerate(names) for m in ((name, picture(i)), (f"{name.split('.')[0]}.cap", b"a star"))
     ]
