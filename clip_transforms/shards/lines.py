@@ -11,7 +11,7 @@ import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -25,12 +25,12 @@ DAMAGED_TEXT = (*DAMAGE, EOFError, zlib.error, lzma.LZMAError)
 _ENCODINGS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-def _open_zstd(file: IO[bytes]) -> Any:
+def _open_zstd(file: Any) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
 
 # What a compressed file begins with, and how it is opened.
-_COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -55,14 +55,30 @@ def read_blocks(file: IO[bytes]) -> Iterator[bytes]:
     decoder.decode(b"", True)
 
 
+class _Joined(io.RawIOBase):
+    """A file whose beginning was read already."""
+
+    def __init__(self, beginning: bytes, file: IO[bytes]):
+        super().__init__()
+        self._beginning, self._file = memoryview(beginning), file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._beginning[: len(buffer)] or self._file.read(len(buffer))
+        self._beginning = self._beginning[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def _decompressed(file: IO[bytes]) -> Iterator[bytes]:
-    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file), BLOCK)
-    start = buffered.peek(8)[:8]
-    opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
-    if opener is None or (start.startswith(b"BZh") and start[4:8] != b"1AY&"):
-        yield from iter(lambda: buffered.read(BLOCK), b"")
+    first = file.read(BLOCK)
+    opener = next((opener for magic, opener in _COMPRESSIONS.items() if first.startswith(magic)), None)
+    if opener is None or (first.startswith(b"BZh") and first[4:8] != b"1AY&"):
+        yield from itertools.chain([first] if first else [], iter(lambda: file.read(BLOCK), b""))
         return
-    opened = opener(buffered)
+    opened = opener(_Joined(first, file))
     read = getattr(opened, "read1", opened.read)  # `read` of Python's decompressors drops what comes before damage
     pieces: list[bytes] = []
     damage: Exception | None = None

@@ -176,7 +176,7 @@ def workplace(tmp_path_factory, tiny_checkpoint):
     }
     for name, text in files.items():
         (path / name).write_text(text)
-    (path / "utf16.csv").write_text("uri,caption\n", encoding="utf-16")
+    (path / "utf16.csv").write_bytes("uri,caption\n".encode("utf-16-le"))  # without a byte-order mark
     (path / "latin.txt").write_bytes(b"a\xff")
     torch.save({"weight": torch.ones(2)}, path / "other.pt")
     import safetensors.torch
