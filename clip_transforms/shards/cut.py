@@ -24,10 +24,15 @@ FOLDER_CUT_MODULUS = 2_048
 MAX_FOLDER_UNIT = 16_384
 
 
-def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
+def cut_parquet(file: FileInfo, metadata: pq.FileMetaData, image_column: str = "") -> Iterable[Unit]:
     """Cut a file into units of consecutive row groups with up to ROWS_PER_PARQUET_UNIT rows.
 
     A larger row group is a unit of its own.
+
+    Args:
+        file: the file.
+        metadata: its footer.
+        image_column: the place of its pictures, if it is not found by name.
     """
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     start, first_row = 0, 0
@@ -38,7 +43,7 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData) -> Iterable[Unit]:
             stop += 1
         share = file.size * count // max(1, metadata.num_rows)
         part = part_name(file.uri, f"{start}-{stop}")
-        yield Unit(file.uri, file.uri, "parquet", start, stop, first_row, file.stamp, share, part)
+        yield Unit(file.uri, file.uri, "parquet", start, stop, first_row, file.stamp, share, part, image_column)
         if stop == start:
             return  # a file without row groups
         start, first_row = stop, first_row + count

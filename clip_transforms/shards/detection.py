@@ -12,7 +12,7 @@ import pyarrow as pa
 from clip_transforms import storage
 from clip_transforms.parts.counts import counted
 from clip_transforms.shards.beside import caption_extensions, without_picture
-from clip_transforms.shards.kinds import ParquetFiles
+from clip_transforms.shards.parquet_files import ParquetFiles
 from clip_transforms.shards.unit import ReaderOptions, with_cure
 from clip_transforms.storage import FileInfo
 

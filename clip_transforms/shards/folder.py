@@ -22,6 +22,7 @@ from clip_transforms.shards.batches import (
     read_up_to,
     too_large,
 )
+from clip_transforms.shards.hive import fill_in, folder_values
 from clip_transforms.shards.json_fields import SeenFields, field_names, json_field
 from clip_transforms.shards.unit import ReaderOptions, Unit
 
@@ -86,7 +87,7 @@ def _sample(
                 raise
             notes["JSON files that could not be read"] += 1
     seen.add(sample, (*(files["others"] or ()), *field_names(fields)))
-    return sample
+    return fill_in(sample, folder_values(paths["image"]), options) if options.columns else sample
 
 
 def _read(uri: str, limit: int) -> bytes | None:

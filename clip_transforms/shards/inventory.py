@@ -22,10 +22,13 @@ from clip_transforms.shards.beside import files_beside, sniff, without_picture
 from clip_transforms.shards.cut import cut_folder, cut_parquet
 from clip_transforms.shards.cut_listing import ListingSideFile
 from clip_transforms.shards.detection import delta_tables, describe, missing_tars, unread_listings
+from clip_transforms.shards.hive import names_in
 from clip_transforms.shards.inputs import Source, find_sources
-from clip_transforms.shards.kinds import ParquetFiles, by_kind, kind_of, sort_parquet, stem
+from clip_transforms.shards.kinds import by_kind, kind_of, stem
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
+from clip_transforms.shards.parquet_files import ParquetFiles, sort_parquet
+from clip_transforms.shards.places import is_among, paths_of
 from clip_transforms.shards.skipping import Skipping
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, UNLISTED, PlanError, ReaderOptions, Unit, part_name, with_cure
 from clip_transforms.storage import FileInfo
@@ -49,7 +52,8 @@ class Inventory:
         side_files: name → side file, for the units of folders and listings.
         detection: lines that say what was taken and what was not.
         broken: part → reason, for Parquet files that cannot be read and became units without rows.
-        columns: names of all columns of Parquet files and listings.
+        columns: all columns of Parquet files and listings, as `places.paths_of` names them.
+        folder_values: names of the values that the names of folders give, such as `split` of `split=train`.
         unread: URIs of the shards that could not be read to their end when they were cut.
         roots: URIs of the folders that were searched.
     """
@@ -59,6 +63,7 @@ class Inventory:
     detection: list[str] = dataclasses.field(default_factory=list)
     broken: dict[str, ValueError] = dataclasses.field(default_factory=dict)
     columns: set[str] = dataclasses.field(default_factory=set)
+    folder_values: set[str] = dataclasses.field(default_factory=set)
     unread: set[str] = dataclasses.field(default_factory=set)
     roots: set[str] = dataclasses.field(default_factory=set)
 
@@ -154,9 +159,9 @@ def _take(
             unit = Unit(file.uri, file.uri, format_, 0, 0, 0, file.stamp, file.size, part_name(file.uri))
             inventory.units.append(unit)
     for file, metadata in parquet.images:
-        inventory.columns |= set(metadata.schema.to_arrow_schema().names)
+        inventory.columns |= set(paths_of(metadata.schema.to_arrow_schema()))
         if file.uri not in taken:
-            inventory.units.extend(cut_parquet(file, metadata))
+            inventory.units.extend(cut_parquet(file, metadata, parquet.recognised.get(file.uri, "")))
     for file, error in parquet.broken:
         if file.uri not in taken:
             part = part_name(file.uri, "0-0")
@@ -172,11 +177,13 @@ def _take(
         if file.uri not in taken
         for hint in _take_listing(inventory, file, schema, options)
     ]
-    taken.update(file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken))))
+    read = [file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken)))]
+    taken.update(read)
+    inventory.folder_values |= names_in(read) if options.columns else set()
     line = describe(name, kinds, tars, tfrecords, images, listings, parquet, met, options)
     line += f"; left out: {counted(len(outputs), 'dataset')} of this program" if outputs else ""
     inventory.detection.append(line + skipped.describe())
-    inventory.detection += hints + missing_tars(visible, tars)
+    inventory.detection += [*parquet.remarks, *hints, *missing_tars(visible, tars)]
     if images and wanted == "auto" and not kinds["caption"]:
         inventory.detection += unread_listings(
             [*kinds["listing"], *parquet.sidecars, *without_picture(kinds["json"], images)]
@@ -272,7 +279,7 @@ def _take_images(
 def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None, options: ReaderOptions) -> list[str]:
     """Add the units of a listing; return lines if little can come of it."""
     listing = plan_listing(file.uri, schema, options)
-    inventory.columns |= set(listing.form.names or [])
+    inventory.columns |= set(listing.form.names or []) if schema is None else set(paths_of(schema))
     name = f"rows-{len(inventory.side_files)}.parquet"
     inventory.side_files[name] = side_file = ListingSideFile(file.uri, listing.form, name, listing.offers)
     inventory.units.extend(side_file.cut())
@@ -296,6 +303,9 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str,
         )
     if not listed:
         return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
+    arrow = [file.uri for file in listed if kind_of(file.uri) == ".arrow"]
+    if arrow:
+        return _arrow_files(pattern, arrow[0], {file.uri for file in listed})
     if input_format != "auto":
         return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; omit that flag")
     pictures = ", ".join(IMAGE_EXTENSIONS)
@@ -305,6 +315,19 @@ def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str,
         f"--input {pattern} holds no pictures ({pictures}), .tar, .tfrecord, .parquet, .csv, .tsv or .jsonl files, but "
         f"{there}; "
         "convert them, or check the path"
+    )
+
+
+def _arrow_files(pattern: str, uri: str, files: Container[str]) -> PlanError:
+    """Return the refusal of Arrow files, with what to do about those that `save_to_disk` of Hugging Face wrote."""
+    folder = posixpath.dirname(uri)
+    writer, cure = "", "write their tables with pyarrow.parquet.write_table"
+    if storage.join(folder, "state.json") in files:
+        writer = " written by save_to_disk of Hugging Face's datasets"
+        cure = f"run datasets.load_from_disk({folder!r}).to_parquet('NAME.parquet')"
+    return PlanError(
+        f"--input {pattern} holds Arrow files{writer} ({uri}), and these are not read; {cure}, and give the "
+        "Parquet file"
     )
 
 
@@ -319,19 +342,33 @@ def _check(inventory: Inventory, options: ReaderOptions) -> None:
         inventory.detection.append(f"warning: {shard} will be a reject: {error}")
     if inventory.formats <= {"parquet", "listing"} and inventory.columns:
         try:
-            check_wanted(sorted(inventory.columns), options)
+            check_wanted(inventory.columns | inventory.folder_values, options)
         except ColumnError as error:
             raise PlanError(str(error)) from None
     if not whole and inventory.units:
         raise PlanError(
             f"{inventory.units[0].shard} cannot be listed, and there is no other input; check who may read it"
         )
+    inventory.detection += _folder_values(inventory, options)
     fields = ({"parquet", "listing", "tfrecord"}, "Parquet files, TFRecords and listings")
     for flag, value, formats, kind in (
         ("image_extension", options.image_extension, {"webdataset"}, "webdataset tars"),
         ("image_column", options.image_column, *fields),
         ("key_column", options.key_column, *fields),
-        ("allow_uri", " ".join(options.allow_uri), {"listing"}, "listings"),
+        ("allow_uri", " ".join(options.allow_uri), {"parquet", "listing"}, "Parquet files and listings"),
     ):
         if value and not formats & inventory.formats:
             raise PlanError(f"--{flag} {value} is for {kind}, but --input has none; omit it")
+
+
+def _folder_values(inventory: Inventory, options: ReaderOptions) -> list[str]:
+    """Say which value is taken where the name of a folder gives one and the source may have another."""
+    lines = []
+    for field in [column.field for column in options.columns if column.field in inventory.folder_values]:
+        if is_among(field, inventory.columns):
+            lines.append(f"note: {field} is a column, and in the names of folders too ({field}=…); the column is taken")
+        elif inventory.formats & {"webdataset", "folder"}:
+            lines.append(
+                f"note: {field} is taken from the names of folders ({field}=…) unless a sample has a {field} of its own"
+            )
+    return lines

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from clip_transforms.shards.parquet import DAMAGE
+from clip_transforms.shards.row_groups import DAMAGE
 from clip_transforms.storage import is_of_the_machine
 
 BLOCK = 1 << 20  # bytes that are read at a time

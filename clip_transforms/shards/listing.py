@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import itertools
 import json
 import posixpath
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -22,23 +19,20 @@ from clip_transforms.shards.batches import (
     dumps,
     key_text,
     read_reject,
-    too_large,
     writable,
 )
 from clip_transforms.shards.cut_listing import OFFERS
 from clip_transforms.shards.fence import Fence
-from clip_transforms.shards.fetch import TooLargeError, fetch_image, shown
+from clip_transforms.shards.fetch import shown
+from clip_transforms.shards.fetch_ahead import fetch_in_order
+from clip_transforms.shards.hive import fill_in_all
 from clip_transforms.shards.inline import is_inline, without_pictures
 from clip_transforms.shards.json_fields import field_names, json_field, outer_field
-from clip_transforms.shards.parquet import open_parquet
 from clip_transforms.shards.parquet_columns import listing_columns
 from clip_transforms.shards.records import Record
+from clip_transforms.shards.row_groups import open_parquet
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit
 from schemas.samples import IMAGE_URI
-
-_FETCHES = 16
-_AHEAD = 64  # rows whose images are being fetched or are ready
-_SMALL = 4 << 20  # bytes; a larger image is fetched only when its turn comes, so that large ones do not pile up
 
 
 def read_listing(
@@ -56,54 +50,17 @@ def read_listing(
         ShardError: after the rows, if the listing could not be read to its end.
     """
     with contextlib.closing(_samples(unit, options, notes, plan_folder)) as samples:
-        yield from batch_samples(samples, options, batch_size, notes)
+        yield from batch_samples(fill_in_all(samples, unit.shard, options), options, batch_size, notes)
 
 
 def _samples(
     unit: Unit, options: ReaderOptions, notes: Counter, plan_folder: str
 ) -> Generator[dict[str, Any], None, None]:
     fence = Fence(posixpath.dirname(unit.shard), options.allow_uri)
-    limit = min(options.max_image_bytes, _SMALL)
-    stopped = threading.Event()
-    waiting: collections.deque[tuple[dict[str, Any], str | None, Any]] = collections.deque()
-    damage: ShardError | None = None
-    samples = itertools.islice(_samples_of(unit, options, notes, plan_folder), options.limit or None)
-    pool = concurrent.futures.ThreadPoolExecutor(_FETCHES, "fetch")
-    try:
-        while True:
-            try:
-                while len(waiting) < _AHEAD and (found := next(samples, None)) is not None:
-                    sample, uri = found
-                    waiting.append((*found, uri and pool.submit(fetch_image, uri, fence, limit, stopped)))
-            except ShardError as error:  # yield the rows before the damage first
-                damage = error
-            if not waiting:
-                break
-            sample, uri, future = waiting.popleft()
-            yield sample | (_fetched(future, uri, fence, options, stopped) if uri and future else {})
-    finally:
-        stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-    if damage is not None:
-        raise damage
-
-
-def _fetched(
-    future: concurrent.futures.Future, uri: str, fence: Fence, options: ReaderOptions, stopped: threading.Event
-) -> dict[str, Any]:
-    try:
-        return future.result()
-    except TooLargeError as error:
-        if options.max_image_bytes <= _SMALL or (error.num_bytes or 0) > options.max_image_bytes:
-            return _too_large(uri, error, options)
-    try:
-        return fetch_image(uri, fence, options.max_image_bytes, stopped)
-    except TooLargeError as error:
-        return _too_large(uri, error, options)
-
-
-def _too_large(uri: str, error: TooLargeError, options: ReaderOptions) -> dict[str, Any]:
-    return too_large("image", error.num_bytes, options.max_image_bytes, f"{shown(uri)}: ")
+    found = itertools.islice(_samples_of(unit, options, notes, plan_folder), options.limit or None)
+    with contextlib.closing(fetch_in_order(found, fence, options)) as rows:
+        for sample, fetched in rows:
+            yield sample | fetched
 
 
 def _samples_of(

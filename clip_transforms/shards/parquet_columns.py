@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from clip_transforms.shards.places import is_among, is_list, type_at
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
 
 IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
@@ -16,6 +17,8 @@ URI_COLUMNS = ("image", "uri", "url", "path", "file", "filename", "file_name", "
 CAPTION_COLUMNS = ("caption", "text", "txt")
 LISTING_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "title")  # open_clip's training takes `title`
 KEY_COLUMNS = ("key", "uid", "__key__")
+CAPTION_OF_JSON = "json.caption"
+_SMALLEST_PICTURE = 64  # bytes; a column of shorter ones holds hashes or ids
 _INDEXED = re.compile(r"(.+)\[(\d+)\]")
 
 
@@ -24,25 +27,50 @@ class ColumnError(ValueError):
 
 
 def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """Return the name of the column with image bytes, binary or a struct with binary `bytes`; None if there is none.
+    """Return the place of the image bytes, whose type `is_picture`; None if no place is named and no column is usual.
 
     Raises:
-        ColumnError: if `--image_column` names a column that is neither that nor text, which may be URIs.
+        ColumnError: if `--image_column` names a place that is neither a picture nor text, which may be URIs.
     """
     if options.image_column:
-        if options.image_column not in schema.names:
+        type_ = type_at(schema, options.image_column)
+        if type_ is None:
             raise _missing("image_column", options.image_column, schema.names)
-        type_ = schema.field(options.image_column).type
         if _is_text(_plain(type_)):
             return None
-        if not holds_bytes(type_):
+        if is_list(type_) and places_of_pictures(pa.schema([pa.field("x", type_)])) and not is_picture(type_):
+            raise several_pictures(options.image_column)
+        if not is_picture(type_):
             raise ColumnError(
-                f"--image_column {options.image_column} is {type_}, but it must be binary, a struct with binary bytes, "
-                "or text that holds URIs"
+                f"--image_column {options.image_column} is {type_}, but it must be binary, a struct with binary bytes "
+                "or a path, or text that holds URIs"
             )
         return options.image_column
     candidates = (name for usual in IMAGE_COLUMNS if (name := find(schema.names, [usual])))
-    return next((name for name in candidates if holds_bytes(schema.field(name).type)), None)
+    return next((name for name in candidates if is_picture(schema.field(name).type)), None)
+
+
+def several_pictures(name: str) -> ColumnError:
+    """Return the error for a column of lists of pictures for which no index was given."""
+    return ColumnError(f"the column {name} lists several pictures a row; choose one: --image_column '{name}[0]'")
+
+
+def places_of_pictures(schema: pa.Schema) -> list[str]:
+    """Return the places whose type is binary and long enough for a picture, the first entry of a list among them."""
+    return [place for field in schema for place in _places_of_pictures(field.name, field.type)]
+
+
+def _places_of_pictures(name: str, type_: pa.DataType) -> Iterator[str]:
+    if pa.types.is_fixed_size_binary(type_) and type_.byte_width < _SMALLEST_PICTURE:
+        return
+    if is_picture(type_):
+        if holds_bytes(type_) or _is_list_of_bytes(type_):
+            yield name
+    elif pa.types.is_struct(type_):
+        for place in range(type_.num_fields):
+            yield from _places_of_pictures(f"{name}.{type_.field(place).name}", type_.field(place).type)
+    elif is_list(type_):
+        yield from _places_of_pictures(f"{name}[0]", type_.value_type)
 
 
 def find(names: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -59,19 +87,19 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
             index and without `--captions all`.
     """
     asked, index = asked_caption(schema.names, options)
-    if asked and asked not in schema.names:
+    if asked and type_at(schema, asked) is None:
         raise _missing("caption_column", asked, schema.names)
     # A number or a struct that only has a caption's name is passed over. A column that was asked for must be usable.
-    name = asked or find([f.name for f in schema if not _is_other(f.type)], CAPTION_COLUMNS)
+    name = asked or find([f.name for f in schema if not _is_other(f.type)], CAPTION_COLUMNS) or _caption_of_json(schema)
     if name is None:
         return None
-    type_ = schema.field(name).type
-    listed = _is_list(type_)
+    type_ = type_at(schema, name) or pa.null()
+    listed = is_list(type_)
     if listed and index is None and options.captions == "first":
         raise several_captions(name)
     if not listed and index is not None:
         raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
-    text = type_.value_type if listed else _plain(type_)
+    text = _plain(type_.value_type if listed else type_)
     if not (_is_text(text) or pa.types.is_null(text)):
         raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
     return name, index
@@ -85,12 +113,17 @@ def several_captions(name: str) -> ColumnError:
     )
 
 
-def asked_caption(names: Sequence[str], options: ReaderOptions) -> tuple[str | None, int | None]:
-    """Return the column and the index that `--caption_column` names."""
+def _caption_of_json(schema: pa.Schema) -> str | None:
+    """Return the caption in the JSON of a webdataset that was written as Parquet."""
+    type_ = type_at(schema, CAPTION_OF_JSON)
+    return None if type_ is None or _is_other(type_) else CAPTION_OF_JSON
+
+
+def asked_caption(names: Collection[str], options: ReaderOptions) -> tuple[str | None, int | None]:
+    """Return the place that `--caption_column` names, and the index if it names an entry of a list there."""
     asked = options.caption_column
-    if asked and asked not in names and (match := _INDEXED.fullmatch(asked)):
-        return match[1], int(match[2])
-    return asked, None
+    match = _INDEXED.fullmatch(asked) if asked and asked not in names else None
+    return (match[1], int(match[2])) if match else (asked, None)
 
 
 class ListingColumns(NamedTuple):
@@ -120,10 +153,6 @@ def listing_columns(names: Sequence[str], options: ReaderOptions) -> ListingColu
     )
 
 
-def _is_list(type_: pa.DataType) -> bool:
-    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-
-
 def _is_text(type_: pa.DataType) -> bool:
     return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
 
@@ -131,7 +160,7 @@ def _is_text(type_: pa.DataType) -> bool:
 def _is_other(type_: pa.DataType) -> bool:
     """Return whether a type is neither text nor a list nor null."""
     plain = _plain(type_)
-    return not (_is_text(plain) or _is_list(plain) or pa.types.is_null(plain))
+    return not (_is_text(plain) or is_list(plain) or pa.types.is_null(plain))
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:
@@ -139,17 +168,19 @@ def _plain(type_: pa.DataType) -> pa.DataType:
 
 
 def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """Return the column of keys; None if the row is the key.
+    """Return the place of the keys; None if the row is the key.
 
     Raises:
-        ColumnError: if `--key_column` names a column that does not exist or is nested.
+        ColumnError: if `--key_column` names a place that does not exist or is nested.
     """
-    if options.key_column and options.key_column not in schema.names:
+    if not options.key_column:
+        return find([f.name for f in schema if not pa.types.is_nested(f.type)], KEY_COLUMNS)
+    type_ = type_at(schema, options.key_column)
+    if type_ is None:
         raise _missing("key_column", options.key_column, schema.names)
-    if options.key_column and pa.types.is_nested(schema.field(options.key_column).type):
-        type_ = schema.field(options.key_column).type
+    if pa.types.is_nested(type_):
         raise ColumnError(f"--key_column {options.key_column} is {type_}, but it must be text, bytes or a number")
-    return options.key_column or find([f.name for f in schema if not pa.types.is_nested(f.type)], KEY_COLUMNS)
+    return options.key_column
 
 
 def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
@@ -165,37 +196,63 @@ def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
     key_column(schema, options)
 
 
-def check_wanted(names: Sequence[str], options: ReaderOptions) -> None:
+def check_wanted(paths: Collection[str], options: ReaderOptions) -> None:
     """Refuse a column of `--columns` that no shard has.
 
+    Args:
+        paths: what `places.paths_of` gives for all shards, and names that folders give.
+        options: the columns.
     Raises:
         ColumnError: naming the column.
     """
     for column in options.columns:
-        if column.field not in names:
-            raise _missing("columns", column.field, names)
+        if not is_among(column.field, paths):
+            raise _missing("columns", column.field, sorted(path for path in paths if not re.search(r"[.\[]", path)))
 
 
 def uri_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
-    """Return the column with the URIs of images; None if there is none."""
-    texts = [field.name for field in schema if _is_text(_plain(field.type))]
-    return options.image_column if options.image_column in texts else find(texts, URI_COLUMNS)
+    """Return the place of the URIs of images; None if there is none."""
+    if options.image_column:
+        type_ = type_at(schema, options.image_column)
+        if type_ is not None and _is_text(_plain(type_)):
+            return options.image_column
+    return find([field.name for field in schema if _is_text(_plain(field.type))], URI_COLUMNS)
 
 
 def _missing(flag: str, name: str, names: Sequence[str]) -> ColumnError:
     return ColumnError(f"--{flag} {name} is not a column of the input; its columns are {', '.join(names)}")
 
 
-def holds_bytes(type_: pa.DataType) -> bool:
-    """Return whether a type is binary, or a struct with binary `bytes`."""
+def is_picture(type_: pa.DataType) -> bool:
+    """Return whether a type may be an encoded picture: bytes, or a struct with `bytes` or with the `path` of a file."""
     if pa.types.is_struct(type_):
         place = type_.get_field_index("bytes")
-        return place >= 0 and holds_bytes(type_.field(place).type)
-    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+        return path_of_picture(type_) is not None or (place >= 0 and is_picture(type_.field(place).type))
+    return _is_binary(_plain(type_)) or _is_list_of_bytes(type_)
 
 
-def has_bytes(type_: pa.DataType) -> bool:
+def path_of_picture(type_: pa.DataType) -> str | None:
+    """Return the name of the field that holds a picture's path where its bytes are null; None if there is none."""
+    if not pa.types.is_struct(type_):
+        return None
+    place, path = type_.get_field_index("bytes"), type_.get_field_index("path")
+    inner = pa.null() if place < 0 else type_.field(place).type
+    is_usable = pa.types.is_null(inner) or (not pa.types.is_struct(inner) and is_picture(inner))
+    return "path" if is_usable and path >= 0 and _is_text(_plain(type_.field(path).type)) else None
+
+
+def holds_bytes(type_: pa.DataType) -> bool:
     """Return whether a type is binary or contains a binary type at any depth."""
-    if holds_bytes(type_) or pa.types.is_fixed_size_binary(type_):
+    plain = _plain(type_)
+    if _is_binary(plain):
         return True
-    return pa.types.is_nested(type_) and any(has_bytes(type_.field(i).type) for i in range(type_.num_fields))
+    return pa.types.is_nested(plain) and any(holds_bytes(plain.field(i).type) for i in range(plain.num_fields))
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(check(type_) for check in checks)
+
+
+def _is_list_of_bytes(type_: pa.DataType) -> bool:
+    return is_list(type_) and type_.value_type in (pa.uint8(), pa.int8())

@@ -18,8 +18,9 @@ from clip_transforms.shards.batches import MAX_BATCH_BYTES, dumps
 from clip_transforms.shards.inline import holds_pictures
 from clip_transforms.shards.lines import DAMAGED_TEXT, Lines, read_blocks, split_lines
 from clip_transforms.shards.listing_format import ListingFormat, record_limit
-from clip_transforms.shards.parquet import open_parquet, read_row_groups, value_of, values_of
 from clip_transforms.shards.parquet_columns import holds_bytes
+from clip_transforms.shards.parquet_values import value_of, values_of
+from clip_transforms.shards.row_groups import open_parquet, read_row_groups
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 
 _ROWS_AT_ONCE = 1_000

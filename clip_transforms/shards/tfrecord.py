@@ -22,6 +22,7 @@ from clip_transforms.shards.batches import (
     too_large,
 )
 from clip_transforms.shards.crc32c import masked_crc32c
+from clip_transforms.shards.hive import fill_in_all
 from clip_transforms.shards.json_fields import SeenFields, field_names, json_field
 from clip_transforms.shards.parquet_columns import KEY_COLUMNS, find
 from clip_transforms.shards.tar import DAMAGE, decompressed
@@ -47,7 +48,8 @@ def read_tfrecord(unit: Unit, options: ReaderOptions, batch_size: int, notes: Co
     """
     seen = SeenFields()
     try:
-        yield from batch_samples(_samples(unit, options, seen), options, batch_size, notes)
+        samples = fill_in_all(_samples(unit, options, seen), unit.shard, options)
+        yield from batch_samples(samples, options, batch_size, notes)
     finally:  # also where the limit ends the unit early
         seen.note(notes)
 

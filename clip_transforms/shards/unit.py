@@ -171,6 +171,7 @@ class Unit:
         stamp: the source stamp, see DATASET.md section 4.
         num_bytes: approximate size of the source, for the progress bar.
         part: name of the part that it becomes, without extension.
+        image_column: the place of a Parquet file's pictures, if planning found it by their bytes; otherwise empty.
     """
 
     shard: str
@@ -182,6 +183,7 @@ class Unit:
     stamp: str
     num_bytes: int
     part: str
+    image_column: str = ""
 
 
 def part_name(shard: str, cut: str = "") -> str:

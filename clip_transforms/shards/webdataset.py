@@ -26,6 +26,7 @@ from clip_transforms.shards.batches import (
     too_large,
 )
 from clip_transforms.shards.beside import SNIFFED_BYTES, caption_extensions
+from clip_transforms.shards.hive import fill_in_all
 from clip_transforms.shards.json_fields import SeenFields, count_unread, field_names, json_field
 from clip_transforms.shards.tar import Member, read_members
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
@@ -41,7 +42,8 @@ def read_webdataset(unit: Unit, options: ReaderOptions, batch_size: int, notes: 
     """
     fields = SeenFields()
     try:
-        yield from batch_samples(_samples(unit, options, notes, fields), options, batch_size, notes)
+        samples = fill_in_all(_samples(unit, options, notes, fields), unit.shard, options)
+        yield from batch_samples(samples, options, batch_size, notes)
     finally:  # also where the limit ends the unit early
         fields.note(notes)
 

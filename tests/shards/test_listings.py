@@ -11,7 +11,7 @@ import pytest
 from conftest import make_tar, picture, rows_of, write_tar
 from reading import read
 
-from clip_transforms.shards import cut_listing, lines, listing
+from clip_transforms.shards import cut_listing, fetch_ahead, lines
 from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import Column
@@ -126,7 +126,7 @@ def test_a_key_of_the_csv_named_by_flag(tmp_path):
 
 
 def test_large_images_are_fetched_up_to_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(listing, "_SMALL", 1000)
+    monkeypatch.setattr(fetch_ahead, "_SMALL", 1000)
     for name, size in (("small", 1000), ("large", 5000), ("limit", 6000), ("over", 6001)):
         (tmp_path / f"{name}.jpg").write_bytes(b"x" * size)
     (tmp_path / "l.csv").write_text("uri\nover.jpg\nlarge.jpg\nlimit.jpg\nsmall.jpg\n")
@@ -161,7 +161,7 @@ def test_several_images_are_fetched_at_a_time_and_rows_keep_their_order(tmp_path
     pictures(tmp_path, names)
     (tmp_path / "l.csv").write_text("\n".join(["uri", *names]))
     running, most, lock = [], [], threading.Lock()
-    original = listing.fetch_image
+    original = fetch_ahead.fetch_image
 
     def slow(text, *args):
         with lock:
@@ -174,7 +174,7 @@ def test_several_images_are_fetched_at_a_time_and_rows_keep_their_order(tmp_path
             with lock:
                 running.remove(text)
 
-    monkeypatch.setattr(listing, "fetch_image", slow)
+    monkeypatch.setattr(fetch_ahead, "fetch_image", slow)
     rows, _, _ = read(tmp_path / "l.csv", tmp_path)
     assert [row["image"] for row in rows] == [picture(i) for i in range(200)]
     assert 1 < max(most) <= 16

@@ -14,7 +14,7 @@ from conftest import make_folder, make_parquet, make_tar, picture, rows_of
 from reading import read, write_side_files
 
 from clip_transforms import storage
-from clip_transforms.shards import fetch, parquet
+from clip_transforms.shards import fetch, parquet_values
 from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.inventory import PlanError, take_inventory
 from clip_transforms.shards.read_unit import read_unit
@@ -238,9 +238,9 @@ class NoMemory:
 
 
 CONVERSIONS = {
-    "cast": lambda array, notes: parquet._cast(array, pa.int8(), notes).to_pylist(),
-    "text of a date": parquet._values,
-    "values": lambda array, notes: parquet.values_of(array, lambda scalar, error: None),
+    "cast": lambda array, notes: parquet_values.cast_column(array, pa.int8(), notes).to_pylist(),
+    "text of a date": parquet_values.python_values,
+    "values": lambda array, notes: parquet_values.values_of(array, lambda scalar, error: None),
 }
 
 

@@ -1,0 +1,239 @@
+"""Sort Parquet files by their footers: pictures, listings, sidecars and others."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import posixpath
+from collections.abc import Collection, Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.shards.kinds import kind_of, stem
+from clip_transforms.shards.parquet_columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    ColumnError,
+    asked_caption,
+    check_columns,
+    find,
+    holds_bytes,
+    image_column,
+    is_picture,
+    places_of_pictures,
+    several_pictures,
+    uri_column,
+)
+from clip_transforms.shards.parquet_sniff import begin_as_pictures
+from clip_transforms.shards.places import is_in_list, type_at
+from clip_transforms.shards.row_groups import DAMAGE
+from clip_transforms.shards.unit import PlanError, ReaderOptions
+from clip_transforms.storage import FileInfo
+
+_FOOTER_THREADS = 16
+_NAMED = 5  # number of columns that a line names
+
+
+@dataclasses.dataclass
+class ParquetFiles:
+    """The Parquet files of one input.
+
+    Attributes:
+        images: files with image bytes, and their footers.
+        listings: files with URIs or captions but without image bytes, and their schemas.
+        sidecars: files that only describe the tars or pictures beside them.
+        unread: unreadable files beside tars or pictures; most probably sidecars.
+        others: files without a column that we use, and their schemas.
+        broken: files that cannot be read or whose columns cannot be used, and the reason as a sentence.
+        recognised: URI → place of the pictures, for files where only the bytes tell it.
+        remarks: lines about columns that were taken for their bytes, or that look like pictures and were not taken.
+    """
+
+    images: list[tuple[FileInfo, pq.FileMetaData]] = dataclasses.field(default_factory=list)
+    listings: list[tuple[FileInfo, pa.Schema]] = dataclasses.field(default_factory=list)
+    sidecars: list[FileInfo] = dataclasses.field(default_factory=list)
+    unread: list[FileInfo] = dataclasses.field(default_factory=list)
+    others: list[tuple[FileInfo, pa.Schema]] = dataclasses.field(default_factory=list)
+    broken: list[tuple[FileInfo, ValueError]] = dataclasses.field(default_factory=list)
+    recognised: dict[str, str] = dataclasses.field(default_factory=dict)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class _Footer:
+    """What was read of a file.
+
+    Attributes:
+        metadata: the footer.
+        schema: the types of the columns.
+        pictures: if no column has a usual name for images, the places whose bytes begin as a picture does.
+    """
+
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    pictures: Sequence[str] = ()
+
+
+def sort_parquet(
+    files: list[FileInfo], visible: list[FileInfo], options: ReaderOptions, named: Collection[str] = ()
+) -> ParquetFiles:
+    """Sort Parquet files by their footers.
+
+    Args:
+        files: the Parquet files.
+        visible: all files of the input; tars and pictures make sidecars of the Parquet files beside them.
+        options: names the columns to take.
+        named: folders and stems of tars that other inputs name; a file beside one is a sidecar if it has no images.
+    """
+    alone = options.input_format != "auto"  # a format that was asked for has no sidecars
+    tars = set() if alone else {stem(file.uri) for file in visible if kind_of(file.uri) in ("tar", "tfrecord")}
+    folders = {posixpath.dirname(file.uri) for file in visible if kind_of(file.uri) == "image"}
+    if not alone:
+        folders |= set(named)
+    beside = (
+        any(kind_of(file.uri) in ("image", "tar", "tfrecord") for file in visible) and options.input_format != "listing"
+    )
+    # Sidecars are recognised by their names: opening each of them would turn planning from seconds into minutes.
+    found = ParquetFiles(sidecars=[file for file in files if stem(file.uri) in tars])
+    rest = [file for file in files if stem(file.uri) not in tars]
+    footers: dict[str, _Footer] = {}
+    with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        for file, footer in zip(rest, pool.map(functools.partial(_look, options), rest), strict=True):
+            if not isinstance(footer, _Footer):
+                if beside:
+                    found.unread.append(file)
+                else:
+                    found.broken.append((file, footer))
+                continue
+            footers[file.uri] = footer
+            try:
+                _sort(found, file, footer, options, beside or stem(file.uri) in folders)
+            except ColumnError as error:
+                found.broken.append((file, ColumnError(f"{error} ({file.uri})")))
+    _compare_siblings(found, footers, options)
+    if options.input_format != "listing" and not options.image_column:
+        found.remarks = _remarks(found)
+    return found
+
+
+def _sort(found: ParquetFiles, file: FileInfo, footer: _Footer, options: ReaderOptions, is_beside: bool) -> None:
+    """Put a file where it belongs.
+
+    Raises:
+        ColumnError: if its columns cannot be used.
+    """
+    schema = footer.schema
+    place = None if options.input_format == "listing" else image_column(schema, options)
+    if place is None and len(footer.pictures) == 1 and not is_in_list(schema, footer.pictures[0]):
+        place = found.recognised[file.uri] = footer.pictures[0]
+    if place is not None:
+        check_columns(schema, options)
+        found.images.append((file, footer.metadata))
+    elif is_beside:
+        found.sidecars.append(file)
+    elif footer.pictures:
+        raise _choose(footer.pictures)
+    elif is_listing(schema, options):
+        check_columns(schema, options)
+        found.listings.append((file, schema))
+    else:
+        found.others.append((file, schema))
+
+
+def _choose(pictures: Sequence[str]) -> ColumnError:
+    """Return the error for a file whose pictures are found by their bytes and in several places."""
+    if len(pictures) == 1 and pictures[0].endswith("[0]"):
+        return several_pictures(pictures[0].removesuffix("[0]"))
+    named = " and ".join(pictures[:_NAMED])
+    return ColumnError(
+        f"the bytes in {named} are pictures, and none of the columns has a usual name for images; choose one: "
+        f"--image_column '{pictures[0]}'"
+    )
+
+
+def _compare_siblings(found: ParquetFiles, footers: dict[str, _Footer], options: ReaderOptions) -> None:
+    """Decide about files by the other files of the input.
+
+    Where the bytes of one file tell the column of pictures, it is that column in all. A file whose image column has
+    another type than in its siblings is treated as damaged.
+    """
+    places = {image_column(metadata.schema.to_arrow_schema(), options) for _, metadata in found.images}
+    known = {place for place in places if place} | set(found.recognised.values())
+    for files in (found.listings, found.others):
+        for file, schema in list(files):
+            place = next((place for place in sorted(known) if type_at(schema, place) is not None), None)
+            if place is None:
+                continue
+            files.remove((file, schema))
+            type_ = type_at(schema, place)
+            if type_ is not None and is_picture(type_):
+                found.recognised[file.uri] = place
+                found.images.append((file, footers[file.uri].metadata))
+            else:
+                problem = f"{place} is {type_}, but binary in the other files ({file.uri})"
+                found.broken.append((file, ColumnError(problem)))
+
+
+def _remarks(found: ParquetFiles) -> list[str]:
+    """Return lines about columns that were taken for their bytes, or that look like pictures and were not taken."""
+    lines = []
+    for place in sorted(set(found.recognised.values())):
+        uris = sorted(uri for uri, recognised in found.recognised.items() if recognised == place)
+        lines.append(f"note: no column of {_and_more(uris)} has a usual name for images; {place} holds pictures")
+    for say in (_bytes_of_others, _nested_images):
+        said = [(file.uri, text) for file, schema in found.listings if (text := say(schema))]
+        if said:
+            lines.append(f"note: {_and_more([uri for uri, _ in said])}: {said[0][1]}")
+    return lines
+
+
+def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
+    """Return whether there is a column of URIs or of captions."""
+    asked, _ = asked_caption(schema.names, options)
+    if uri_column(schema, options) or (asked and type_at(schema, asked) is not None):
+        return True
+    return bool(find(schema.names, CAPTION_COLUMNS))
+
+
+def _look(options: ReaderOptions, file: FileInfo) -> _Footer | PlanError:
+    try:
+        with storage.open_input(file.uri) as opened:
+            metadata = pq.read_metadata(opened)
+            schema = metadata.schema.to_arrow_schema()
+            if options.input_format == "listing" or options.image_column or image_column(schema, options) is not None:
+                return _Footer(metadata, schema)
+            places = places_of_pictures(schema)
+            if not places:
+                return _Footer(metadata, schema)
+            parquet = pq.ParquetFile(opened, metadata=metadata, pre_buffer=False, buffer_size=1 << 20)
+            return _Footer(metadata, schema, begin_as_pictures(parquet, places))
+    except DAMAGE as error:
+        if storage.is_of_the_machine(error):
+            raise
+        return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")
+
+
+def _bytes_of_others(schema: pa.Schema) -> str:
+    """Say which columns hold bytes that are no pictures; empty if none does."""
+    names = [p for p in places_of_pictures(schema) if holds_bytes(type_at(schema, p) or pa.null())]
+    if not names:
+        return ""
+    return (
+        f"the bytes in {' and '.join(names[:_NAMED])} do not begin as a picture does and are not read; --image_column "
+        f"'{names[0]}' takes them as images"
+    )
+
+
+def _nested_images(schema: pa.Schema) -> str:
+    """Say which column has a name for images and a type that is none; empty if none does."""
+    names = [f.name for f in schema if f.name.lower() in IMAGE_COLUMNS and pa.types.is_nested(f.type)]
+    names = [name for name in names if not places_of_pictures(schema) or not holds_bytes(schema.field(name).type)]
+    return f"the column {names[0]} is {schema.field(names[0]).type}, which is not read as a picture" if names else ""
+
+
+def _and_more(uris: Iterable[str]) -> str:
+    first, *others = uris
+    return first + (f" and {len(others):,} more" if others else "")
