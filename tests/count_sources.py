@@ -82,7 +82,7 @@ def rows_of(shard, wanted=None):
     if extension == "tfrecord":
         with open(shard, "rb") as file:
             return [tfrecord_row(record.features.feature) for record in tfrecords.records(file.read())]
-    table = pq.read_table(shard)
+    table = with_named_image(pq.read_table(shard))
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type):  # it need not be UTF-8
             table = table.set_column(place, field.name, table.column(place).cast(pa.binary()))
@@ -108,11 +108,26 @@ def listing_rows(file):
     return [dict(itertools.zip_longest(names, row[: len(names)])) for row in rows[1:]]
 
 
+def with_named_image(table):
+    """Call a column of pictures that has no usual name `image`."""
+    usual = {"image", "image_bytes", "bytes", *(extension[1:] for extension in IMAGES)}
+    if any(field.name.lower() in usual and not pa.types.is_string(field.type) for field in table.schema):
+        return table
+    for place, field in enumerate(table.schema):
+        values = table.column(place).drop_null().to_pylist() if pa.types.is_binary(field.type) else []
+        if any(value.startswith((b"\xff\xd8\xff", b"\x89PNG")) for value in values[:16]):
+            return table.set_column(place, "image", table.column(place))
+    return table
+
+
 def table_row(row):
     row = {name.lower(): value for name, value in row.items()}
     image = next((row[n] for n in ("image", "jpg", "uri", "url", "path", "file", "filepath") if n in row), None)
-    image = image.get("bytes") if isinstance(image, dict) else image
+    if isinstance(image, dict):
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     caption = next((row[n] for n in ("caption", "text", "txt", "title") if n in row), None)
+    if caption is None and isinstance(row.get("json"), dict):
+        caption = row["json"].get("caption")
     failed = row.get("status") in (b"failed_to_download", b"failed_to_resize") and image is None
     offered = image is not None and not (isinstance(image, str) and not image.strip())
     return offered, None if failed else caption

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_transforms import storage
+from clip_transforms.parts.counts import SEEN
 from clip_transforms.shards.all_captions import split_by_captions, with_list
 from clip_transforms.shards.batches import (
     caption_fields,
@@ -26,6 +27,7 @@ from clip_transforms.shards.parquet_columns import (
     holds_bytes,
     image_column,
     key_column,
+    places_of_texts,
 )
 from clip_transforms.shards.parquet_images import ImageColumn, Images
 from clip_transforms.shards.parquet_values import cast_column, python_values
@@ -36,6 +38,7 @@ from schemas.samples import ALL_CAPTIONS, IMAGE_URI, NUM_CAPTIONS, samples_schem
 
 # img2dataset keeps rows that it could not download, with null bytes; such a row offers nothing.
 _FAILED = ("failed_to_download", "failed_to_resize")
+_MAX_SEEN = 20  # names of columns that a unit without captions notes
 
 
 def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter) -> Iterator[pa.RecordBatch]:
@@ -54,6 +57,8 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
             image = image_column(schema, options)
             if image is None or unit.stop > parquet.num_row_groups:
                 raise ShardError("unreadable", "it has no column of image bytes, or fewer rows than planned")
+            if caption_column(schema, options) is None:
+                notes.update(f"{SEEN}{place}" for place in _texts_beside_bytes(schema, image)[:_MAX_SEEN])
             groups = range(unit.start, unit.stop)
             folders = folder_values(unit.shard)
             column = ImageColumn(image, unit.shard, options)
@@ -66,6 +71,12 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
                         yield _to_samples(piece.slice(first, end - first), place, images, folders, options, notes)
     except (*DAMAGE, ColumnError) as error:
         raise shard_error(unit.uri, error) from error
+
+
+def _texts_beside_bytes(schema: pa.Schema, image: str) -> list[str]:
+    """Return the places of texts in columns that also hold bytes; such columns are in no metadata."""
+    mixed = pa.schema([field for field in schema if holds_bytes(field.type)])
+    return [place for place in places_of_texts(mixed) if place != f"{image}.path"]
 
 
 def _pieces(batch: pa.RecordBatch, options: ReaderOptions) -> Iterator[tuple[int, int]]:

@@ -105,6 +105,21 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     return name, index
 
 
+def places_of_texts(schema: pa.Schema) -> list[str]:
+    """Return the places that `--caption_column` could name, the first entry of a list among them."""
+    return [place for field in schema for place in _places_of_texts(field.name, field.type)]
+
+
+def _places_of_texts(name: str, type_: pa.DataType) -> Iterator[str]:
+    if _is_text(_plain(type_)):
+        yield name
+    elif pa.types.is_struct(type_):
+        for place in range(type_.num_fields):
+            yield from _places_of_texts(f"{name}.{type_.field(place).name}", type_.field(place).type)
+    elif is_list(type_):
+        yield from _places_of_texts(f"{name}[0]", type_.value_type)
+
+
 def several_captions(name: str) -> ColumnError:
     """Return the error for a column of lists for which no index was given."""
     return ColumnError(

@@ -2,12 +2,14 @@
 
 import json
 
+import count_sources
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_parquet, picture, rows_of
 from reading import read
 
+from clip_transforms.parts.manifest import read_run
 from clip_transforms.shards import parquet_images
 from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.unit import PlanError, ReaderOptions
@@ -368,6 +370,15 @@ def test_a_caption_column_goes_before_the_caption_in_json(tmp_path):
     assert [row["caption"] for row in read(path, tmp_path)[0]] == [None] * 4
 
 
+def test_a_unit_without_a_column_of_captions_notes_the_texts_that_it_has(tmp_path):
+    path = write(tmp_path / "a.parquet", sample=NESTED, meta=[{"alt": text} for text in TEXTS])
+    _, notes, _ = read(path, tmp_path)
+    assert notes == {"field.sample.caption": 1, "field.meta.alt": 4}
+    for name in ("sample.caption", "meta.alt"):
+        rows, notes, _ = read(path, tmp_path, ReaderOptions(caption_column=name))
+        assert [row["caption"] for row in rows] == TEXTS and not notes
+
+
 @pytest.mark.parametrize("state", ["state.json", None])
 @pytest.mark.parametrize("options", [{}, {"input_format": "parquet"}], ids=["auto", "parquet"])
 def test_arrow_files_are_refused_with_what_to_do(options, state, tmp_path):
@@ -380,3 +391,18 @@ def test_arrow_files_are_refused_with_what_to_do(options, state, tmp_path):
     message = refusal(tmp_path / "disk", **options)
     assert f"holds Arrow files{' written by save_to_disk of Hugging Face' if state else ''}" in message
     assert (f"datasets.load_from_disk('{folder}').to_parquet(" if state else "pyarrow.parquet.write_table") in message
+
+
+def test_the_independent_count_agrees_on_pictures_by_path_by_bytes_and_in_types(with_files, embed, tmp_path):
+    half = [*STRUCTS["half by path"][1], None, {"bytes": None, "path": None}, {"bytes": None, "path": "gone.jpg"}]
+    inputs = [
+        write(with_files / "half.parquet", image=pa.array(half, IMAGE), text=[*TEXTS, "e", None, " "]),
+        write(tmp_path / "spark.parquet", **SPARK),
+        write(tmp_path / "types.parquet", image=TYPES["list of uint8"], text=TEXTS),
+        write(tmp_path / "wds.parquet", jpg=TYPES["dictionary"], json=[{"caption": "a"}, {"caption": None}] * 2),
+        write(tmp_path / "captions.parquet", text=TEXTS, vector=[b"\0" * 512] * 4),
+    ]
+    for path in inputs:
+        embed(path, output=tmp_path / f"out-{path.stem}", flags=["--max_reject_fraction", "1"])
+        result = read_run(str(tmp_path / f"out-{path.stem}"))
+        assert count_sources.compare(result, [str(path)]) == [], path
