@@ -56,16 +56,15 @@ def several_pictures(name: str) -> ColumnError:
 
 
 def places_of_pictures(schema: pa.Schema) -> list[str]:
-    """Return the places whose type is binary and long enough for a picture, the first entry of a list among them."""
+    """Return the places that could hold pictures by their types, the first entry of a list among them."""
     return [place for field in schema for place in _places_of_pictures(field.name, field.type)]
 
 
 def _places_of_pictures(name: str, type_: pa.DataType) -> Iterator[str]:
-    if pa.types.is_fixed_size_binary(type_) and type_.byte_width < _SMALLEST_PICTURE:
+    if is_short(type_):
         return
     if is_picture(type_):
-        if holds_bytes(type_) or _is_list_of_bytes(type_):
-            yield name
+        yield name
     elif pa.types.is_struct(type_):
         for place in range(type_.num_fields):
             yield from _places_of_pictures(f"{name}.{type_.field(place).name}", type_.field(place).type)
@@ -209,6 +208,10 @@ def check_columns(schema: pa.Schema, options: ReaderOptions) -> None:
         raise ColumnError(f"the Parquet file has two columns called {twice[0]}; write it again with one of each name")
     caption_column(schema, options)
     key_column(schema, options)
+    for column in options.columns:
+        type_ = type_at(schema, column.field)
+        if type_ is not None and pa.types.is_nested(type_) and holds_bytes(type_):
+            raise ColumnError(f"--columns {column.field} is {type_}, which holds bytes; name one of its other fields")
 
 
 def check_wanted(paths: Collection[str], options: ReaderOptions) -> None:
@@ -236,6 +239,11 @@ def uri_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
 
 def _missing(flag: str, name: str, names: Sequence[str]) -> ColumnError:
     return ColumnError(f"--{flag} {name} is not a column of the input; its columns are {', '.join(names)}")
+
+
+def is_short(type_: pa.DataType) -> bool:
+    """Return whether a type is binary of a fixed length that no picture has."""
+    return pa.types.is_fixed_size_binary(type_) and type_.byte_width < _SMALLEST_PICTURE
 
 
 def is_picture(type_: pa.DataType) -> bool:

@@ -23,6 +23,8 @@ from clip_transforms.shards.parquet_columns import (
     holds_bytes,
     image_column,
     is_picture,
+    is_short,
+    path_of_picture,
     places_of_pictures,
     several_pictures,
     uri_column,
@@ -183,7 +185,7 @@ def _remarks(found: ParquetFiles) -> list[str]:
     for place in sorted(set(found.recognised.values())):
         uris = sorted(uri for uri, recognised in found.recognised.items() if recognised == place)
         lines.append(f"note: no column of {_and_more(uris)} has a usual name for images; {place} holds pictures")
-    for say in (_bytes_of_others, _nested_images):
+    for say in (_no_pictures, _unreadable_types):
         said = [(file.uri, text) for file, schema in found.listings if (text := say(schema))]
         if said:
             lines.append(f"note: {_and_more([uri for uri, _ in said])}: {said[0][1]}")
@@ -216,22 +218,25 @@ def _look(options: ReaderOptions, file: FileInfo) -> _Footer | PlanError:
         return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")
 
 
-def _bytes_of_others(schema: pa.Schema) -> str:
-    """Say which columns hold bytes that are no pictures; empty if none does."""
-    names = [p for p in places_of_pictures(schema) if holds_bytes(type_at(schema, p) or pa.null())]
+def _no_pictures(schema: pa.Schema) -> str:
+    """Say which columns could hold pictures by their types and do not; empty if none could."""
+    types = [(place, type_at(schema, place) or pa.null()) for place in places_of_pictures(schema)]
+    names = [place for place, type_ in types if holds_bytes(type_) or path_of_picture(type_)]
     if not names:
         return ""
     return (
-        f"the bytes in {' and '.join(names[:_NAMED])} do not begin as a picture does and are not read; --image_column "
-        f"'{names[0]}' takes them as images"
+        f"the first values of {' and '.join(names[:_NAMED])} are no pictures, so none are read; --image_column "
+        f"'{names[0]}' takes them as images all the same"
     )
 
 
-def _nested_images(schema: pa.Schema) -> str:
-    """Say which column has a name for images and a type that is none; empty if none does."""
-    names = [f.name for f in schema if f.name.lower() in IMAGE_COLUMNS and pa.types.is_nested(f.type)]
-    names = [name for name in names if not places_of_pictures(schema) or not holds_bytes(schema.field(name).type)]
-    return f"the column {names[0]} is {schema.field(names[0]).type}, which is not read as a picture" if names else ""
+def _unreadable_types(schema: pa.Schema) -> str:
+    """Say which column holds bytes, or has a name for images, and has a type that is not read; empty if none does."""
+    for field in schema:
+        is_meant = holds_bytes(field.type) or (field.name.lower() in IMAGE_COLUMNS and pa.types.is_nested(field.type))
+        if is_meant and not places_of_pictures(pa.schema([field])) and not is_short(field.type):
+            return f"the column {field.name} is {field.type}, which is not read as a picture"
+    return ""
 
 
 def _and_more(uris: Iterable[str]) -> str:

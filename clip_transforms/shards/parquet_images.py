@@ -60,7 +60,7 @@ class ImageColumn:
         Pictures that are fetched make a range of their own when they have MAX_BATCH_BYTES.
         """
         column = values_at(batch, self._place)
-        data, paths = image_bytes(column), _paths(column)
+        data, paths = image_bytes(column), paths_without_bytes(column)
         if paths is None:
             yield 0, batch.num_rows, _within_limit(data, self._options)
             return
@@ -118,7 +118,7 @@ def _joined_bytes(array: pa.Array) -> pa.Array:
     return pa.Array.from_buffers(type_, len(array), buffers).cast(pa.binary())
 
 
-def _paths(column: pa.Array) -> list[str | None] | None:
+def paths_without_bytes(column: pa.Array) -> list[str | None] | None:
     """Return the path of each picture whose bytes are null; None if there is no such picture."""
     name = path_of_picture(column.type)
     if name is None:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.clip.picture_formats import picture_format
-from clip_transforms.shards.parquet_images import image_bytes
+from clip_transforms.shards.kinds import kind_of
+from clip_transforms.shards.parquet_images import image_bytes, paths_without_bytes
 from clip_transforms.shards.places import column_of, values_at
 from clip_transforms.shards.row_groups import DAMAGE
 
@@ -21,25 +22,31 @@ _BEGINNING = 64  # bytes
 
 
 def begin_as_pictures(parquet: pq.ParquetFile, places: Sequence[str]) -> list[str]:
-    """Return those places whose first values begin with the magic number of a picture."""
+    """Return those places where one of the first values begins with the magic number of a picture.
+
+    Where a value has a path and no bytes, the extension of the path decides.
+    """
     groups = (g for g in range(parquet.num_row_groups) if parquet.metadata.row_group(g).num_rows)
     group = next(groups, None)
-    if group is None:
-        return []
-    return [place for place in places if any(map(picture_format, _beginnings(parquet, group, place)))]
+    return [] if group is None else [place for place in places if any(_are_pictures(parquet, group, place))]
 
 
-def _beginnings(parquet: pq.ParquetFile, group: int, place: str) -> Iterator[bytes]:
-    """Yield the beginnings of the first few values at a place that are not null."""
-    rows = 0
+def _are_pictures(parquet: pq.ParquetFile, group: int, place: str) -> Iterator[bool]:
+    """Say of the first few values at a place that are not null whether they look like pictures."""
+    column = column_of(parquet.schema_arrow, place)
+    rows = found = 0
     try:
-        for batch in parquet.iter_batches(
-            _ROWS_AT_ONCE, [group], [column_of(parquet.schema_arrow, place)], use_threads=False
-        ):
-            values = image_bytes(values_at(batch, place)).drop_null()
-            yield from (value.as_buffer()[:_BEGINNING].to_pybytes() for value in values)
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, [group], [column], use_threads=False):
+            values = values_at(batch, place)
+            for value in image_bytes(values).drop_null():
+                found += 1
+                yield picture_format(value.as_buffer()[:_BEGINNING].to_pybytes()) is not None
+            for path in paths_without_bytes(values) or ():
+                if path is not None:
+                    found += 1
+                    yield kind_of(path.partition("?")[0]) == "image"
             rows += batch.num_rows
-            if len(values) or rows >= _MAX_ROWS:
+            if found or rows >= _MAX_ROWS:
                 return
     except DAMAGE as error:  # the reader will say what is damaged
         if storage.is_of_the_machine(error):

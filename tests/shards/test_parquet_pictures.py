@@ -246,6 +246,7 @@ def test_a_name_with_dots_and_brackets_of_its_own_goes_first(tmp_path):
         ({"key_column": "sample.image"}, "--key_column sample.image is struct<"),
         ({"key_column": "sample.id"}, "--key_column sample.id is not a column"),
         ({"columns": (Column("x", "sample.x"),)}, "--columns sample.x is not a column"),
+        ({"columns": (Column("x", "sample"),)}, "--columns sample is struct<"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -316,11 +317,35 @@ def test_bytes_that_are_no_pictures_leave_a_listing_a_listing_and_are_named(tmp_
     lines = detection(path)
     assert lines[:2] == [
         f"{path}: 1 listing",
-        f"note: {path}: the bytes in vector and blob do not begin as a picture does and are not read; --image_column "
-        "'vector' takes them as images",
+        f"note: {path}: the first values of vector and blob are no pictures, so none are read; --image_column "
+        "'vector' takes them as images all the same",
     ]
     rows, _, _ = read(path, tmp_path, ReaderOptions(image_column="vector"))
     assert images_of(rows) == [b"\0" * 512] * 4
+
+
+@pytest.mark.parametrize("name", ["all by path", "null as the type of bytes", "no bytes"])
+def test_a_column_whose_paths_are_pictures_is_the_image_too(name, with_files, tmp_path):
+    type_, values = STRUCTS[name]
+    path = write(with_files / "a.parquet", caption=TEXTS, photo=pa.array([None, *values[1:]], type_))
+    assert detection(path)[1] == f"note: no column of {path} has a usual name for images; photo holds pictures"
+    assert images_of(read(path, tmp_path)[0]) == [None, *PICTURES[1:]]
+    path = write(
+        with_files / "a.parquet", caption=TEXTS, photos=pa.array([[value] for value in values], pa.list_(type_))
+    )
+    assert "choose one: --image_column 'photos[0]'" in refusal(path)
+    sounds = [{"path": "a.wav"}] * 4
+    path = write(with_files / "a.parquet", caption=TEXTS, audio=pa.array(sounds, STRUCTS["no bytes"][0]))
+    assert "the first values of audio are no pictures" in detection(path)[1]
+
+
+def test_bytes_in_a_type_in_which_none_can_be_named_are_said_not_to_be_read(tmp_path):
+    by_name = pa.array([[("front", data)] for data in PICTURES], pa.map_(pa.string(), pa.binary()))
+    path = write(tmp_path / "a.parquet", caption=TEXTS, pictures=by_name, md5=pa.array([b"x" * 16] * 4, pa.binary(16)))
+    assert detection(path)[1:] == [
+        f"note: {path}: the column pictures is map<string, binary ('pictures')>, which is not read as a picture",
+        f"note: {path} names no images, so its captions alone are embedded; --image_column NAME names some",
+    ]
 
 
 def test_pixels_in_lists_are_said_to_be_no_picture(tmp_path):
