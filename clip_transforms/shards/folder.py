@@ -79,7 +79,7 @@ def _sample(
     if paths["metadata"]:
         try:
             sample["metadata"], fields = decode_metadata(_read(paths["metadata"], MAX_METADATA_BYTES), notes)
-            sample |= {column.name: fields.get(column.field) for column in options.columns}
+            sample |= {column.name: json_field(fields, column.field) for column in options.columns}
             if options.caption_column and not paths["caption"]:
                 sample |= caption_fields(json_field(fields, options.caption_column), options)
         except OSError as error:

@@ -119,7 +119,7 @@ def _of_fields(fields: dict[str, Any], options: ReaderOptions) -> tuple[dict[str
     others = {name: value for name, value in fields.items() if name not in used}
     sample: dict[str, Any] = {"key": key_text(key)} if key_text(key) else {}
     sample |= caption_fields(caption, options)
-    sample |= {column.name: fields.get(column.field) for column in options.columns}
+    sample |= {column.name: json_field(fields, column.field) for column in options.columns}
     sample["metadata"] = writable(dumps(others)) if others else None
     if uri is not None and not isinstance(uri, str):
         found = without_pictures(json.dumps(uri, default=str).encode()).decode()

@@ -15,10 +15,13 @@ from clip_transforms.shards.batches import MAX_BATCH_BYTES, too_large, writable
 from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.fetch import shown
 from clip_transforms.shards.fetch_ahead import fetch_in_order
+from clip_transforms.shards.inline import is_inline
 from clip_transforms.shards.parquet_columns import path_of_picture
 from clip_transforms.shards.places import is_list, values_at
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import READ_REJECT
+
+_HEAD = 64  # bytes that tell base64
 
 
 class Images(NamedTuple):
@@ -52,6 +55,7 @@ class ImageColumn:
             options: the limit, and the places that paths may point to.
         """
         self._place, self._options = place, options
+        self._is_base64: bool | None = None  # not known before the first value
         self._fence = Fence(posixpath.dirname(shard), options.allow_uri)
 
     def pieces(self, batch: pa.RecordBatch) -> Iterator[tuple[int, int, Images]]:
@@ -60,7 +64,7 @@ class ImageColumn:
         Pictures that are fetched make a range of their own when they have MAX_BATCH_BYTES.
         """
         column = values_at(batch, self._place)
-        data, paths = image_bytes(column), paths_without_bytes(column)
+        data, paths = self._without_base64(image_bytes(column), paths_without_bytes(column))
         if paths is None:
             yield 0, batch.num_rows, _within_limit(data, self._options)
             return
@@ -76,6 +80,26 @@ class ImageColumn:
                 if num_bytes >= MAX_BATCH_BYTES or start + len(found) == batch.num_rows:
                     yield start, start + len(found), self._joined(data.slice(start, len(found)), found)
                     start, num_bytes, found = start + len(found), 0, []
+
+    def _without_base64(
+        self, data: pa.Array, paths: list[str | None] | None
+    ) -> tuple[pa.Array, list[str | None] | None]:
+        """Turn bytes that are a picture's base64, or a `data:` URI, into paths; these are fetched by decoding them.
+
+        The first value that is not null decides whether the others are looked at.
+        """
+        if self._is_base64 is None:
+            first = next((value for value in data if value.is_valid), None)
+            self._is_base64 = (
+                None if first is None else is_inline(first.as_buffer()[:_HEAD].to_pybytes().decode("latin-1"))
+            )
+        if not self._is_base64:
+            return data, paths
+        found = (value and value.decode("latin-1") for value in data.to_pylist())
+        texts = [text if text and is_inline(text) else None for text in found]
+        is_text = pa.array([text is not None for text in texts])
+        both = [text or path for text, path in zip(texts, paths or [None] * len(texts), strict=True)]
+        return pc.if_else(is_text, None, data), both if any(both) else None
 
     def _joined(self, data: pa.Array, found: list[dict[str, Any]]) -> Images:
         """Put the fetched images beside those that the file holds."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.clip.picture_formats import picture_format
+from clip_transforms.shards.inline import is_inline
 from clip_transforms.shards.kinds import kind_of
 from clip_transforms.shards.parquet_images import image_bytes, paths_without_bytes
 from clip_transforms.shards.places import column_of, values_at
@@ -22,7 +23,7 @@ _BEGINNING = 64  # bytes
 
 
 def begin_as_pictures(parquet: pq.ParquetFile, places: Sequence[str]) -> list[str]:
-    """Return those places where one of the first values begins with the magic number of a picture.
+    """Return those places where one of the first values begins with the magic number of a picture, also as base64.
 
     Where a value has a path and no bytes, the extension of the path decides.
     """
@@ -40,7 +41,8 @@ def _are_pictures(parquet: pq.ParquetFile, group: int, place: str) -> Iterator[b
             values = values_at(batch, place)
             for value in image_bytes(values).drop_null():
                 found += 1
-                yield picture_format(value.as_buffer()[:_BEGINNING].to_pybytes()) is not None
+                start = value.as_buffer()[:_BEGINNING].to_pybytes()
+                yield picture_format(start) is not None or is_inline(start.decode("latin-1"))
             for path in paths_without_bytes(values) or ():
                 if path is not None:
                     found += 1

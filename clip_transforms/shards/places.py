@@ -16,12 +16,16 @@ _INDEX = re.compile(r"\[(\d{1,9})\]")
 
 def type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
     """Return the type at a place; None if there is no such place."""
+    if name in schema.names:
+        return schema.field(name).type
     found = _resolve(pa.struct(list(schema)), f".{name}")
     return None if found is None else found[1]
 
 
 def column_of(schema: pa.Schema, name: str) -> str:
     """Return the column that a place lies in."""
+    if name in schema.names:
+        return name
     found = _resolve(pa.struct(list(schema)), f".{name}")
     if found is None:
         raise KeyError(name)
@@ -30,6 +34,8 @@ def column_of(schema: pa.Schema, name: str) -> str:
 
 def values_at(batch: pa.RecordBatch, name: str) -> pa.Array:
     """Return the values at a place, one per row; null where a struct on the way is null or a list is too short."""
+    if name in batch.schema.names:
+        return batch.column(name)
     found = _resolve(pa.struct(list(batch.schema)), f".{name}")
     if found is None:
         raise KeyError(name)

@@ -220,6 +220,6 @@ class _Group:
         }
         for column in self.options.columns:
             member = self.others.get(column.field.lower())
-            sample[column.name] = fields.get(column.field) if member is None else member
+            sample[column.name] = json_field(fields, column.field) if member is None else member
         self.seen.add(sample, (*(f".{extension}" for extension in self.unread if extension), *field_names(fields)))
         return sample

@@ -1,5 +1,6 @@
 """Pictures in Parquet files: by path, in nested columns, of many types, and found by their bytes."""
 
+import base64
 import json
 
 import count_sources
@@ -431,3 +432,52 @@ def test_the_independent_count_agrees_on_pictures_by_path_by_bytes_and_in_types(
         embed(path, output=tmp_path / f"out-{path.stem}", flags=["--max_reject_fraction", "1"])
         result = read_run(str(tmp_path / f"out-{path.stem}"))
         assert count_sources.compare(result, [str(path)]) == [], path
+
+
+def test_dotted_names_work_in_a_listing_in_parquet_too(with_files, tmp_path):
+    rows = [
+        {"uri": path, "said": [text], "id": f"k{i}"} for i, (path, text) in enumerate(zip(PATHS, TEXTS, strict=True))
+    ]
+    path = write(with_files / "l.parquet", sample=rows, n=list(range(4)))
+    options = ReaderOptions(
+        image_column="sample.uri",
+        caption_column="sample.said[0]",
+        key_column="sample.id",
+        columns=(Column("id", "sample.id"),),
+    )
+    rows, notes, errors = read(path, tmp_path, options)
+    assert not notes and not errors and images_of(rows) == PICTURES
+    assert [(row["key"], row["caption"], row["id"]) for row in rows] == [(f"k{i}", TEXTS[i], f"k{i}") for i in range(4)]
+    assert "--columns sample.x is not a column" in refusal(
+        path, image_column="sample.uri", columns=(Column("x", "sample.x"),)
+    )
+
+
+BASE64 = {
+    "base64": base64.b64encode,
+    "url-safe": base64.urlsafe_b64encode,
+    "in lines": base64.encodebytes,
+    "data URI": lambda data: b"data:image/jpeg;base64," + base64.b64encode(data),
+}
+
+
+@pytest.mark.parametrize("name", ["image", "picture"])
+@pytest.mark.parametrize("form", BASE64)
+def test_base64_in_a_column_of_bytes_is_the_picture(form, name, tmp_path):
+    values = [BASE64[form](PICTURES[0]), PICTURES[1], None, BASE64[form](b"x" * 6_000), b"/9j/ no base64"]
+    if name == "picture":
+        values = values[:3]
+    path = write(tmp_path / "a.parquet", **{name: values, "n": list(range(len(values)))})
+    rows, notes, _ = read(path, tmp_path, ReaderOptions(max_image_bytes=5_000), batch_size=2)
+    whole = BASE64[form](b"x" * 6_000)
+    expected = [PICTURES[0], PICTURES[1], None, "image too large", b"/9j/ no base64"]
+    assert images_of(rows) == expected[: len(values)] and len(whole) > 6_000
+    assert [row["metadata"] for row in rows] == [f'{{"n": {i}}}' for i in range(len(values))]
+
+
+def test_a_data_uri_as_a_path_and_base64_as_bytes_of_a_struct(tmp_path):
+    text = base64.b64encode(PICTURES[0])
+    values = [{"bytes": text, "path": None}, {"bytes": None, "path": f"data:image/jpeg;base64,{text.decode()}"}]
+    rows, _, _ = read(write(tmp_path / "a.parquet", image=pa.array(values, IMAGE)), tmp_path)
+    assert images_of(rows) == [PICTURES[0]] * 2
+    assert [row["image:uri"] for row in rows] == ["a picture as base64", "data:image/jpeg;base64"]

@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_folder, make_parquet, make_tar, picture
+from conftest import make_folder, make_parquet, make_tar, picture, write_tar
 from reading import read, write_side_files
 
 from clip_transforms.shards.inventory import take_inventory
@@ -222,3 +222,16 @@ def test_a_column_that_is_only_called_like_a_caption_is_passed_over(caption, tmp
 def test_a_key_of_bytes_becomes_text_and_a_nested_column_is_no_key(tmp_path):
     assert read(parquet(tmp_path, image=[b"1"], uid=[b"\xff1"]), tmp_path)[0][0]["key"] == "\ufffd1"
     assert read(parquet(tmp_path, image=[b"1"], key=[["a"]]), tmp_path)[0][0]["key"] == "0"
+
+
+def test_a_column_of_ones_own_may_lie_inside_an_object_of_json(tmp_path):
+    fields = json.dumps({"meta": {"licence": "cc0", "tags": ["a", "b"]}, "n.m": 1})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.jpg").write_bytes(picture(0))
+    (tmp_path / "photos" / "0.json").write_text(fields)
+    write_tar(tmp_path / "a.tar", [("0.jpg", picture(0)), ("0.json", fields.encode())])
+    (tmp_path / "l.jsonl").write_text(fields[:-1] + ', "uri": "photos/0.jpg"}\n')
+    columns = (Column("licence", "meta.licence"), Column("tag", "meta.tags[1]"), Column("n", "n.m", "int8"))
+    for path in ("photos", "a.tar", "l.jsonl"):
+        ((row,), notes, _) = read(tmp_path / path, tmp_path, ReaderOptions(columns=columns))
+        assert (row["licence"], row["tag"], row["n"], row["image"]) == ("cc0", "b", 1, picture(0)), path
