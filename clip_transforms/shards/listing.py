@@ -27,7 +27,7 @@ from clip_transforms.shards.fetch import shown
 from clip_transforms.shards.fetch_ahead import fetch_in_order
 from clip_transforms.shards.hive import fill_in_all
 from clip_transforms.shards.inline import is_inline, without_pictures
-from clip_transforms.shards.json_fields import field_names, json_field, outer_field
+from clip_transforms.shards.json_fields import SeenFields, field_names, json_field, outer_field
 from clip_transforms.shards.parquet_columns import listing_columns
 from clip_transforms.shards.records import Record
 from clip_transforms.shards.row_groups import open_parquet
@@ -74,12 +74,26 @@ def _samples_of(
     with storage.open_input(storage.join(plan_folder, unit.uri)) as file:
         parquet = open_parquet(file)
         offers = parquet.schema_arrow.metadata[OFFERS].decode().split()
-        for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
-            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                record = Record(*values)
-                if record.text is None:
-                    raise ShardError("unreadable", record.problem or "")
-                yield _sample(record, options, offers, notes)
+        seen = SeenFields()
+        try:
+            for batch in parquet.iter_batches(256, list(range(unit.start, unit.stop)), use_threads=False):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    record = Record(*values)
+                    if record.text is None:
+                        raise ShardError("unreadable", record.problem or "")
+                    sample, uri = _sample(record, options, offers, notes)
+                    seen.add({**sample, "image": uri}, _fields_left(sample, options))
+                    yield sample, uri
+        finally:
+            if offers == ["image"]:  # a listing of captions alone is nothing unusual
+                seen.note(notes)
+
+
+def _fields_left(sample: dict[str, Any], options: ReaderOptions) -> Iterator[str]:
+    """Yield the fields of a row that are neither image nor caption."""
+    fields = json.loads(sample.get("metadata") or "{}")
+    uri = listing_columns(list(fields), options).uri
+    yield from (name for name in field_names(fields) if name != uri)
 
 
 def _sample(

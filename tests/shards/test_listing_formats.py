@@ -478,6 +478,8 @@ def test_a_run_over_all_of_them_balances_with_the_independent_count(listed, embe
 def test_a_listing_without_captions_names_the_fields_that_it_has(listed, tmp_path):
     rows, notes = listed("l.csv", "image,alt,n\nimages/0.jpg,a star,1\nimages/1.jpg,,2\n")
     assert len(rows) == 2 and notes == {"field.alt": 1, "field.n": 2}
+    assert listed("l.csv", "caption,n\na,1\n")[1] == {}
+    assert listed("l.csv", "image,caption,n\nimages/0.jpg,,1\n")[1] == {}
 
 
 def test_json_that_no_picture_has_is_named_in_the_first_line(listed, tmp_path):
