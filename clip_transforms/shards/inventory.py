@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import operator
 import posixpath
-from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Protocol
 
@@ -29,8 +28,9 @@ from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
 from clip_transforms.shards.parquet_files import ParquetFiles, sort_parquet
 from clip_transforms.shards.places import is_among, paths_of
+from clip_transforms.shards.refusals import nothing_to_read, refuse_two_kinds
 from clip_transforms.shards.skipping import Skipping
-from clip_transforms.shards.unit import IMAGE_EXTENSIONS, UNLISTED, PlanError, ReaderOptions, Unit, part_name, with_cure
+from clip_transforms.shards.unit import UNLISTED, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
 
 
@@ -93,7 +93,7 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
     for pattern, group in itertools.groupby(sources, key=operator.attrgetter("pattern")):
         of_pattern = list(group)
         if not sum([_take(inventory, source, options, taken, beside, skipping) for source in of_pattern]):
-            empty.append(_nothing_to_read(pattern, of_pattern, options.input_format, skipping))
+            empty.append(nothing_to_read(pattern, of_pattern, options.input_format, skipping))
             # An output among the inputs is fine, as in the second run of `--input web/* --output web/out`.
             if not all(_without_datasets(source.files)[1] for source in of_pattern):
                 raise empty[0]
@@ -140,7 +140,7 @@ def _take(
     shards = [*tars, *tfrecords, *(file for file, _ in parquet.images)]
     images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not shards) else []
     if wanted == "auto" and shards:
-        _refuse_two_kinds(name, root, kinds["image"], tars, tfrecords, parquet)
+        refuse_two_kinds(name, root, kinds["image"], tars, tfrecords, parquet)
     listings: list[tuple[FileInfo, pa.Schema | None]] = []
     if wanted == "listing" or (wanted == "auto" and not shards and not images):
         listings = [*((file, None) for file in kinds["listing"]), *parquet.listings]
@@ -212,44 +212,6 @@ def _json_listings(kinds: dict[str, list[FileInfo]], is_folder: bool, wanted: st
     return without_picture(kinds["json"], kinds["image"]) if alone or not is_folder or wanted == "listing" else []
 
 
-def _refuse_two_kinds(
-    name: str,
-    root: str,
-    pictures: Sequence[FileInfo],
-    tars: Sequence[FileInfo],
-    tfrecords: Sequence[FileInfo],
-    parquet: ParquetFiles,
-) -> None:
-    """Refuse pictures beside shards, unless they lie in a folder of a shard's name and so belong to it.
-
-    Raises:
-        PlanError: with both counts.
-    """
-    kinds = {"webdataset": tars, "tfrecord": tfrecords, "parquet": [file for file, _ in parquet.images]}
-    there = {kind: files for kind, files in kinds.items() if files}
-    stems = {stem(file.uri) for files in there.values() for file in files}
-    strays = [picture for picture in pictures if not any(folder in stems for folder in _folders_above(picture, root))]
-    if not strays:
-        return
-    shards = " and ".join(
-        f"{counted(len(files), f'{kind} shard')} ({posixpath.basename(files[0].uri)}{', …' if len(files) > 1 else ''})"
-        for kind, files in there.items()
-    )
-    what = posixpath.basename(strays[0].uri) + (", …" if len(strays) > 1 else "")
-    raise PlanError(
-        f"--input {name} holds {counted(len(strays), 'picture')} ({text_of(what)}) beside {text_of(shards)}; "
-        f"--input_format folder takes the pictures, --input_format {' or '.join(there)} the shards, and --exclude GLOB "
-        "leaves files out; to embed all, give a glob of the pictures and a glob of the shards as two inputs"
-    )
-
-
-def _folders_above(file: FileInfo, root: str) -> Iterator[str]:
-    folder = posixpath.dirname(file.uri)
-    while len(folder) > len(root):
-        yield folder
-        folder = posixpath.dirname(folder)
-
-
 def _take_images(
     inventory: Inventory,
     name: str,
@@ -291,44 +253,6 @@ def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], tuple[str,
     """Drop outputs of this program, which may lie below an input; return the other files, and the outputs' folders."""
     outputs = tuple(f"{posixpath.dirname(f.uri)}/" for f in files if posixpath.basename(f.uri) == "_dataset.json")
     return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, outputs
-
-
-def _nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str, skipping: Skipping) -> PlanError:
-    listed = [file for source in sources for file in source.files]
-    kept = [skipping.keep(source.files, source.root, source.pattern, source.below.skipped) for source in sources]
-    if not any(files for files, _ in kept) and any(left := [skipped.describe() for _, skipped in kept]):
-        return PlanError(
-            f"--input {pattern} holds nothing that is not left out{next(filter(None, left))}; give such a folder as "
-            "--input itself, or omit --exclude"
-        )
-    if not listed:
-        return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
-    arrow = [file.uri for file in listed if kind_of(file.uri) == ".arrow"]
-    if arrow:
-        return _arrow_files(pattern, arrow[0], {file.uri for file in listed})
-    if input_format != "auto":
-        return PlanError(f"--input {pattern} holds nothing for --input_format {input_format}; omit that flag")
-    pictures = ", ".join(IMAGE_EXTENSIONS)
-    kinds = Counter(kind_of(file.uri) for file in listed).most_common(3)
-    there = ", ".join(f"{count:,} {with_cure(kind)}" for kind, count in kinds)
-    return PlanError(
-        f"--input {pattern} holds no pictures ({pictures}), .tar, .tfrecord, .parquet, .csv, .tsv or .jsonl files, but "
-        f"{there}; "
-        "convert them, or check the path"
-    )
-
-
-def _arrow_files(pattern: str, uri: str, files: Container[str]) -> PlanError:
-    """Return the refusal of Arrow files, with what to do about those that `save_to_disk` of Hugging Face wrote."""
-    folder = posixpath.dirname(uri)
-    writer, cure = "", "write their tables with pyarrow.parquet.write_table"
-    if storage.join(folder, "state.json") in files:
-        writer = " written by save_to_disk of Hugging Face's datasets"
-        cure = f"run datasets.load_from_disk({folder!r}).to_parquet('NAME.parquet')"
-    return PlanError(
-        f"--input {pattern} holds Arrow files{writer} ({uri}), and these are not read; {cure}, and give the "
-        "Parquet file"
-    )
 
 
 def _check(inventory: Inventory, options: ReaderOptions) -> None:

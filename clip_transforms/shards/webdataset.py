@@ -31,6 +31,7 @@ from clip_transforms.shards.json_fields import SeenFields, count_unread, field_n
 from clip_transforms.shards.tar import Member, read_members
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
 
+_SHARED_KEY = "pictures that share a key, which ends at the first dot of a name, with others, and were not read"
 _NAMED = 5  # number of a key's images that a reject names
 
 
@@ -208,7 +209,7 @@ class _Group:
             for name in passed.names:
                 count_unread(name.removeprefix("."), self.notes)
         if candidates.count > 1:
-            self.notes["pictures that share a key with others, and were not read"] += candidates.count
+            self.notes[_SHARED_KEY] += candidates.count
         if not candidates.count and self.others_images:
             self.notes["keys whose only images have another extension than --image_extension"] += 1
         sample = {

@@ -206,7 +206,9 @@ def test_dots_in_names_are_explained_with_the_key_that_came_of_them(tmp_path):
     assert message.startswith("6 images under the key 'www' (.site.com_0.jpg, ")
     assert "a key ends at the first dot of a member's name" in message
     assert "if each is a sample of its own, rename the members so that the only dot is before the extension" in message
-    assert notes["pictures that share a key with others, and were not read"] == 6
+    assert (
+        notes["pictures that share a key, which ends at the first dot of a name, with others, and were not read"] == 6
+    )
     renamed = [(name.replace(".", "_", 2), data) for name, data in members]
     rows, _, _ = read(write_tar(tmp_path / "b.tar", renamed), tmp_path)
     assert [(row["key"], row["caption"]) for row in rows] == [(f"www_site_com_{i}", "a") for i in range(6)]
