@@ -456,3 +456,23 @@ def test_tars_in_other_compressions_are_shards(suffix, opener, tmp_path):
     (tmp_path / "in" / f"a{suffix}").write_bytes(opener.compress(whole))
     assert keys(tmp_path / "in", tmp_path) == ["000000", "000001"]
     assert plan(tmp_path / "in").detection == [f"{tmp_path}/in: 1 webdataset shard"]
+
+
+def test_captions_that_nobody_may_ask_for_are_absent(monkeypatch):
+    """S3 says 403, not 404, of what is not there to who may not list the bucket."""
+    memory = fsspec.filesystem("memory")
+    info = type(memory).info
+
+    def refused(self, path, **kwargs):
+        if not path.endswith(".jpg"):
+            raise PermissionError(path)
+        return info(self, path, **kwargs)
+
+    try:
+        memory.pipe("/bucket/1.jpg", picture(0))
+        monkeypatch.setattr(type(memory), "info", refused)
+        (unit,) = plan("memory://bucket/1.jpg").units
+        assert unit.num_bytes == len(picture(0))
+    finally:
+        monkeypatch.undo()
+        memory.rm("/bucket", recursive=True)
