@@ -27,7 +27,7 @@ from clip_transforms.shards.parquet_columns import (
     holds_bytes,
     image_column,
     key_column,
-    places_of_texts,
+    places_of_values,
 )
 from clip_transforms.shards.parquet_images import ImageColumn, Images
 from clip_transforms.shards.parquet_values import cast_column, python_values
@@ -58,7 +58,7 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
             if image is None or unit.stop > parquet.num_row_groups:
                 raise ShardError("unreadable", "it has no column of image bytes, or fewer rows than planned")
             if caption_column(schema, options) is None:
-                notes.update(f"{SEEN}{place}" for place in _other_texts(schema, image, options)[:_MAX_SEEN])
+                notes.update(f"{SEEN}{place}" for place in _other_fields(schema, image, options)[:_MAX_SEEN])
             groups = range(unit.start, unit.stop)
             folders = folder_values(unit.shard)
             column = ImageColumn(image, unit.shard, options)
@@ -73,10 +73,16 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
         raise shard_error(unit.uri, error) from error
 
 
-def _other_texts(schema: pa.Schema, image: str, options: ReaderOptions) -> list[str]:
-    """Return the places of texts that are neither the path of an image nor the key nor a column of the user's own."""
-    used = {f"{image}.path", key_column(schema, options), *(column.field for column in options.columns)}
-    return [place for place in places_of_texts(schema) if place not in used]
+def _other_fields(schema: pa.Schema, image: str, options: ReaderOptions) -> list[str]:
+    """Return the places of values that are neither the image nor the key nor a column of the user's own."""
+    used = {
+        image,
+        f"{image}[0]",
+        f"{image}.path",
+        key_column(schema, options),
+        *(column.field for column in options.columns),
+    }
+    return [place for place in places_of_values(schema) if place not in used]
 
 
 def _pieces(batch: pa.RecordBatch, options: ReaderOptions) -> Iterator[tuple[int, int]]:

@@ -104,19 +104,19 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     return name, index
 
 
-def places_of_texts(schema: pa.Schema) -> list[str]:
-    """Return the places that `--caption_column` could name, the first entry of a list among them."""
-    return [place for field in schema for place in _places_of_texts(field.name, field.type)]
+def places_of_values(schema: pa.Schema) -> list[str]:
+    """Return the places of values that are not binary, the first entry of a list among them."""
+    return [place for field in schema for place in _places_of_values(field.name, field.type)]
 
 
-def _places_of_texts(name: str, type_: pa.DataType) -> Iterator[str]:
-    if _is_text(_plain(type_)):
-        yield name
-    elif pa.types.is_struct(type_):
+def _places_of_values(name: str, type_: pa.DataType) -> Iterator[str]:
+    if pa.types.is_struct(type_):
         for place in range(type_.num_fields):
-            yield from _places_of_texts(f"{name}.{type_.field(place).name}", type_.field(place).type)
+            yield from _places_of_values(f"{name}.{type_.field(place).name}", type_.field(place).type)
     elif is_list(type_):
-        yield from _places_of_texts(f"{name}[0]", type_.value_type)
+        yield from _places_of_values(f"{name}[0]", type_.value_type)
+    elif not holds_bytes(type_):
+        yield name
 
 
 def several_captions(name: str) -> ColumnError:

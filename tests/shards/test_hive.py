@@ -72,7 +72,7 @@ def test_a_folders_value_is_cast_like_any_other(tmp_path):
         make_tar(tmp_path / f"year={year}" / "b.tar", 1)
     rows, notes, _ = read(tmp_path, tmp_path, ReaderOptions(columns=(Column("year", "year", "int16"),)))
     assert sorted((row["year"] for row in rows), key=str) == [2024, 2024, None, None, None, None]
-    assert notes == {"values that could not be cast": 2}
+    assert notes == {"values of --columns year:int16 that could not be cast": 2}
 
 
 def test_a_column_goes_before_a_folders_name_and_that_is_said_once(tmp_path):
