@@ -71,8 +71,10 @@ def workplace(tmp_path, tiny_checkpoint):
     (path / "colors.txt").write_text("red\nblue\n")
     (path / "moods.txt").write_text("cheerful\ngloomy\n")
     (path / "photos.csv").write_text("path,caption\n" + "".join(f"photos/{i:06d}.jpg,number {i}\n" for i in range(9)))
-    for folder in ("web", "more"):
+    for folder in ("web", "more", "demo"):
         (path / folder).mkdir()
+    for i in range(2):
+        make_tar(path / "demo" / f"scenes-{i}.tar", 4, first=50 + 4 * i)
     for i in range(10):
         make_tar(path / "web" / f"{i:05d}.tar", 2, first=2 * i)
     make_parquet(path / "more" / "a.parquet", 3)
