@@ -199,13 +199,12 @@ def described_folder(folder):
 
 @pytest.mark.parametrize("write", [described_tar, described_parquet, described_csv, described_folder])
 def test_the_note_names_the_fields_and_its_cure_cures(write, embed, tmp_path, capsys):
-    fields = "field description" if write is described_parquet else "fields description and width"  # texts alone
     source = write(tmp_path)
     embed(source, output=tmp_path / "out")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: no sample has")]
     assert line == (
-        f"note: no sample has a caption; samples have the {fields}; if one of them is meant, name it: "
-        "--caption_column NAME"
+        "note: no sample has a caption; samples have the fields description and width; if one of them is meant, name "
+        "it: --caption_column NAME"
     )
     embed(source, output=tmp_path / "out")
     assert line in capsys.readouterr().out, "a second run knows it from the parts"
