@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -70,6 +71,8 @@ def workplace(tmp_path, tiny_checkpoint):
     (path / "animals.txt").write_text("red star\nblue circle\n")
     (path / "colors.txt").write_text("red\nblue\n")
     (path / "moods.txt").write_text("cheerful\ngloomy\n")
+    coco = {"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": [{"image_id": 7, "caption": "a cat"}]}
+    (path / "captions_val2017.json").write_text(json.dumps(coco))
     (path / "photos.csv").write_text("path,caption\n" + "".join(f"photos/{i:06d}.jpg,number {i}\n" for i in range(9)))
     for folder in ("web", "more", "demo"):
         (path / folder).mkdir()

@@ -128,7 +128,10 @@ CASES = {
     "listing of lists": ([*INPUT, "lists.jsonl", "--caption_column", "captions"], ["captions[0]", "lists.jsonl"]),
     "listing column missing": ([*INPUT, "good.csv", "--columns", "a=x"], ["--columns x is not a column", "caption"]),
     "allow_uri": ([*INPUT, "good.csv", "--allow_uri", "example.com"], ["--allow_uri is 'example.com'", "https://"]),
-    "allow_uri without a listing": ([*GOOD, "--allow_uri", "https://x/"], ["--allow_uri https://x/ is for listings"]),
+    "allow_uri without a listing": (
+        [*GOOD, "--allow_uri", "https://x/"],
+        ["--allow_uri https://x/ is for Parquet files and listings"],
+    ),
     "list of inputs missing": ([*INPUT, "@gone.txt"], ["--input @gone.txt cannot be read"]),
 }
 ENVIRONMENT = {"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"}
