@@ -88,7 +88,8 @@ def unread_listings(files: list[FileInfo]) -> list[str]:
     are = "lies" if len(files) == 1 else "lie"
     return [
         f"note: {counted(len(files), 'listing')} ({posixpath.basename(files[0].uri)}{', …' if len(files) > 1 else ''}) "
-        f"{are} beside the pictures; if the captions are there, --input_format listing reads them with their pictures"
+        f"{are} beside the pictures; if the captions are there, with paths that begin in that folder, --input_format "
+        "listing reads them with their pictures"
     ]
 
 

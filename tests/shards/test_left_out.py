@@ -427,8 +427,8 @@ def test_a_listing_beside_pictures_without_captions_is_said_to_be_one(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.jpg,a cat\n1.jpg,a dog\n")
     assert plan(tmp_path).detection == [
         f"{tmp_path}: a folder of 2 pictures; not read: 1 listing (--input_format listing)",
-        "note: 1 listing (metadata.csv) lies beside the pictures; if the captions are there, --input_format listing "
-        "reads them with their pictures",
+        "note: 1 listing (metadata.csv) lies beside the pictures; if the captions are there, with paths that begin in "
+        "that folder, --input_format listing reads them with their pictures",
     ]
     rows, _, _ = read(tmp_path, tmp_path, ReaderOptions(input_format="listing"))
     assert [(row["image"] is not None, row["caption"]) for row in rows] == [(True, "a cat"), (True, "a dog")]

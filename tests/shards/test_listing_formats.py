@@ -485,8 +485,9 @@ def test_a_listing_without_captions_names_the_fields_that_it_has(listed, tmp_pat
 def test_json_that_no_picture_has_is_named_in_the_first_line(listed, tmp_path):
     (tmp_path / "images" / "0.json").write_text('{"n": 1}')
     (tmp_path / "images" / "captions.json").write_text("[]")
-    (line,) = take_inventory([str(tmp_path / "images")], ReaderOptions()).detection
+    line, note = take_inventory([str(tmp_path / "images")], ReaderOptions()).detection
     assert line.endswith(": a folder of 3 pictures; not read: 1 JSON file without a picture")
+    assert note.startswith("note: 1 listing (captions.json) lies beside the pictures")
 
 
 @pytest.mark.parametrize(
