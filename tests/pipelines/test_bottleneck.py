@@ -42,7 +42,7 @@ def slowed(owner, name):
         (slow_disk, "reading", "a disk or a bucket closer"),
         (slowed(decode, "_decode_into"), "decoding", "--fast_decode"),
         (slowed(ClipModel, "embed_images"), "the model", "a GPU makes it faster"),
-        (slowed(writing, "_fsync_folder"), "writing", "a faster disk for --output"),
+        (slowed(writing, "_fsync"), "writing", "a faster disk for --output"),
     ],
     ids=["slow disk", "slow decoder", "slow model", "slow output"],
 )

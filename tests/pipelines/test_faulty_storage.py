@@ -78,7 +78,7 @@ KEYS = ("AKIAFAKEFAKEFAKE", "c2VjcmV0")
 
 
 def test_credentials_are_in_no_message_no_run_json_and_no_part(embed, s3, tars, capfd, caplog):
-    flags = ["--s3_access_key_id", KEYS[0], f"--s3_secret_access_key={KEYS[1]}"]
+    flags = ["--", "--s3_access_key_id", KEYS[0], f"--s3_secret_access_key={KEYS[1]}"]
     embed(*tars, output="s3://bucket/out", flags=flags)
     s3.fault = lambda number, method, path: "403" if "/in/1.tar" in path else None
     embed(*tars, output="s3://bucket/damaged", flags=flags, code=3)
