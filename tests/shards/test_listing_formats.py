@@ -482,12 +482,14 @@ def test_a_listing_without_captions_names_the_fields_that_it_has(listed, tmp_pat
     assert listed("l.csv", "image,caption,n\nimages/0.jpg,,1\n")[1] == {}
 
 
-def test_json_that_no_picture_has_is_named_in_the_first_line(listed, tmp_path):
+def test_json_that_no_picture_has_is_named_and_read_as_a_listing_if_that_is_asked_for(listed, tmp_path):
     (tmp_path / "images" / "0.json").write_text('{"n": 1}')
-    (tmp_path / "images" / "captions.json").write_text("[]")
+    (tmp_path / "images" / "captions.json").write_text('[{"image": "0.jpg", "caption": "a star"}]')
     line, note = take_inventory([str(tmp_path / "images")], ReaderOptions()).detection
     assert line.endswith(": a folder of 3 pictures; not read: 1 JSON file without a picture")
     assert note.startswith("note: 1 listing (captions.json) lies beside the pictures")
+    rows, _, _ = read(tmp_path / "images", tmp_path, ReaderOptions(input_format="listing"))
+    assert [(row["image"], row["caption"]) for row in rows] == [(picture(0), "a star")]
 
 
 @pytest.mark.parametrize(
