@@ -49,7 +49,7 @@ def test_a_checkpoint_says_what_it_is_and_by_what(capsys, tmp_path):
 @pytest.mark.parametrize("name, sentence", [("", "model is an empty text"), ("hf://", "names neither a file nor a folder")])
 def test_a_name_of_nothing_is_one_sentence(name, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         models.main(["--check", name])
 
 
