@@ -46,7 +46,9 @@ def test_a_checkpoint_says_what_it_is_and_by_what(capsys, tmp_path):
     assert "activation     quick_gelu" in text and "whose header names the activation" in text
 
 
-@pytest.mark.parametrize("name, sentence", [("", "model is an empty text"), ("hf://", "names neither a file nor a folder")])
+@pytest.mark.parametrize(
+    "name, sentence", [("", "model is an empty text"), ("hf://", "names neither a file nor a folder")]
+)
 def test_a_name_of_nothing_is_one_sentence(name, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence):
