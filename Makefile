@@ -33,9 +33,10 @@ bench: $(VENV)/.test
 clean:
 	rm -rf $(VENV) demo
 
-# The demo needs no test tools. On Linux, torch from PyPI brings CUDA: 5.2 GB in .venv for the demo and 5.9 GB with
-# the test tools, where a build of torch for CPUs takes 2 GB. torch is asked for alone and first, so that an index which offers both builds can answer with the small one.
-# pip keeps a torch of this version that is installed in .venv already; README.md, "See it".
+# The demo needs no test tools. On Linux, torch from PyPI brings CUDA: 5.2 GB in .venv for the demo and 5.9 GB with the
+# test tools, where a build of torch for CPUs takes 2 GB. torch is asked for alone and first, so that an index which
+# offers both builds can answer with the small one. pip keeps a torch of this version that is installed in .venv already;
+# README.md, "See it".
 $(VENV)/.demo: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
