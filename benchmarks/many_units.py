@@ -69,14 +69,15 @@ def commit_all(root: Path, argv: list[str]) -> None:
     _run(["--input", str(first), "--output", str(one), *argv[4:]])
     settings = Settings((argv[1],), argv[3], ClipSpec("demo"))
     plan = plan_run(settings)
-    (part,) = (unit.part for unit in plan.units if unit.uri == str(first))
+    units = [planned.unit for planned in plan.units]
+    (part,) = (unit.part for unit in units if unit.uri == str(first))
     made = read_footer(part_uri(str(one), "embeddings", part))
     footer = {"fingerprint": made["fingerprint"], "provenance": made["provenance"]}
     job, folder = begin_run(plan, 1, ())
     with folder:
         make_folders(job.output, [])
         with multiprocessing.get_context("fork").Pool() as pool:
-            todo = ((PartSettings(job.output, job.folder, embeddings_schema(), footer), unit) for unit in plan.units)
+            todo = ((PartSettings(job.output, job.folder, embeddings_schema(), footer), unit) for unit in units)
             for _ in pool.imap_unordered(_commit, todo, 1000):
                 pass
 
