@@ -13,10 +13,10 @@ from clip_transforms.run.beam import Shared, beam
 from clip_transforms.run.begin import begin_run
 from clip_transforms.run.embed_units import PROGRESS, embed_run_classes, embed_task, load_embedder
 from clip_transforms.run.end import write_run
-from clip_transforms.run.folder import RunFolder
 from clip_transforms.run.job import Job
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.run.processes import count_processes, embed_in_processes
+from clip_transforms.run.run_folder import RunFolder
 from clip_transforms.run.settings import Settings
 from clip_transforms.run.summary import PartResult, RunSummary
 from clip_transforms.workers.lifetime import end_with

@@ -22,9 +22,9 @@ from clip_transforms.parts.manifest import (
     make_folders,
     write_dataset,
 )
-from clip_transforms.run.folder import RunFolder
 from clip_transforms.run.job import read_taxonomies, write_taxonomies
 from clip_transforms.run.over_parts import OverParts, PartsWork
+from clip_transforms.run.run_folder import RunFolder
 from clip_transforms.run.settings import Settings
 
 

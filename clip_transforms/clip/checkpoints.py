@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from clip_transforms import storage
 from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.folding import fold
-from clip_transforms.clip.layouts import Source, recognise
+from clip_transforms.clip.layouts import TensorSource, recognise
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.model_spec import Checkpoint, CheckpointError, ClipSpec, combined_sha256
 from clip_transforms.clip.torch_archive import ArchiveError, StoredTensor
@@ -122,7 +122,10 @@ def _open(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[mmap.mmap, StoredT
 
 
 def _tensor(
-    source: Source, tensors: Mapping[str, tuple[mmap.mmap, StoredTensor]], device: torch.device, dtype: torch.dtype
+    source: TensorSource,
+    tensors: Mapping[str, tuple[mmap.mmap, StoredTensor]],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Make one tensor of the model from the file's tensors. This is the only copy of the weights."""
     parts = [_view(*tensors[name]) for name in source.names]

@@ -24,14 +24,14 @@ _OTHERS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TensorSource:
     """The origin of one of our tensors: tensors of the file, joined along their first axis, perhaps transposed."""
 
     names: tuple[str, ...]
     transposed: bool = False
 
 
-def recognise(names: Iterable[str], key: str | None = None) -> tuple[str, dict[str, Source]]:
+def recognise(names: Iterable[str], key: str | None = None) -> tuple[str, dict[str, TensorSource]]:
     """Recognise a file's layout by the names of its tensors.
 
     Args:
@@ -51,11 +51,11 @@ def recognise(names: Iterable[str], key: str | None = None) -> tuple[str, dict[s
     if any(name.startswith("vision_model.") for name in found):
         return HUGGING_FACE, _from_hugging_face(found)
     if "text.token_embedding.weight" in found:
-        return CUSTOM_TEXT, {name.removeprefix("text."): Source((full,)) for name, full in found.items()}
-    return OPENAI, {name: Source((full,)) for name, full in found.items()}
+        return CUSTOM_TEXT, {name.removeprefix("text."): TensorSource((full,)) for name, full in found.items()}
+    return OPENAI, {name: TensorSource((full,)) for name, full in found.items()}
 
 
-def shape_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def shape_of(source: TensorSource, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape of the tensor that `source` makes."""
     first, *rest = (shapes[name] for name in source.names)
     if rest:
@@ -143,23 +143,23 @@ _IN_BLOCK = {
 }
 
 
-def _from_hugging_face(found: Mapping[str, str]) -> dict[str, Source]:
-    sources: dict[str, Source] = {}
+def _from_hugging_face(found: Mapping[str, str]) -> dict[str, TensorSource]:
+    sources: dict[str, TensorSource] = {}
     for name, full in found.items():
         stem, _, last = name.rpartition(".")
         if name in _SAME or stem in _SAME:
-            sources[_SAME.get(name) or f"{_SAME[stem]}.{last}"] = Source((full,))
+            sources[_SAME.get(name) or f"{_SAME[stem]}.{last}"] = TensorSource((full,))
         elif name in _TRANSPOSED:
-            sources[_TRANSPOSED[name]] = Source((full,), transposed=True)
+            sources[_TRANSPOSED[name]] = TensorSource((full,), transposed=True)
         elif match := _BLOCK.fullmatch(name):
             tower, number, part, kind = match.groups()
             block = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{number}"
             if part == "self_attn.q_proj":
                 parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
                 if all(p in found for p in parts):
-                    sources[f"{block}.attn.in_proj_{kind}"] = Source(tuple(found[p] for p in parts))
+                    sources[f"{block}.attn.in_proj_{kind}"] = TensorSource(tuple(found[p] for p in parts))
             elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
-                sources[f"{block}.{_IN_BLOCK.get(part, part)}.{kind}"] = Source((full,))
+                sources[f"{block}.{_IN_BLOCK.get(part, part)}.{kind}"] = TensorSource((full,))
         else:
-            sources[name] = Source((full,))  # superfluous; the check of shapes will say so
+            sources[name] = TensorSource((full,))  # superfluous; the check of shapes will say so
     return sources

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from clip_transforms import storage
 from clip_transforms.clip.architectures import PUBLISHED, Architecture
 from clip_transforms.clip.configurations import Configuration, read_configuration
-from clip_transforms.clip.layouts import OPENAI, Source, recognise, shape_of
+from clip_transforms.clip.layouts import OPENAI, TensorSource, recognise, shape_of
 from clip_transforms.clip.preprocess import Preprocessing
 from clip_transforms.clip.tensor_shapes import architecture_of
 from clip_transforms.clip.torch_archive import ArchiveError, StoredTensor
@@ -265,7 +265,7 @@ def _most_telling(passed_over: Mapping[str, str], error: str) -> str:
     return next(named, next(iter(passed_over.values())))
 
 
-def _check_numbers(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> None:
+def _check_numbers(sources: Mapping[str, TensorSource], tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse integer weights: a quantised model's weights mean nothing without their scales."""
     for name in (name for source in sources.values() for name in source.names):
         if "float" not in tensors[name].dtype:
@@ -289,7 +289,7 @@ def _check_sizes(configuration: Configuration, architecture: Architecture) -> No
             )
 
 
-def _shapes(sources: Mapping[str, Source], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(sources: Mapping[str, TensorSource], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     found = {name: shape_of(source, shapes) for name, source in sources.items()}
     if found.get("logit_scale") == (1,):  # open_clip's nonscalar_logit_scale and some training code store this shape

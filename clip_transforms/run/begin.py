@@ -20,9 +20,9 @@ from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same
 from clip_transforms.parts.footers import has_captions, taxonomy_names
 from clip_transforms.parts.manifest import check_taxonomies, clear_success, make_folders, read_dataset, write_dataset
-from clip_transforms.run.folder import RunFolder, new_run_id, writing
 from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
+from clip_transforms.run.run_folder import RunFolder, new_run_id, writing
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.inventory import SideFile
 from clip_transforms.shards.unit import Unit

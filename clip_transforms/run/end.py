@@ -14,8 +14,8 @@ from clip_transforms.parts.footers import part_names, part_uri, taxonomy_names
 from clip_transforms.parts.manifest import finish_run
 from clip_transforms.run.begin import Beginning
 from clip_transforms.run.committed import committed_now
-from clip_transforms.run.folder import remove_run_folder
 from clip_transforms.run.job import Job, read_units
+from clip_transforms.run.run_folder import remove_run_folder
 from clip_transforms.run.summary import RunSummary, speed, versions
 from schemas.samples import MODALITIES
 

@@ -18,7 +18,7 @@ from clip_transforms import storage
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.manifest import write_json
 from clip_transforms.run.beam import beam
-from clip_transforms.run.folder import RunFolder, new_run_id, remove_run_folder, writing
+from clip_transforms.run.run_folder import RunFolder, new_run_id, remove_run_folder, writing
 from clip_transforms.workers.lifetime import end_with
 from clip_transforms.workers.runner import is_direct
 

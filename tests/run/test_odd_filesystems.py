@@ -119,7 +119,7 @@ WRITE = textwrap.dedent(
     """
     import sys
     from clip_transforms import storage
-    from clip_transforms.run.folder import RunFolder
+    from clip_transforms.run.run_folder import RunFolder
     with RunFolder(sys.argv[1], "29990101-000000-new") as folder, folder.alone():
         storage.write_bytes(storage.join(sys.argv[1], "run.json"), b"{}", folder.uri)
     """
@@ -164,14 +164,14 @@ def test_a_lock_that_somebody_holds_is_no_missing_lock(on_odd, tmp_path):
     held = tmp_path / "out" / "_temporary" / "20200101-000000-alive"
     held.mkdir(parents=True)
     (held / "lock").write_text("")
-    code = f"from clip_transforms.run.folder import RunFolder as R; R({str(tmp_path / 'out')!r}, '29990101-0-new')"
+    code = f"from clip_transforms.run.run_folder import RunFolder as R; R({str(tmp_path / 'out')!r}, '29990101-0-new')"
     done = on_odd("-c", code, under=held, flock=errno.EACCES)
     assert (done.returncode, done.stderr) == (0, "") and held.exists()
 
 
 @pytest.mark.parametrize("mode", [0o444, 0o000], ids=["readable", "unreadable"])
 def test_the_lock_of_another_user_is_left_alone_for_a_week(mode):
-    from clip_transforms.run.folder import RunFolder
+    from clip_transforms.run.run_folder import RunFolder
 
     out = Path(tempfile.mkdtemp())  # not below tmp_path, which other users cannot enter
     names = {"29990101-000000-theirs": True, "20200101-000000-old": False}
@@ -197,7 +197,7 @@ def test_the_lock_of_another_user_is_left_alone_for_a_week(mode):
 
 def test_a_lock_is_released_before_its_folder_is_removed(tmp_path, monkeypatch):
     """NFS and CIFS keep a file that is open, and its folder with it."""
-    from clip_transforms.run import folder as module
+    from clip_transforms.run import run_folder as module
 
     remove, held = module.remove_run_folder, []
 

@@ -10,8 +10,8 @@ from conftest import ROOT, make_tar
 
 from clip_transforms import ClipSpec
 from clip_transforms.run.begin import begin_run
-from clip_transforms.run.folder import BeginError, RunFolder, new_run_id
 from clip_transforms.run.plan import plan_run
+from clip_transforms.run.run_folder import BeginError, RunFolder, new_run_id
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import PlanError
 
@@ -33,7 +33,7 @@ def test_a_living_run_is_left_alone_and_a_dead_one_is_removed(tmp_path):
     code = textwrap.dedent(
         f"""
         import sys
-        from clip_transforms.run.folder import RunFolder
+        from clip_transforms.run.run_folder import RunFolder
         folder = RunFolder({str(tmp_path)!r}, "20200101-000000-other")
         open(folder.uri + "/work", "w").close()
         print("ready", flush=True)
