@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
-from clip_transforms.clip.taxonomy import Taxonomies, Taxonomy, as_taxonomies, check_names
-from clip_transforms.labels.classes import check_classes, embed_classes
-from clip_transforms.labels.part import label_part, labels_footer, stale_labels
-from clip_transforms.parts.dataset import check_dataset
+from clip_transforms.clip.taxonomy import Taxonomies, as_taxonomies
+from clip_transforms.labels.classes import embed_classes
+from clip_transforms.labels.part import label_part, labels_footers
+from clip_transforms.labels.plan import LabelPlan, plan_labels
 from clip_transforms.parts.footers import part_uri
-from clip_transforms.parts.manifest import (
-    OutputError,
-    check_taxonomies,
-    clear_success,
-    existing_dataset,
-    make_folders,
-    write_dataset,
-)
+from clip_transforms.parts.manifest import finish_labels
 from clip_transforms.run.job import read_taxonomies, write_taxonomies
-from clip_transforms.run.over_parts import OverParts, PartsWork
+from clip_transforms.run.over_parts import Once, OverParts, Step, read_items, write_items
 from clip_transforms.run.run_folder import RunFolder
-from clip_transforms.run.settings import Settings
 
 
 def label_embeddings(
@@ -45,7 +38,7 @@ def label_embeddings(
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return LabelEmbeddings(dataset, taxonomies, model, **options).run_here()
+    return dict(LabelEmbeddings(dataset, taxonomies, model, **options).run_here())
 
 
 class LabelEmbeddings(OverParts):
@@ -58,130 +51,55 @@ class LabelEmbeddings(OverParts):
         model: ClipSpec | storage.Place | None = None,
         **options: Any,
     ):
-        """Take the arguments of `label_embeddings`; applying the transform looks at the dataset.
-
-        Raises:
-            ValueError: if an argument has a wrong type, or a taxonomy cannot be used.
-        """
+        """Take the arguments of `label_embeddings` and check their types; applying the transform looks at the dataset."""
         uri, classes = storage.as_uri(dataset, "dataset"), as_taxonomies(taxonomies)
         spec = None if model is None else ClipSpec.of(model)
         super().__init__(lambda: plan_labels(uri, classes, spec, **options))
 
-
-@dataclasses.dataclass(frozen=True)
-class LabelPlan:
-    """What must be labelled.
-
-    Attributes:
-        output: URI of the dataset.
-        taxonomies: taxonomies to label with.
-        checkpoint: the checkpoint of the dataset's embeddings.
-        top_labels: length of a label's `top`.
-        overwrite: whether a taxonomy may mean other classes than it did.
-        parts: names of the dataset's parts.
-        stale: part → taxonomies whose labels must be made.
-    """
-
-    output: str
-    taxonomies: tuple[Taxonomy, ...]
-    checkpoint: Checkpoint
-    top_labels: int
-    overwrite: bool
-    parts: tuple[str, ...]
-    stale: Mapping[str, list[str]]
-
-    @property
-    def items(self) -> Sequence[tuple[str, list[str]]]:
-        """(part, taxonomies) of each part to label."""
-        return sorted(self.stale.items())
-
-    def begin(self, folder: RunFolder) -> PartsWork:
-        """Write the taxonomies into the dataset; without its labels it is not complete."""
-        made = existing_dataset(self.output)
-        digests = {taxonomy.name: taxonomy.digest for taxonomy in self.taxonomies}
-        if not self.overwrite:
-            check_taxonomies(self.output, made, digests)
-        write_dataset(self.output, made["settings"], made["model"], {**made["taxonomies"], **digests}, folder.uri)
-        complete = storage.exists(storage.join(self.output, "_SUCCESS"))
-        clear_success(self.output)
-        make_folders(self.output, [f"labels/{name}" for name in digests])
-        write_taxonomies(folder.uri, self.taxonomies)
-        return _LabelWork(complete, self.output, folder.uri, self.checkpoint, digests, self.top_labels)
+    def begin(self, plan: LabelPlan, folder: RunFolder) -> _Labelling:
+        """Enter the taxonomies into the dataset, and leave what the workers need in the run's folder."""
+        complete = plan.enter(folder.uri)
+        write_taxonomies(folder.uri, plan.taxonomies)
+        write_items(folder.uri, sorted(plan.stale.items()))
+        return _Labelling(plan.output, plan.checkpoint, plan.digests, plan.top_labels, folder.uri, complete)
 
 
 @dataclasses.dataclass(frozen=True)
-class _LabelWork(PartsWork):
-    """How one part is labelled; `marks_success` is whether the dataset was complete before."""
+class _Labelling(Step):
+    """A run, and its step over the parts. `complete` is what `LabelPlan.enter` returned; the rest comes from the plan."""
 
-    marks_success: bool
     output: str
-    folder: str
     checkpoint: Checkpoint
     digests: Mapping[str, str]
     top_labels: int
+    folder: str
+    complete: bool
+    started: float = dataclasses.field(default_factory=time.time)
 
-    def prepare(self) -> dict[str, str]:
-        """Embed the classes; taxonomy → URI of its class embeddings."""
+    @property
+    def steps(self) -> list[Step]:
+        """Embed the classes once, then label the parts."""
+        return [Once(self._embed_classes), self]
+
+    def _embed_classes(self) -> dict[str, str]:
         return embed_classes(self.output, read_taxonomies(self.folder), self.checkpoint, "auto", self.folder)
 
-    def do_part(self, item: tuple[str, list[str]], prepared: Mapping[str, str]) -> tuple[str, int]:
+    def items(self, state: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield (part, {taxonomy: URI of its class embeddings})."""
+        return ((part, {name: state[name] for name in names}) for part, names in read_items(self.folder))
+
+    def do(self, item: tuple[str, Mapping[str, str]]) -> tuple[str, int]:
         """Label one part; its URI and its number of rows."""
-        part, names = item
-        footers = {name: labels_footer(name, digest, self.top_labels) for name, digest in self.digests.items()}
-        classes = {name: prepared[name] for name in names}
-        rows = label_part(self.output, self.folder, part, classes, footers, self.top_labels)
-        return part_uri(self.output, "embeddings", part), rows
+        footers = labels_footers(self.digests, self.top_labels)
+        rows = label_part(self.output, self.folder, *item, footers, self.top_labels)
+        return part_uri(self.output, "embeddings", item[0]), rows
 
     def summarise(self, result: tuple[str, int]) -> Counter:
         """Count the part and its rows."""
         return Counter(parts=1, rows=result[1])
 
     def finish(self, total: Counter) -> dict[str, Any]:
-        """Say what was labelled."""
-        return {"taxonomies": dict(self.digests), "labelled": {"parts": total["parts"], "rows": total["rows"]}}
-
-
-def plan_labels(
-    dataset: str,
-    taxonomies: Sequence[Taxonomy],
-    model: ClipSpec | None = None,
-    top_labels: int = Settings.top_labels,
-    overwrite: bool = False,
-) -> LabelPlan:
-    """Find the parts of a dataset whose labels are missing or stale.
-
-    Args:
-        dataset: URI of a folder that `EmbedShards` wrote.
-        taxonomies: taxonomies to label with.
-        model: the dataset's own checkpoint, if it was moved since the dataset was made.
-        top_labels: length of a label's `top`.
-        overwrite: whether a taxonomy may mean other classes than the existing labels of its name.
-    Raises:
-        ValueError: or one of its subclasses, with one sentence for the person who asked.
-    """
-    if not taxonomies:
-        raise ValueError("--taxonomy is missing: give at least one .json or .txt file with classes")
-    top_labels = storage.as_setting(top_labels, "top_labels", "int")
-    overwrite = storage.as_setting(overwrite, "overwrite", "bool")
-    if top_labels < 1:
-        raise ValueError(f"--top_labels is {top_labels}, but it must be 1 or more")
-    check_names(taxonomies)
-    output = storage.normalise(dataset)
-    made = existing_dataset(output)
-    check_classes(output, taxonomies)
-    spec = model or ClipSpec(made["model"])
-    spec = dataclasses.replace(spec, checkpoint_key=made["settings"].get("checkpoint_key"))
-    checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
-    if checkpoint.sha256 != made["settings"]["model"]:
-        same = spec.location == made["model"]
-        how = "is another file now" if same else f"is given, but {output} was made with --model {made['model']}"
-        raise OutputError(
-            f"--model {spec.model} {how}: its SHA-256 is {checkpoint.sha256}, and that of the dataset's checkpoint was "
-            f"{made['settings']['model']}; give the checkpoint that made the embeddings"
-        )
-    digests = {taxonomy.name: taxonomy.digest for taxonomy in taxonomies}
-    if not overwrite:
-        check_taxonomies(output, made, digests)
-    footers = check_dataset(output)
-    stale = stale_labels(output, footers, digests, top_labels)
-    return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(footers), stale)
+        """Write the run's own file below `runs/`, and `_SUCCESS` if the dataset was complete before."""
+        labelled = {"parts": total["parts"], "rows": total["rows"]}
+        content = {"taxonomies": dict(self.digests), "labelled": labelled, "seconds": time.time() - self.started}
+        return finish_labels(self.output, content, self.complete, self.folder)

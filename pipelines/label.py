@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
-from clip_transforms.label_embeddings import LabelPlan, plan_labels
+from clip_transforms.label_embeddings import LabelEmbeddings
+from clip_transforms.labels.plan import LabelPlan, plan_labels
 from clip_transforms.parts.counts import counted
-from clip_transforms.run.over_parts import OverParts
 from pipelines.command import DONE, FAILED
 from pipelines.command_line import UsageError
 from pipelines.launch import launch, make_pipeline
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print_plan(plan)
         return DONE
-    if plan.stale and not launch(pipeline, OverParts(lambda: plan)):
+    if plan.stale and not launch(pipeline, LabelEmbeddings.of(plan)):
         return FAILED
     done, skipped = len(plan.stale), len(plan.parts) - len(plan.stale)
     say(f"{counted(done, 'part')} labelled, {skipped:,} skipped, in {plan.output} ({names})")
@@ -53,7 +53,7 @@ def print_plan(plan: LabelPlan) -> None:
     """Print what a run would do."""
     done = len(plan.parts) - len(plan.stale)
     say(f"{counted(len(plan.parts), 'part')}: {len(plan.stale):,} to label, {done:,} done")
-    for part, taxonomies in plan.items[:_SHOWN]:
+    for part, taxonomies in sorted(plan.stale.items())[:_SHOWN]:
         say(f"  to label {part}  with {', '.join(taxonomies)}")
     if len(plan.stale) > _SHOWN:
         say(f"  … and {len(plan.stale) - _SHOWN:,} more")

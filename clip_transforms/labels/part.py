@@ -14,6 +14,7 @@ from clip_transforms.parts.reader import DatasetError
 from clip_transforms.parts.writer import LabelsWriter
 from schemas.provenance import Footer, decode_footer
 
+TOP_LABELS = 5  # default length of `top`
 _ROWS = 1024
 _COLUMNS = ["key", "shard", "row", "image_embedding"]
 
@@ -21,6 +22,16 @@ _COLUMNS = ["key", "shard", "row", "image_embedding"]
 def labels_footer(taxonomy: str, digest: str, top_labels: int) -> Footer:
     """Return the footer fields that only a labels part has, beside the fields that all parts of its unit share."""
     return {"taxonomy": taxonomy, "taxonomy_digest": digest, "top_labels": top_labels}
+
+
+def labels_footers(digests: Mapping[str, str], top_labels: int) -> dict[str, Footer]:
+    """Taxonomy → the footer fields that only its labels parts have.
+
+    Args:
+        digests: taxonomy → digest.
+        top_labels: length of a label's `top`.
+    """
+    return {name: labels_footer(name, digest, top_labels) for name, digest in digests.items()}
 
 
 def stale_labels(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,6 +132,23 @@ def finish_run(output: str, run: str, content: Mapping[str, Any], success: bool 
         storage.write_bytes(storage.join(output, "_SUCCESS"), b"", scratch)
     elif success is not None:
         clear_success(output)
+
+
+def finish_labels(output: str, content: Mapping[str, Any], complete: bool, scratch: str) -> dict[str, Any]:
+    """Write what a finished run of labels leaves: its own small file, which it returns, and `_SUCCESS`.
+
+    Args:
+        output: URI of the dataset.
+        content: what was labelled, and `seconds`.
+        complete: whether the dataset was complete before, so that it is again.
+        scratch: URI of the run's temporary folder, which has the run's id for a name.
+    """
+    run = posixpath.basename(scratch)
+    full = {"run": run, **content, "seconds": round(content["seconds"], 3)}
+    write_json(storage.join(output, "runs", f"{run}.json"), full, scratch)
+    if complete:
+        storage.write_bytes(storage.join(output, "_SUCCESS"), b"", scratch)
+    return full
 
 
 def clear_success(output: str) -> None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from clip_transforms.labels.batch import Classifier, label_batch
 from clip_transforms.labels.classes import embed_classes, read_classifier
-from clip_transforms.labels.part import label_part, labels_footer
+from clip_transforms.labels.part import label_part, labels_footers
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.writer import PartSettings, UnitWriter
 from clip_transforms.run.job import Job, PlannedUnit, read_taxonomies, read_units
@@ -88,7 +88,7 @@ def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartRes
 
 def label_footers(job: Job) -> dict[str, Footer]:
     """Taxonomy → the entries that only its labels parts have in their footers."""
-    return {name: labels_footer(name, digest, job.settings.top_labels) for name, digest in job.taxonomies.items()}
+    return labels_footers(job.taxonomies, job.settings.top_labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,47 +1,51 @@
 """Work over the parts of a finished dataset, with Beam and without: what every verb but `embed` has in common.
 
-A verb supplies two small classes. Its *plan* is made on the launcher and says which parts are to be done. Its *work* is
-sent to every worker and says what is done with one of them. Names of parts cross the edges between the steps, and small
-results; rows and vectors never do.
+A verb supplies a *plan*, which is made on the launcher and refuses whatever is wrong, and a list of *steps*, which are
+sent to every worker. A step goes over some items, mostly the names of parts, and adds up a small result of each. Names
+and small results cross the edges between the steps; rows and vectors never do.
 """
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from clip_transforms import storage
 from clip_transforms.parts.counts import add
-from clip_transforms.parts.manifest import write_json
 from clip_transforms.run.beam import beam
 from clip_transforms.run.run_folder import RunFolder, new_run_id, remove_run_folder, writing
 from clip_transforms.workers.lifetime import end_with
+from clip_transforms.workers.machine import cores
 from clip_transforms.workers.runner import is_direct
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class PartsWork:
-    """What a verb does with the parts. It is pickled and sent to every worker, so it must be small.
+
+class Step:
+    """One pass over some items. It is pickled and sent to every worker, so it must be small.
 
     Attributes:
-        marks_success: whether `_SUCCESS` is written when everything is done.
+        threaded: whether `do` may run in several threads of one process. The order of the results stays.
     """
 
-    marks_success: bool
+    threaded = False
 
-    def prepare(self) -> Any:
-        """Prepare a small value that every `do_part` call receives. This runs once."""
-
-    def do_part(self, item: Any, prepared: Any) -> Any:
-        """Do one part; a small result.
+    def items(self, state: Any) -> Iterable[Any]:
+        """Yield the items; each is small and holds what `do` needs.
 
         Args:
-            item: one of the plan's items.
-            prepared: the result of `prepare`.
+            state: what the step before returned from `after`; None for the first step.
         """
+        raise NotImplementedError
+
+    def do(self, item: Any) -> Any:
+        """Do one item; a small result."""
         raise NotImplementedError
 
     def summarise(self, result: Any) -> Any:
@@ -49,31 +53,66 @@ class PartsWork:
         return result
 
     def add(self, summaries: Iterable[Any]) -> Any:
-        """Add up summaries, and sums of them; the order must not matter."""
+        """Add up summaries, and sums of them, or none at all; the order must not matter."""
         return add(summaries)
 
-    def finish(self, total: Any) -> Mapping[str, Any]:
-        """Finish the run after the last part, and return the content of its own file."""
+    def after(self, state: Any, total: Any) -> Any:
+        """Return the state for the next step; it is small.
+
+        Args:
+            state: the state that this step began with.
+            total: the sum over its items.
+        """
         return total
 
 
-class PartsPlan(Protocol):
-    """Which parts are to be done. It is made on the launcher, and everything that is wrong is refused there."""
+@dataclasses.dataclass(frozen=True)
+class Once(Step):
+    """A step that is done once, on one worker: what it returns is the state for the next step.
+
+    Attributes:
+        function: what is done; it can be pickled.
+    """
+
+    function: Callable[[], Any]
+
+    def items(self, state: Any) -> list[None]:
+        """Return one item, which means nothing."""
+        return [None]
+
+    def do(self, item: None) -> list[Any]:
+        """Call the function; its result as a list, so that an empty sum is one too."""
+        return [self.function()]
+
+    def add(self, summaries: Iterable[list[Any]]) -> list[Any]:
+        """Return all results, of which there is one."""
+        return [result for summary in summaries for result in summary]
+
+    def after(self, state: Any, total: list[Any]) -> Any:
+        """Return the result."""
+        return total[0]
+
+
+class Work(Protocol):
+    """What a run does: some steps, one after the other, and an end."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """At least one step."""
+
+    def finish(self, state: Any) -> Mapping[str, Any]:
+        """Finish after the last step, whose state this is, and return what the run has to tell."""
+
+
+class Plan(Protocol):
+    """What is to be done. It is made on the launcher, and everything that is wrong is refused there."""
 
     @property
     def output(self) -> str:
         """URI of the folder that the verb writes to, which may be the dataset itself."""
 
-    @property
-    def items(self) -> Sequence[Any]:
-        """A JSON value for each part that is to be done, with the part's name."""
-
-    def begin(self, folder: RunFolder) -> PartsWork:
-        """Let the output know that a run begins. Other runs of this output wait in the meantime.
-
-        Raises:
-            ValueError: if the output does not fit any more. Nothing is written then.
-        """
+    def finished(self) -> Mapping[str, Any] | None:
+        """Return what the run had to tell, if the same command has done everything before; otherwise None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,107 +120,132 @@ class _Run:
     """One run over the parts.
 
     Attributes:
-        output: URI of the folder that the verb writes to.
-        name: the run's id.
         folder: URI of its temporary folder.
         launcher: process id of the launcher.
-        started: seconds since 1970.
         work: the verb's work.
     """
 
-    output: str
-    name: str
     folder: str
     launcher: int
-    started: float
-    work: PartsWork
+    work: Work
 
-    @property
-    def items_uri(self) -> str:
-        """URI of the items. A hundred thousand names would make the graph too large for some runners."""
-        return storage.join(self.folder, "parts.json")
-
-    def finish(self, total: Any) -> dict[str, Any]:
-        """Finish the work, write the run's own file below `runs/`, and then `_SUCCESS`."""
-        seconds = round(time.time() - self.started, 3)
-        content = {"run": self.name, **self.work.finish(total), "seconds": seconds}
-        write_json(storage.join(self.output, "runs", f"{self.name}.json"), content, self.folder)
-        if self.work.marks_success:
-            storage.write_bytes(storage.join(self.output, "_SUCCESS"), b"", self.folder)
+    def finish(self, state: Any) -> Mapping[str, Any]:
+        content = self.work.finish(state)
         remove_run_folder(self.folder)
         return content
 
 
-def _begin(plan: PartsPlan, detached: bool) -> tuple[_Run, RunFolder]:
-    """Lock the output and begin a run in it."""
-    name = new_run_id()
-    folder = RunFolder(plan.output, name, detached)
-    try:
-        with folder.alone(), writing():
-            work = plan.begin(folder)
-            storage.make_folder(storage.join(plan.output, "runs"))
-        run = _Run(plan.output, name, folder.uri, os.getpid(), time.time(), work)
-        storage.write_bytes(run.items_uri, json.dumps(list(plan.items)).encode(), folder.uri)
-    except BaseException:
-        folder.close()
-        raise
-    return run, folder
+def write_items(folder: str, items: Sequence[Any]) -> None:
+    """Write the items of a step into the run's folder. All of them would make the graph too large for some runners."""
+    storage.write_bytes(storage.join(folder, "items.json"), json.dumps(items).encode(), folder)
 
 
-def _read_items(uri: str) -> Iterator[Any]:
-    yield from json.loads(storage.read_bytes(uri))
+def read_items(folder: str) -> Iterator[Any]:
+    """Read the items that `write_items` wrote; tuples have become lists."""
+    yield from json.loads(storage.read_bytes(storage.join(folder, "items.json")))
 
 
 class OverParts(beam.PTransform):
-    """Pipeline → PCollection of results, one a part: the base class of the transforms of such verbs.
+    """Pipeline → PCollection of the results of the last step: the base class of the transforms of such verbs.
+
+    A subclass says how to make the plan, and in `begin` what is done then.
 
     Attributes:
         run_folder: the run's folder, once it has begun. It is held while this object lives: the next run removes a
             run's folder only if its lock is free.
     """
 
-    def __init__(self, make_plan: Callable[[], PartsPlan]):
+    def __init__(self, make_plan: Callable[[], Plan]):
         """Do nothing yet; applying the transform calls `make_plan`."""
         super().__init__()
         self._make_plan = make_plan
         self.run_folder: RunFolder | None = None
 
-    def run_here(self) -> dict[str, Any]:
-        """Do the same in this process, without Beam; the content of the run's own file below `runs/`."""
-        run, self.run_folder = _begin(self._make_plan(), detached=False)
-        with self.run_folder:
-            prepared = run.work.prepare()
-            results = (run.work.do_part(item, prepared) for item in _read_items(run.items_uri))
-            return run.finish(run.work.add(run.work.summarise(result) for result in results))
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Return the transform of a plan that has been made."""
+        transform = cls.__new__(cls)
+        OverParts.__init__(transform, lambda: plan)
+        return transform
+
+    def begin(self, plan: Any, folder: RunFolder) -> Work:
+        """Let the output know that a run begins. Other runs of this output wait in the meantime.
+
+        Raises:
+            ValueError: if the output does not fit any more. Nothing is written then.
+        """
+        raise NotImplementedError
+
+    def _begin(self, plan: Plan, detached: bool) -> _Run:
+        """Lock the output and begin a run in it."""
+        folder = RunFolder(plan.output, new_run_id(), detached)
+        try:
+            with folder.alone(), writing():
+                run = _Run(folder.uri, os.getpid(), self.begin(plan, folder))
+        except BaseException:
+            folder.close()
+            raise
+        self.run_folder = folder
+        return run
+
+    def run_here(self) -> Mapping[str, Any]:
+        """Do the same in this process, without Beam; what the run has to tell."""
+        plan = self._make_plan()
+        if (content := plan.finished()) is not None:
+            return content
+        run = self._begin(plan, detached=False)
+        with cast(RunFolder, self.run_folder):
+            state = None
+            for step in run.work.steps:
+                results = _do_here(step, state)
+                state = step.after(state, step.add(step.summarise(result) for result in results))
+            return run.finish(state)
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection:
-        """Begin the run, and wire the pipeline that starts from the URI of its items."""
-        run, self.run_folder = _begin(self._make_plan(), detached=not is_direct(pipeline.pipeline.options))
-        prepared = pipeline | "Work" >> beam.Create([run.items_uri]) | beam.Map(lambda _: run.work.prepare())
-        results = (
-            pipeline
-            | "Plan" >> beam.Create([run.items_uri])
-            | "Parts" >> beam.FlatMap(_read_items)
-            | beam.Reshuffle()
-            | "DoPart" >> beam.ParDo(_DoPart(run), beam.pvalue.AsSingleton(prepared))
-        )
-        _ = (
-            results
-            | "Summarise" >> beam.Map(run.work.summarise)
-            | beam.CombineGlobally(run.work.add)
-            | "Finish" >> beam.Map(lambda total: run.finish(total) and None)
-        )
+        """Begin the run, and wire a chain of its steps."""
+        run = self._begin(self._make_plan(), detached=not is_direct(pipeline.pipeline.options))
+        state = pipeline | beam.Create([None])
+        for number, step in enumerate(run.work.steps):
+            results = (
+                state
+                | f"Items{number}" >> beam.FlatMap(step.items)
+                | f"Spread{number}" >> beam.Reshuffle()
+                | f"Do{number}" >> beam.ParDo(_Do(step, run.launcher))
+            )
+            total = (
+                results
+                | f"Summarise{number}" >> beam.Map(step.summarise)
+                | f"Add{number}" >> beam.CombineGlobally(step.add)
+            )
+            state = state | f"After{number}" >> beam.Map(step.after, beam.pvalue.AsSingleton(total))
+        _ = state | "Finish" >> beam.Map(lambda last: run.finish(last) and None)
         return results
 
 
-class _DoPart(beam.DoFn):
+def _do_here(step: Step, state: Any) -> Iterator[Any]:
+    """Do the items of a step in this process; their results, in order."""
+    if not step.threaded:
+        yield from map(step.do, step.items(state))
+        return
+    threads = cores()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+        for item in step.items(state):
+            waiting.append(pool.submit(step.do, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Do(beam.DoFn):
     """Item → result."""
 
-    def __init__(self, run: _Run):
-        self._run = run
+    def __init__(self, step: Step, launcher: int):
+        self._step, self._launcher = step, launcher
 
     def setup(self):
-        end_with(self._run.launcher)
+        end_with(self._launcher)
 
-    def process(self, item: Any, prepared: Any) -> Iterator[Any]:
-        yield self._run.work.do_part(item, prepared)
+    def process(self, item: Any) -> Iterator[Any]:
+        yield self._step.do(item)

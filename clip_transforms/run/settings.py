@@ -9,6 +9,7 @@ from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS, MAX_IMAGE_PIXELS
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
+from clip_transforms.labels.part import TOP_LABELS
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES
 
@@ -53,7 +54,7 @@ class Settings:
     taxonomies: tuple[Taxonomy, ...] = ()
     reader: ReaderOptions = dataclasses.field(default_factory=ReaderOptions)
     embedding_dtype: str = "float32"
-    top_labels: int = 5
+    top_labels: int = TOP_LABELS
     batch_size: int = 0
     max_image_pixels: int = MAX_IMAGE_PIXELS
     fast_decode: bool = False

@@ -270,13 +270,13 @@ def test_the_graph_does_not_grow_with_the_parts(dataset, taxonomy_file):
 
     import apache_beam as beam
 
+    from clip_transforms import LabelEmbeddings
     from clip_transforms.clip.taxonomy import Taxonomy
-    from clip_transforms.label_embeddings import plan_labels
-    from clip_transforms.run.over_parts import OverParts
+    from clip_transforms.labels.plan import plan_labels
 
     plan = plan_labels(str(dataset), [Taxonomy.load(taxonomy_file)])
     many = {f"part-{i:012d}": ["animals"] for i in range(20_000)}
-    transform = OverParts(lambda: dataclasses.replace(plan, stale=many))
+    transform = LabelEmbeddings.of(dataclasses.replace(plan, stale=many))
     pipeline = beam.Pipeline()
     _ = pipeline | transform
     transform.run_folder.close()
