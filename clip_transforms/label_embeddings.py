@@ -51,7 +51,7 @@ class LabelEmbeddings(OverParts):
         model: ClipSpec | storage.Place | None = None,
         **options: Any,
     ):
-        """Take the arguments of `label_embeddings` and check their types; applying the transform looks at the dataset."""
+        """Take the arguments of `label_embeddings`; applying the transform looks at the dataset."""
         uri, classes = storage.as_uri(dataset, "dataset"), as_taxonomies(taxonomies)
         spec = None if model is None else ClipSpec.of(model)
         super().__init__(lambda: plan_labels(uri, classes, spec, **options))
@@ -66,7 +66,7 @@ class LabelEmbeddings(OverParts):
 
 @dataclasses.dataclass(frozen=True)
 class _Labelling(Step):
-    """A run, and its step over the parts. `complete` is what `LabelPlan.enter` returned; the rest comes from the plan."""
+    """A run, and its step over the parts. `complete` is what `enter` returned; the rest comes from the plan."""
 
     output: str
     checkpoint: Checkpoint
