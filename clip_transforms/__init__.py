@@ -20,6 +20,8 @@ _HOMES = {
     "LabelEmbeddings": "label_embeddings",
     "label_embeddings": "label_embeddings",
     "Dataset": "parts.dataset",
+    "FilterEmbeddings": "filter_embeddings",
+    "filter_embeddings": "filter_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
 }

@@ -56,7 +56,7 @@ class ReadEmbeddings(beam.PTransform):
         """Create one element a part, spread them over the workers, and read each part where it is used."""
         dataset = Dataset.open(self._dataset)
         check_rows(dataset.uri, dataset.parts, self._rows)
-        check_labels(dataset.uri, dataset.parts, self._labels)
+        check_labels(dataset.uri, dataset.digests, self._labels)
         return (
             pipeline
             | beam.Create(dataset.parts)

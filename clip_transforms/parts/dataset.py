@@ -48,19 +48,29 @@ def check_dataset(output: str) -> dict[str, Footer]:
     return {name: footers[name] for name in names}
 
 
-def check_labels(output: str, parts: Sequence[str], taxonomies: Sequence[str]) -> None:
-    """Check that all parts have labels of these taxonomies, made of the same classes.
+def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[str]) -> None:
+    """Check that all parts have labels of these taxonomies, made from their embeddings and of the same classes.
 
+    Args:
+        output: URI of the dataset.
+        digests: part → digest, of all parts.
+        taxonomies: names of taxonomies.
     Raises:
         DatasetError: naming the taxonomy.
     """
     for taxonomy in taxonomies:
-        if missing := sorted(set(parts) - part_names(output, f"labels/{taxonomy}")):
+        makes = f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
+        if missing := sorted(set(digests) - part_names(output, f"labels/{taxonomy}")):
             raise DatasetError(
-                f"{output} has no labels/{taxonomy} for {len(missing)} of {len(parts)} parts, {missing[0]} among them; "
-                f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
+                f"{output} has no labels/{taxonomy} for {len(missing)} of {counted(len(digests), 'part')}, "
+                f"{missing[0]} among them; {makes}"
             )
-        labels = read_footers(output, f"labels/{taxonomy}", parts)
+        labels = read_footers(output, f"labels/{taxonomy}", sorted(digests))
+        if stale := [part for part in sorted(digests) if labels.get(part, {}).get("digest") != digests[part]]:
+            raise DatasetError(
+                f"{output} has labels/{taxonomy} made from other embeddings for {counted(len(stale), 'part')}, "
+                f"{stale[0]} among them; {makes}"
+            )
         if len({footer.get("taxonomy_digest") for footer in labels.values()}) > 1:
             raise DatasetError(
                 f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
@@ -121,6 +131,21 @@ class Dataset:
         return f"Dataset({self.uri!r}, {len(self.parts)} parts, embed_dim {self.embed_dim})"
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Part → digest of its rows, 64 hex digits."""
+        return {part: self._footers[part]["digest"] for part in self.parts}
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """Part → URI of the shard that it was made from."""
+        return {part: self._footers[part]["shard"] for part in self.parts}
+
+    @property
+    def fingerprint(self) -> str:
+        """What the dataset's settings come to, 32 hex digits; it is the same in all parts."""
+        return self._footers[self.parts[0]]["fingerprint"]
+
+    @property
     def embed_dim(self) -> int:
         """Number of values of an embedding, d."""
         return int(self.provenance["embed_dim"])
@@ -177,7 +202,7 @@ class Dataset:
         wanted = None if columns is None else storage.as_names(columns, "columns")
         taxonomies = storage.as_names(labels, "labels")
         check_rows(self.uri, self.parts, rows)
-        check_labels(self.uri, self.parts, taxonomies)
+        check_labels(self.uri, self.digests, taxonomies)
         for part in self.parts:
             yield read_table(self.uri, part, wanted, taxonomies, rows)
 

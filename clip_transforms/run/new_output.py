@@ -1,0 +1,139 @@
+"""The folder of its own that a verb writes: whose it is, what of it is there already, and when it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from clip_transforms import storage
+from clip_transforms.parts.dataset import Dataset
+from clip_transforms.parts.footers import part_names
+from clip_transforms.parts.manifest import OutputError, clear_success, write_json
+from schemas.provenance import FORMAT_VERSION, check_format
+
+_COMMAND, WORK = "_command.json", "_work"
+
+
+@dataclasses.dataclass(frozen=True)
+class NewOutput:
+    """An output folder of a verb over a dataset. `of` makes one and refuses what cannot be used.
+
+    `_command.json` says from the first moment what the folder is made of and how, so that the same command goes on
+    where it was killed, and another one is refused. `_SUCCESS` appears last.
+
+    Attributes:
+        uri: URI of the folder.
+        command: content of `_command.json`: the verb, its settings, and the dataset with a digest over all its parts.
+        record: name of the file that tells the outcome, such as `selection.json`.
+        folders: names of the folders that the verb fills.
+        overwrite: whether what another command made may be replaced.
+    """
+
+    uri: str
+    command: Mapping[str, Any]
+    record: str
+    folders: tuple[str, ...]
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls, output: storage.Place, dataset: Dataset, command: Mapping[str, Any], overwrite: bool, **names: Any
+    ) -> NewOutput:
+        """Look at a place that a verb shall write to.
+
+        Args:
+            output: a new or empty folder, or one of the same command.
+            dataset: the dataset that is read.
+            command: the verb under `verb`, and the settings that decide what it writes, as JSON values.
+            overwrite: whether what another command made may be replaced.
+            **names: `record` and `folders`, as the attributes.
+        Raises:
+            OutputError: if the folder lies in the dataset or around it, holds something else, or is another command's.
+        """
+        uri = storage.normalise(storage.as_uri(output, "output"))
+        source = {"dataset": dataset.uri, "fingerprint": dataset.fingerprint, "digest": digest_of(dataset.digests)}
+        content = json.loads(json.dumps({"format": FORMAT_VERSION, **command, **source}))
+        new = cls(uri, content, overwrite=storage.as_setting(overwrite, "overwrite", "bool"), **names)
+        if f"{uri}/".startswith(f"{dataset.uri}/") or f"{dataset.uri}/".startswith(f"{uri}/"):
+            raise OutputError(f"--output {uri} and the dataset {dataset.uri} lie in each other; give another folder")
+        storage.check_writable(uri)
+        new._check(new._made())
+        return new
+
+    def _made(self) -> dict[str, Any] | None:
+        """Read `_command.json`; None in a new or empty folder."""
+        place = storage.join(self.uri, _COMMAND)
+        if storage.exists(place):
+            try:
+                made = json.loads(storage.read_bytes(place))
+            except (ValueError, RecursionError):
+                made = None
+            if not isinstance(made, dict) or not {"verb", "digest"} <= made.keys():
+                raise OutputError(f"{place} is damaged; remove the folder, or give another --output")
+            check_format(made, place)
+            return made
+        if storage.exists(self.uri) and not storage.is_folder(self.uri):
+            raise OutputError(f"--output {self.uri} is a file, but it must be a folder, new or of the same command")
+        if others := sorted(name for name in storage.names_in(self.uri) if name != "_temporary"):
+            raise OutputError(f"--output {self.uri} holds something else ({others[0]}); give an empty or a new folder")
+        return None
+
+    def _check(self, made: Mapping[str, Any] | None) -> None:
+        """Refuse the folder of another command."""
+        if made is None or made == self.command or self.overwrite:
+            return
+        changed = [name for name in {**made, **self.command} if made.get(name) != self.command.get(name)]
+        cure = "give another --output, or --overwrite to replace what is there"
+        if changed == ["digest"]:
+            raise OutputError(f"{self.command['dataset']} has changed since --output {self.uri} was made; {cure}")
+        others = [name for name in changed if name not in ("digest", "fingerprint")]
+        difference = ", ".join(
+            f"{name} was {made.get(name)!r} and is {self.command.get(name)!r} now" for name in others
+        )
+        raise OutputError(f"--output {self.uri} was made by another command: {difference}; {cure}")
+
+    def finished(self, parts: Collection[str] = (), folder: str = "") -> Mapping[str, Any] | None:
+        """Return the content of the record if the same command has made everything; otherwise None.
+
+        Args:
+            parts: names of the parts that must be there, without extension.
+            folder: the folder that holds them.
+        """
+        if self._made() != self.command or not storage.exists(storage.join(self.uri, "_SUCCESS")):
+            return None
+        if parts and not set(parts) <= part_names(self.uri, folder):
+            return None
+        return json.loads(storage.read_bytes(storage.join(self.uri, self.record)))
+
+    def begin(self, scratch: str) -> None:
+        """Make the folder ready: what another command made goes, what the same one made stays.
+
+        Args:
+            scratch: URI of the run's temporary folder.
+        Raises:
+            OutputError: if another command has begun here in the meantime.
+        """
+        made = self._made()
+        self._check(made)
+        clear_success(self.uri)
+        if made != self.command:
+            for name in (self.record, *self.folders, WORK):
+                storage.remove(storage.join(self.uri, name))
+            write_json(storage.join(self.uri, _COMMAND), self.command, scratch)  # last: until then the old one holds
+        for name in self.folders:
+            storage.make_folder(storage.join(self.uri, name))
+
+    def finish(self, content: Mapping[str, Any], scratch: str) -> Mapping[str, Any]:
+        """Write the record and `_SUCCESS`, and return the record's content."""
+        storage.remove(storage.join(self.uri, WORK))
+        write_json(storage.join(self.uri, self.record), content, scratch)
+        storage.write_bytes(storage.join(self.uri, "_SUCCESS"), b"", scratch)
+        return content
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """Return one digest of part → digest, 64 hex digits. Another row anywhere in a dataset gives another."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()

@@ -1,0 +1,255 @@
+"""SQL expressions over the rows of a part: checked on the launcher, evaluated by DuckDB, fenced in.
+
+An expression sees the columns of one part and nothing else. DuckDB's parser says what it is, a list of kinds of nodes
+what it may hold, and the connection has no access to files, the network, extensions or Python's variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "python_enable_replacements": "false",
+    "error_on_division_by_zero": "false",  # x / 0 is null
+    "ieee_floating_point_ops": "false",  # and neither infinite nor NaN
+    "threads": "1",
+    "lock_configuration": "true",
+}
+# Kinds of nodes that look at nothing but the row. Not here: sub-selects, window functions, `*`, parameters.
+_ALLOWED = {
+    *("CONJUNCTION", "COMPARISON", "OPERATOR", "BETWEEN", "CONSTANT", "COLUMN_REF", "FUNCTION", "CASE", "CAST"),
+    "TYPE",
+}
+_NAMES = {
+    "SUBQUERY": "a sub-select",
+    "WINDOW": "a window function",
+    "STAR": "a *",
+    "PARAMETER": "a parameter",
+    "LAMBDA": "a lambda",
+}
+_COMPARING = {"COMPARISON", "BETWEEN"}
+_CLAUSES = ("where_clause", "group_expressions", "having", "sample", "qualify", "modifiers")
+_local = threading.local()
+
+
+class ExpressionError(ValueError):
+    """An expression that cannot be used, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expression:
+    """An expression that has been checked; `Expression.of` makes one. It is small and can be sent to workers.
+
+    Attributes:
+        flag: the flag that it came from, for messages.
+        text: what the user wrote.
+        sql: what DuckDB evaluates: the same, with literals beside float32 columns as float32.
+        columns: names of the columns of embeddings and labels that it reads, as `read_table` knows them.
+        is_float32: whether its values are float32.
+    """
+
+    flag: str
+    text: str
+    sql: str
+    columns: tuple[str, ...]
+    is_float32: bool
+
+    @classmethod
+    def of(cls, flag: str, text: str, schema: pa.Schema) -> Expression:
+        """Check an expression.
+
+        Args:
+            flag: `--where`, which must be true or false, or `--by`, which must be a number.
+            text: the expression.
+            schema: columns that there are; those of labels are called `<taxonomy>.<column>`.
+        Raises:
+            ExpressionError: if it is no expression of this kind, or reads something else than the columns.
+        """
+        tree = _parse(flag, text)
+        known = _known_columns(schema)
+        for node in _nodes(tree):
+            _check_node(flag, node, known)
+        columns = tuple(sorted({name for node in _nodes(tree) for name in _columns_of(node, known)}))
+        sql = _with_float32(text, tree, known, schema)
+        found = cls(flag, text, sql, columns, False)
+        empty = pa.table({name: pa.array([], schema.field(name).type) for name in columns})
+        kind = found.evaluate(empty).type
+        if flag == "--where" and not pa.types.is_boolean(kind):
+            raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be true or false for each row")
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if flag != "--where" and not (is_number or pa.types.is_boolean(kind)):
+            raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be a number for each row")
+        return dataclasses.replace(found, is_float32=pa.types.is_float32(kind))
+
+    def evaluate(self, table: pa.Table) -> pa.Array:
+        """Evaluate the expression on the rows of a table, in their order.
+
+        Args:
+            table: a table with its `columns`.
+        Returns:
+            A value for each row; bool for `--where`.
+        Raises:
+            ExpressionError: if DuckDB cannot evaluate it, for example since a text of a row is no number.
+        """
+        # `_row` keeps a table without columns from having no rows: `1 = 1` is an expression too.
+        rows = pa.table({"_row": pa.nulls(table.num_rows, pa.int8()), **_as_structs(table.select(self.columns))})
+        connection = _connection()
+        try:
+            connection.register("rows", rows)
+            value = connection.sql(f"SELECT (\n{self.sql}\n) AS value FROM rows").to_arrow_table().column("value")
+        except duckdb.Error as error:
+            raise ExpressionError(f"{self.flag} {self.text!r}: {_said(error)}") from None
+        finally:
+            connection.unregister("rows")
+        return value.combine_chunks()
+
+
+def _connection() -> duckdb.DuckDBPyConnection:
+    """Return the connection of this thread, which can reach nothing outside itself."""
+    if not hasattr(_local, "connection"):
+        _local.connection = duckdb.connect(":memory:", config=_SETTINGS)
+    return _local.connection
+
+
+def _said(error: Exception) -> str:
+    """Return DuckDB's reason in one line."""
+    return " ".join(str(error).split("\n\nLINE")[0].split())
+
+
+def _parse(flag: str, text: str) -> Any:
+    """Parse a text as one expression; DuckDB's tree of it."""
+    if not text.strip():
+        raise ExpressionError(f"{flag} is empty; give an expression over the columns, such as 'clip_score >= 0.28'")
+    found = json.loads(_connection().execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{text}\n)"]).fetchall()[0][0])
+    if found["error"] and found["error_type"] == "parser":
+        raise ExpressionError(f"{flag} {text!r} is not SQL: {' '.join(found['error_message'].split())}")
+    node = {} if found["error"] or len(found["statements"]) != 1 else found["statements"][0]["node"]
+    plain = node.get("type") == "SELECT_NODE" and not any(node.get(clause) for clause in _CLAUSES)
+    if not plain or node["cte_map"]["map"] or node["from_table"]["type"] != "EMPTY" or len(node["select_list"]) != 1:
+        raise ExpressionError(f"{flag} {text!r} is not one expression; it must be one, over the columns of a row")
+    return node["select_list"][0]
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield the nodes of an expression, each before those below it."""
+    if isinstance(tree, dict):
+        if "class" in tree:
+            yield tree
+        for below in tree.values():
+            yield from _nodes(below)
+    elif isinstance(tree, list):
+        for below in tree:
+            yield from _nodes(below)
+
+
+def _check_node(flag: str, node: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
+    """Refuse what looks at anything but the row, or would not give the same tomorrow."""
+    kind = node["class"]
+    if kind not in _ALLOWED:
+        raise ExpressionError(f"{flag} has {_NAMES.get(kind, kind.lower())}, but it may only use the columns of a row")
+    if kind == "COLUMN_REF" and not _columns_of(node, known):
+        name = ".".join(node["column_names"])
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ExpressionError(f"{flag} names {name}, but the dataset has no such column; {hint}")
+    if kind == "FUNCTION" and not node.get("is_operator") and node["function_name"].lower() not in _functions():
+        raise ExpressionError(
+            f"{flag} calls {node['function_name']}(), but it may only call functions that look at one row and always "
+            "give the same"
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _functions() -> frozenset[str]:
+    """Names of DuckDB's functions of one row whose result depends on nothing else."""
+    rows = duckdb.connect(":memory:", config=_SETTINGS).execute(
+        "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('scalar', 'macro') "
+        "GROUP BY function_name HAVING bool_and(function_type = 'macro' OR stability = 'CONSISTENT') "
+        "AND NOT bool_or(function_name LIKE 'pg\\_%' ESCAPE '\\' OR function_name LIKE 'current\\_%' ESCAPE '\\')"
+    )
+    return frozenset(name.lower() for (name,) in rows.fetchall())
+
+
+def _known_columns(schema: pa.Schema) -> dict[str, list[str]]:
+    """Lower-case name, as a user writes it → names of the columns it stands for; a taxonomy stands for all of its."""
+    known = {name.lower(): [name] for name in schema.names}
+    for name in schema.names:
+        taxonomy, dot, _ = name.partition(".")
+        if dot:
+            known.setdefault(taxonomy.lower(), []).append(name)
+    return known
+
+
+def _columns_of(node: Mapping[str, Any], known: Mapping[str, list[str]]) -> list[str]:
+    """Return the columns that a node names itself: the longest of its dotted names that is one."""
+    names = [name.lower() for name in node.get("column_names", ())]
+    return next((known[".".join(names[:n])] for n in range(len(names), 0, -1) if ".".join(names[:n]) in known), [])
+
+
+def _with_float32(text: str, tree: Any, known: Mapping[str, list[str]], schema: pa.Schema) -> str:
+    """Write the numbers that are compared with float32 columns alone as float32, as NumPy and DataComp read them.
+
+    `clip_score >= 0.29` then keeps a stored 0.29, whose float32 is a little less than the 0.29 of a float64.
+    """
+    data, cuts = text.encode(), set()
+    for node in _nodes(tree):
+        if node["class"] in _COMPARING or node["type"] in ("COMPARE_IN", "COMPARE_NOT_IN"):
+            below = list(_nodes(node))
+            types = [schema.field(name).type for one in below for name in _columns_of(one, known)]
+            if types and all(pa.types.is_float32(type_) for type_ in types):
+                cuts |= {_place(one) for one in below if one.get("literal", {}).get("kind") == "NUMERIC"}
+    for start, length in sorted(cuts, reverse=True):
+        number = data[start : start + length]
+        data = data[:start] + b"CAST('" + number + b"' AS FLOAT)" + data[start + length :]
+    return data.decode()
+
+
+def _place(node: Mapping[str, Any]) -> tuple[int, int]:
+    """Return where a literal stands in the user's text, in bytes."""
+    return node["query_location"] - len("SELECT (\n"), node["query_location_length"]
+
+
+def _as_structs(table: pa.Table) -> dict[str, pa.ChunkedArray | pa.Array]:
+    """Return the columns as DuckDB shall see them: a struct for each taxonomy, and null for NaN."""
+    plain: dict[str, Any] = {}
+    fields: dict[str, dict[str, pa.Array]] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        taxonomy, dot, field = name.partition(".")
+        if dot:
+            fields.setdefault(taxonomy, {})[field] = _readable(column.combine_chunks())
+        else:
+            plain[name] = _readable(column.combine_chunks())
+    structs = {name: pa.StructArray.from_arrays(list(of.values()), list(of)) for name, of in fields.items()}
+    return plain | structs
+
+
+def _readable(column: pa.Array) -> pa.Array:
+    """Return a column without what DuckDB reads in another way: dictionaries, NaN, float16."""
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode()
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    if pa.types.is_floating(column.type):
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_fixed_size_list(column.type) and pa.types.is_float16(column.type.value_type):
+        return column.cast(pa.list_(pa.float32(), column.type.list_size))
+    return column
+
+
+def names_of(expressions: Iterable[Expression | None]) -> Sequence[str]:
+    """Return the columns that some expressions read, sorted."""
+    return sorted({name for expression in expressions if expression for name in expression.columns})

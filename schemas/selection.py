@@ -1,0 +1,17 @@
+"""Define a selection: which rows of a dataset are kept, a part for each part of the dataset."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.embeddings import KEY, ROW, SHARD, described
+
+
+def selection_schema(by: pa.DataType | None = None) -> pa.Schema:
+    """Return the schema of `kept/parts/*.parquet`.
+
+    Args:
+        by: type of the values that rows were ranked by, float32 or float64; None if they were not ranked.
+    """
+    ranked = [] if by is None else [described("by", by, "the value that the row was ranked by", False)]
+    return pa.schema([KEY, SHARD, ROW, *ranked])
