@@ -42,7 +42,7 @@ $(VENV)/.demo: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the other packages into $(VENV): some minutes, and 6 GB of disk if torch brings CUDA, else 2 GB"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 # open_clip comes last and without its dependencies, for tests that read its files: its dependency torchvision cannot be

@@ -23,18 +23,18 @@ setup(
         "safetensors>=0.4.3",
         "tqdm>=4.66",
         "braceexpand>=0.1.7",
+        "duckdb>=2.0",  # the conditions of filter; the trees of earlier releases look otherwise
         "openai-clip>=1.0.1",  # only for its vocabulary file; the package is never imported
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow
         "aws": ["s3fs>=2024.6"],  # s3://
         "heic": ["pillow-heif>=1.1"],  # HEIC, as phones write it
-        "demo": ["duckdb"],
         "test": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
             *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
             "pillow-heif>=1.1",
-            *("duckdb", "polars", "pandas", "datasets", "transformers"),
+            *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],
     },

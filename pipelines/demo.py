@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
+
 from clip_transforms.demo.shards import write_demo_inputs
 from pipelines import embed
 from pipelines.command import DONE
@@ -37,16 +39,10 @@ def main(argv: Sequence[str]) -> int:
     """Draw the scenes that are missing, run the real command on them, and show the result.
 
     Raises:
-        UsageError: if there are arguments, or DuckDB is not installed.
+        UsageError: if there are arguments.
     """
     if argv:
         raise UsageError(f"{argv[0]!r} is an argument, but the demo takes none; omit it (the demo works in ./demo)")
-    try:
-        import duckdb
-    except ImportError:
-        raise UsageError(
-            "DuckDB is not installed, and the demo asks its last question with it; run pip install duckdb"
-        ) from None
     folder, out = Path("demo"), "demo/out"
     if written := write_demo_inputs(folder):
         say(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")

@@ -1,0 +1,96 @@
+"""What the commands over a finished dataset have in common: flags, and how they run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from clip_transforms.parts.counts import counted
+from clip_transforms.run.over_parts import OverParts, Plan
+from pipelines.command import DONE, FAILED
+from pipelines.command_line import Parser, UsageError
+from pipelines.launch import launch, make_pipeline
+from pipelines.options import EXIT_CODES, parse
+from pipelines.terminal import say
+
+
+def dataset_parser(name: str, description: str, output: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that all these commands have.
+
+    Args:
+        name: name of the command.
+        description: what it does, one sentence.
+        output: what `--output` is.
+    """
+    parser = Parser(
+        prog=f"python -m pipelines.{name}",
+        description=description,
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
+    add("--output", metavar="URI", help=f"(required) {output}, outside the dataset")
+    add(
+        "--selection",
+        action="extend",
+        nargs="+",
+        metavar="URI",
+        help="rows to look at: a folder that filter or deduplicate wrote, a .parquet or .csv file with the columns "
+        "shard and row, or a .txt file with a key a line; of several, the rows that all name (default: all rows)",
+    )
+    add("--overwrite", action="store_true", help="replace what another command made in --output")
+    return parser
+
+
+def run_over_dataset(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    make_plan: Callable[..., Plan],
+    transform: type[OverParts],
+    lines: Callable[[str, Mapping[str, Any]], Sequence[str]],
+) -> int:
+    """Run a command over a dataset and return its exit code.
+
+    Args:
+        parser: parser of the command; its flags have no defaults, and those given become arguments of `make_plan`.
+        argv: the command line.
+        make_plan: checks the arguments; the first two are the dataset and the output.
+        transform: the transform that carries the plan out.
+        lines: (output, content of the record) → the lines that are printed at the end.
+    Raises:
+        ValueError: if the command line, the dataset or the output is wrong; nothing was started or written then.
+    """
+    options, beam_options = parse(parser, argv)
+    given = vars(options)
+    for name, what in (("input", "the folder of a dataset that pipelines.embed wrote"), ("output", "a new folder")):
+        if not given.get(name):
+            raise UsageError(f"--{name} is missing: give {what}")
+    pipeline = make_pipeline(beam_options)
+    plan = make_plan(given.pop("input"), given.pop("output"), **given)
+    content = plan.finished()
+    before = content is not None
+    if content is None:
+        if not launch(pipeline, transform.of(plan)):
+            return FAILED
+        content = plan.finished()
+        if content is None:
+            say(f"the job goes on without this command; {plan.output}/_SUCCESS appears at its end")
+            return DONE
+    for line in lines(plan.output, content):
+        say(line)
+    if before:
+        say("nothing was left to do")
+    return DONE
+
+
+def selection_lines(output: str, content: Mapping[str, Any]) -> list[str]:
+    """Return the closing lines of a command that wrote a selection."""
+    counts = content["counts"]
+    kept = [f"{counts['kept']:,} kept"]
+    kept += [f"{number:,} dropped by {reason}" for reason, number in counts["dropped"].items()]
+    kept += [f"{counts['null']:,} null"] if counts["null"] else []
+    line = f"{counted(counts['seen'], 'row')} = {' + '.join(kept)}, in {output}"
+    return [line, *([] if counts["kept"] else ["note: the selection is empty"])]
