@@ -152,7 +152,9 @@ class _Cut:
 
     def described(self, dtype: np.dtype) -> dict[str, Any]:
         """Return what `selection.json` says of the cut."""
-        threshold = None if self.search is None else value_of(self.search.prefix, dtype)
+        threshold: float | str | None = None if self.search is None else value_of(self.search.prefix, dtype)
+        if threshold in (float("inf"), float("-inf")):
+            threshold = str(threshold)  # JSON has no infinity
         above = self.values if self.search is None else self.search.above
         return {"n": self.n, "values": self.values, "threshold": threshold, "above": above, "ties": self.ties}
 

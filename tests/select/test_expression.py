@@ -1,0 +1,161 @@
+"""SQL expressions: what they mean, and what they cannot reach."""
+
+import pyarrow as pa
+import pytest
+
+from clip_transforms.select.expression import Expression, ExpressionError
+
+LABELS = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("clip_score", pa.float32()),
+        ("width", pa.int32()),
+        ("price", pa.float64()),
+        ("licence", pa.string()),
+        ("image_embedding", pa.list_(pa.float16(), 2)),
+        ("animals.label", LABELS),
+        ("animals.probability", pa.float32()),
+        ("animals.top", pa.list_(pa.struct([("label", pa.string())]))),
+    ]
+)
+ROWS = pa.table(
+    [
+        pa.array(["a", "b", "c", "d"]),
+        pa.array([0.29, 0.28, None, float("nan")], pa.float32()),
+        pa.array([1, 2, 3, 4], pa.int32()),
+        pa.array([0.1, 0.2, 0.3, float("nan")]),
+        pa.array(["x", None, "y", "z"]),
+        pa.array([[1, 0], [0, 1], [1, 0], [1, 0]], pa.list_(pa.float32(), 2)).cast(pa.list_(pa.float16(), 2)),
+        pa.array(["cat", "dog", None, "cat"]).dictionary_encode(),
+        pa.array([0.5, 0.6, 0.7, 0.8], pa.float32()),
+        pa.array([[{"label": "cat"}]] * 4, SCHEMA.field("animals.top").type),
+    ],
+    schema=SCHEMA,
+)
+T, F, N = True, False, None
+
+
+@pytest.mark.parametrize(
+    "sql, expected",
+    [
+        ("clip_score >= 0.29", [T, F, N, N]),  # as float64 the stored 0.29 is less
+        ("clip_score >= 2.9e-1", [T, F, N, N]),
+        ("clip_score = 0.29", [T, F, N, N]),
+        ("clip_score in (0.29, 0.5)", [T, F, N, N]),
+        ("clip_score between 0.28 and 0.285", [F, T, N, N]),
+        ("not clip_score < 0.29", [T, F, N, N]),
+        ("CLIP_SCORE > .2", [T, T, N, N]),
+        ("clip_score > 1000000", [F, F, N, N]),  # DuckDB takes NaN for the largest number
+        ("clip_score is null", [F, F, T, T]),
+        ("price > 0.1", [F, T, T, N]),  # a float64 stays one
+        ("price = 0.1", [T, F, F, N]),
+        ("price / 0 is null", [T, T, T, T]),
+        ("animals.label = 'cat'", [T, F, N, T]),
+        ("animals.label = 'no class of it'", [F, F, N, F]),
+        ("Animals.Probability > 0.6", [F, F, T, T]),  # the stored 0.6, a float32, is not greater
+        ("animals.top[1].label = 'cat'", [T, T, T, T]),
+        ("animals.label = 'cat' and clip_score > 0.2", [T, F, N, N]),
+        ("licence is not null", [T, F, T, T]),
+        ("width % 2 = 0 -- a comment", [F, T, F, T]),
+        ("1 = 1", [T, T, T, T]),
+        ("licence = 'ü' or clip_score = 2.8e-1", [F, T, N, N]),  # a letter of two bytes before a number
+        ("array_cosine_similarity(image_embedding, [1, 0]::FLOAT[2]) > 0.5", [T, F, T, T]),
+        ("regexp_matches(key, '[ab]')", [T, T, F, F]),
+        ("case when width > 2 then clip_score is null else false end", [F, F, T, T]),
+        ("try_cast(licence as integer) is null", [T, T, T, T]),
+    ],
+)
+def test_an_expression_means_what_it_says(sql, expected):
+    expression = Expression.of("--where", sql, SCHEMA)
+    assert expression.evaluate(ROWS).to_pylist() == expected
+
+
+def test_an_expression_reads_only_the_columns_that_it_names():
+    assert Expression.of("--where", "animals.label = 'cat' and WIDTH > 1", SCHEMA).columns == ("animals.label", "width")
+    assert Expression.of("--where", "1 = 1", SCHEMA).columns == ()
+    whole = Expression.of("--where", "animals is not null", SCHEMA).columns
+    assert whole == ("animals.label", "animals.probability", "animals.top")
+
+
+@pytest.mark.parametrize("sql, float32", [("clip_score", T), ("clip_score + 0.5", T), ("width", F), ("price", F)])
+def test_a_rank_is_a_number(sql, float32):
+    assert Expression.of("--by", sql, SCHEMA).is_float32 is float32
+
+
+@pytest.fixture
+def secret(tmp_path):
+    path = tmp_path / "secret.csv"
+    path.write_text("a,b\n1,2\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "sql, said",
+    [
+        ("(select count(*) from read_csv('{secret}')) > 0", "has a sub-select"),
+        ("exists (from '{secret}')", "has a sub-select"),
+        ("width in (select a from '{secret}')", "has a sub-select"),
+        ("true) from read_csv('{secret}') where (true", "is not one expression"),
+        ("true); copy (select 1) to '{secret}'; select (true", "is not one expression"),
+        ("true); attach '{secret}' as x; select (true", "is not one expression"),
+        ("true); install httpfs; load httpfs; select (true", "is not one expression"),
+        ("true); set enable_external_access=true; select (true", "is not one expression"),
+        ("true), (false", "is not one expression"),
+        ("true) --", "is not SQL"),
+        ("true) /*", "is not SQL"),
+        ("install httpfs", "is not SQL"),
+        ("copy x to 'y'", "is not SQL"),
+        ("true union select true", "is not SQL"),
+        ("read_csv('{secret}') is null", "calls read_csv()"),
+        ("read_text('{secret}') = 'a'", "calls read_text()"),
+        ("glob('{secret}') is null", "calls glob()"),
+        ("getenv('HOME') = 'x'", "calls getenv()"),
+        ("current_setting('threads') = '1'", "calls current_setting()"),
+        ("sum(width) > 1", "calls sum()"),
+        ("random() > 0.5", "calls random()"),
+        ("now() > '2020-01-01'", "calls now()"),
+        ("nextval('x') > 1", "calls nextval()"),
+        ("row_number() over () > 1", "has a window function"),
+        ("list_filter([1], lambda x: x > 1) = [1]", "has a lambda"),
+        ("*", "has a *"),
+        ("columns('.*') > 1", "has a *"),
+        ("$1 > 2", "has a parameter"),
+        ("rows.key = 'a'", "names rows.key, but the dataset has no such column"),
+        ("_row is null", "names _row, but the dataset has no such column"),
+        ("clip_skore > 0.2", "did you mean clip_score?"),
+        ("animal.label = 'cat'", "did you mean animals.label?"),
+        ("zzzzzzz = 1", "there are key, clip_score, width"),
+        ("clip_score", "is of the type float, but it must be true or false"),
+        ("", "is empty"),
+        ("width = 'a'", "Could not convert"),
+    ],
+)
+def test_what_is_no_expression_over_a_row_is_one_sentence(sql, said, secret):
+    with pytest.raises(ExpressionError) as refusal:
+        Expression.of("--where", sql.format(secret=secret), SCHEMA).evaluate(ROWS)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert secret.read_text() == "a,b\n1,2\n"
+
+
+def test_a_rank_that_is_no_number_is_refused():
+    with pytest.raises(ExpressionError, match="is of the type string, but it must be a number"):
+        Expression.of("--by", "key", SCHEMA)
+
+
+def test_a_value_that_cannot_be_cast_names_the_expression():
+    expression = Expression.of("--where", "licence::int > 1", SCHEMA)
+    with pytest.raises(ExpressionError, match="--where 'licence::int > 1': Conversion Error: Could not convert"):
+        expression.evaluate(ROWS)
+
+
+def test_the_connection_itself_reaches_nothing(secret):
+    """The second fence, should a check of the first one ever miss something."""
+    import duckdb
+
+    from clip_transforms.select.expression import _connection
+
+    for sql in (f"FROM read_csv('{secret}')", f"COPY (SELECT 1) TO '{secret}'", "INSTALL httpfs", "SET threads = 2"):
+        with pytest.raises(duckdb.Error):
+            _connection().execute(sql)
+    assert secret.read_text() == "a,b\n1,2\n"
