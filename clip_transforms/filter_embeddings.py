@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 
 from clip_transforms import storage
+from clip_transforms.parts.counts import add
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.reader import KEYS
+from clip_transforms.run.beam import beam
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, Step, read_items, write_items
 from clip_transforms.run.run_folder import RunFolder
-from clip_transforms.select.cut import Search, histogram, place_of_fraction, value_of
-from clip_transforms.select.filtering import Filter
+from clip_transforms.select.cut import Counts, Cut, Search, histogram, place_of_fraction, sum_of
+from clip_transforms.select.filtering import Candidates, Filter
 from clip_transforms.select.selection import PARTS, RECORD, committed_counts, record_of, write_part
 from schemas.provenance import Footer
+
+_GROUP_ROWS = 100_000  # parts are done together up to so many rows
 
 
 def filter_embeddings(
@@ -56,10 +61,14 @@ class FilterEmbeddings(OverParts):
         """Take the arguments of `filter_embeddings`; applying the transform looks at the dataset."""
         super().__init__(lambda: plan_filter(dataset, output, overwrite=overwrite, **conditions))
 
+    def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, dict[str, int]]]:
+        """Unpack the results, which come in groups."""
+        return super().expand(pipeline) | "Unpack" >> beam.FlatMap(lambda group: group)
+
     def begin(self, plan: FilterPlan, folder: RunFolder) -> _Filtering:
         """Make the output ready, and leave the parts in the run's folder."""
         plan.new.begin(folder.uri)
-        write_items(folder.uri, sorted(plan.dataset.digests.items()))
+        write_items(folder.uri, plan.groups())
         rows = dataclasses.replace(plan.filter, selection=plan.filter.selection.settled(folder.uri))
         return _Filtering(plan.new, rows, plan.dataset.fingerprint, folder.uri)
 
@@ -82,6 +91,18 @@ class FilterPlan:
     def output(self) -> str:
         """URI of the output."""
         return self.new.uri
+
+    def groups(self) -> list[list[tuple[str, str]]]:
+        """Return the parts in groups that are done together, as (part, digest): small parts take less time so."""
+        groups: list[list[tuple[str, str]]] = [[]]
+        rows = 0
+        for part, digest in sorted(self.dataset.digests.items()):
+            rows += self.dataset.rows[part]
+            if groups[-1] and (rows > _GROUP_ROWS or self.filter.reads_embeddings):
+                groups.append([])
+                rows = self.dataset.rows[part]
+            groups[-1].append((part, digest))
+        return groups
 
     def finished(self) -> Mapping[str, Any] | None:
         """Return the content of `selection.json` if the selection is there already."""
@@ -111,6 +132,10 @@ class _Filtering:
     def dataset(self) -> str:
         return self.new.command["dataset"]
 
+    def parts(self) -> Iterator[list[str]]:
+        """Yield the names of each group of parts."""
+        return ([part for part, _ in group] for group in read_items(self.folder))
+
     @property
     def steps(self) -> list[Step]:
         """Find the cut, 16 bits a pass, and the parts of rows that are equal to it; then write the parts."""
@@ -118,7 +143,7 @@ class _Filtering:
         ties = [_CountTies(self)] if self.filter.top_count is not None else []
         return [*(_Count(self, level) for level in range(passes)), *ties, _WriteParts(self)]
 
-    def finish(self, state: tuple[_Cut | None, Counter]) -> Mapping[str, Any]:
+    def finish(self, state: tuple[Cut | None, Counter]) -> Mapping[str, Any]:
         """Write `selection.json` and `_SUCCESS`."""
         cut, counts = state
         made_by = {"verb": "filter", **self.filter.settings}
@@ -127,96 +152,67 @@ class _Filtering:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cut:
-    """Where the ranked rows are cut.
-
-    Attributes:
-        n: number of ranked rows, with those whose value is null or NaN.
-        values: number of those with a value.
-        search: the search for the value at the cut; None if every row with a value stays.
-        ties: number of rows that are equal to the cut, once it is known.
-        quotas: part → how many of its rows that are equal to the cut stay; only parts with such rows, None for all.
-    """
-
-    n: int
-    values: int
-    search: Search | None
-    ties: int = 0
-    quotas: Mapping[str, int] | None = None
-
-    @classmethod
-    def begun(cls, n: int, values: int, rows: Filter) -> _Cut:
-        """Begin the search when the numbers of rows and values are known."""
-        place = rows.top_count - 1 if rows.top_count is not None else place_of_fraction(n, rows.top_fraction or 0.0)
-        return cls(n, values, Search(place) if 0 <= place < values else None)
-
-    def described(self, dtype: np.dtype) -> dict[str, Any]:
-        """Return what `selection.json` says of the cut."""
-        threshold: float | str | None = None if self.search is None else value_of(self.search.prefix, dtype)
-        if threshold in (float("inf"), float("-inf")):
-            threshold = str(threshold)  # JSON has no infinity
-        above = self.values if self.search is None else self.search.above
-        return {"n": self.n, "values": self.values, "threshold": threshold, "above": above, "ties": self.ties}
-
-
-@dataclasses.dataclass(frozen=True)
 class _Count(Step):
-    """(part, search) → how many values have which 16 bits."""
+    """(parts, prefix, guess) → how many values have which 16 bits."""
 
     run: _Filtering
     level: int
     threaded = True
 
-    def items(self, state: _Cut | None) -> Iterator[tuple[str, Search]]:
-        search = state.search if state else Search(0)
-        return ((part, search) for part, _ in read_items(self.run.folder) if search)
+    def items(self, state: Cut | None) -> Iterator[tuple[list[str], int, int | None]]:
+        if state is None:
+            guess = None
+            for parts in self.run.parts():
+                guess = self._guess(parts[0]) if guess is None else guess
+                yield parts, 0, guess
+        elif state.search and state.search.prefix not in state.ahead:
+            yield from ((parts, state.search.prefix, None) for parts in self.run.parts())
 
-    def do(self, item: tuple[str, Search]) -> tuple[int, int, np.ndarray]:
-        part, search = item
-        found = self.run.filter.candidates(self.run.dataset, part)
-        return found.ranked, len(found.keys), histogram(found.keys, search.prefix, self.level)
+    def _guess(self, part: str) -> int | None:
+        """Guess the upper 16 bits of the cut from one part. If the guess is right, the next pass is not needed."""
+        found = self.run.filter.candidates(self.run.dataset, [part])[0]
+        if self.run.filter.top_fraction is None or not len(found.keys):
+            return None
+        place = min(place_of_fraction(found.ranked, self.run.filter.top_fraction), len(found.keys) - 1)
+        return Search(place).narrowed(histogram(found.keys, 0, 0)).prefix
 
-    def add(self, summaries: Iterable[tuple[int, int, np.ndarray]]) -> tuple[int, int, np.ndarray]:
-        ranked, values, counts = 0, 0, np.zeros(1 << 16, np.int64)
-        for summary in summaries:
-            ranked, values = ranked + summary[0], values + summary[1]
-            counts += summary[2]
-        return ranked, values, counts
+    def do(self, item: tuple[list[str], int, int | None]) -> Counts:
+        parts, prefix, guess = item
+        found = self.run.filter.candidates(self.run.dataset, parts)
+        keys = np.concatenate([of_part.keys for of_part in found])
+        ahead = {} if guess is None else {guess: histogram(keys, guess, 1)}
+        ranked = sum(of_part.ranked for of_part in found)
+        return Counts(ranked, len(keys), histogram(keys, prefix, self.level), ahead, self.level)
 
-    def after(self, state: _Cut | None, total: tuple[int, int, np.ndarray]) -> _Cut:
-        ranked, values, counts = total
-        cut = state or _Cut.begun(ranked, values, self.run.filter)
-        if cut.search is None:
-            return cut
-        search = cut.search.narrowed(counts)
-        return dataclasses.replace(cut, search=search, ties=int(counts[search.prefix & 0xFFFF]))
+    def add(self, summaries: Iterable[Counts]) -> Counts:
+        return sum_of(summaries, self.level)
+
+    def after(self, state: Cut | None, total: Counts) -> Cut:
+        cut = state or Cut.begun(total, self.run.filter.top_fraction, self.run.filter.top_count)
+        return cut.narrowed(total)
 
 
 @dataclasses.dataclass(frozen=True)
 class _CountTies(Step):
-    """(part, key) → [(shard, row of its first tie, part, number of ties)], if not all of the ties can stay."""
+    """(parts, key) → [(shard, row of its first tie, part, number of ties)], if not all of the ties can stay."""
 
     run: _Filtering
     threaded = True
 
-    def items(self, state: _Cut) -> Iterator[tuple[str, int]]:
+    def items(self, state: Cut) -> Iterator[tuple[list[str], int]]:
         search = state.search
         if search and search.above + state.ties > (self.run.filter.top_count or 0):
-            yield from ((part, search.prefix) for part, _ in read_items(self.run.folder))
+            yield from ((parts, search.prefix) for parts in self.run.parts())
 
-    def do(self, item: tuple[str, int]) -> list[tuple[str, int, str, int]]:
-        part, key = item
-        found = self.run.filter.candidates(self.run.dataset, part, ["shard", "row"])
-        ties = found.places[found.keys == key]
-        if not len(ties):
-            return []
-        first = found.table.slice(int(ties[0]), 1).to_pylist()[0]
-        return [(first["shard"], first["row"], part, len(ties))]
+    def do(self, item: tuple[list[str], int]) -> list[tuple[str, int, str, int]]:
+        parts, key = item
+        found = self.run.filter.candidates(self.run.dataset, parts, ["shard", "row"])
+        return [tie for part, of_part in zip(parts, found, strict=True) for tie in _ties(part, of_part, key)]
 
     def add(self, summaries: Iterable[list]) -> list:
         return [tie for ties in summaries for tie in ties]
 
-    def after(self, state: _Cut, total: list[tuple[str, int, str, int]]) -> _Cut:
+    def after(self, state: Cut, total: list[tuple[str, int, str, int]]) -> Cut:
         if state.search is None or not total:
             return state
         left, quotas = (self.run.filter.top_count or 0) - state.search.above, {}
@@ -226,32 +222,45 @@ class _CountTies(Step):
         return dataclasses.replace(state, quotas=quotas)
 
 
+def _ties(part: str, found: Candidates, key: int) -> Iterator[tuple[str, int, str, int]]:
+    """Yield one entry for a part with ties."""
+    ties = found.places[found.keys == key]
+    if len(ties):
+        first = found.table.slice(int(ties[0]), 1).to_pylist()[0]
+        yield first["shard"], first["row"], part, len(ties)
+
+
 @dataclasses.dataclass(frozen=True)
 class _WriteParts(Step):
-    """(part, digest, key of the cut, quota of the part, cut) → (URI of the selection's part, counts)."""
+    """([(part, digest, quota)], key of the cut) → [(URI of the selection's part, counts)]."""
 
     run: _Filtering
     threaded = True
 
-    def items(self, state: _Cut | None) -> Iterator[tuple[str, str, int | None, int | None]]:
+    def items(self, state: Cut | None) -> Iterator[tuple[list[tuple[str, str, int | None]], int | None]]:
         key = state.search.prefix if state and state.search else None
         quotas = state.quotas if state and state.quotas is not None else {}
-        for part, digest in read_items(self.run.folder):
-            yield part, digest, key, quotas.get(part)
+        for group in read_items(self.run.folder):
+            yield [(part, digest, quotas.get(part)) for part, digest in group], key
 
-    def do(self, item: tuple[str, str, int | None, int | None]) -> tuple[str, dict[str, int]]:
-        part, digest, cut, quota = item
+    def do(self, item: tuple[list[tuple[str, str, int | None]], int | None]) -> list[tuple[str, dict[str, int]]]:
+        group, cut = item
         run = self.run
-        counts = committed_counts(run.new.uri, part, digest)
-        if counts is None:
-            found = run.filter.candidates(run.dataset, part, ["key", "shard", "row"])
-            kept, counts = found.kept(cut, quota)
-            footer: Footer = {"fingerprint": run.fingerprint, "digest": digest, "counts": dict(counts)}
-            write_part(run.new.uri, part, kept, footer, run.folder)
-        return part_uri(run.new.uri, PARTS, part), dict(counts)
+        counts = {part: committed_counts(run.new.uri, part, digest) for part, digest, _ in group}
+        missing = [part for part, found in counts.items() if found is None]
+        candidates = (
+            dict(zip(missing, run.filter.candidates(run.dataset, missing, KEYS), strict=True)) if missing else {}
+        )
+        for part, digest, quota in group:
+            if part in candidates:
+                kept, counted = candidates[part].kept(cut, quota)
+                footer: Footer = {"fingerprint": run.fingerprint, "digest": digest, "counts": dict(counted)}
+                write_part(run.new.uri, part, kept, footer, run.folder)
+                counts[part] = dict(counted)
+        return [(part_uri(run.new.uri, PARTS, part), found or {}) for part, found in counts.items()]
 
-    def summarise(self, result: tuple[str, Mapping[str, int]]) -> Counter:
-        return Counter(result[1])
+    def summarise(self, result: list[tuple[str, Mapping[str, int]]]) -> Counter:
+        return add(counts for _, counts in result)
 
-    def after(self, state: _Cut | None, total: Counter) -> tuple[_Cut | None, Counter]:
+    def after(self, state: Cut | None, total: Counter) -> tuple[Cut | None, Counter]:
         return state, total

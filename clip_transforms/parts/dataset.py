@@ -136,6 +136,11 @@ class Dataset:
         return {part: self._footers[part]["digest"] for part in self.parts}
 
     @property
+    def rows(self) -> dict[str, int]:
+        """Part → number of its rows."""
+        return {part: self._footers[part]["counts"]["rows"] for part in self.parts}
+
+    @property
     def shards(self) -> dict[str, str]:
         """Part → URI of the shard that it was made from."""
         return {part: self._footers[part]["shard"] for part in self.parts}

@@ -116,7 +116,7 @@ class Plan(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """One run over the parts.
 
     Attributes:
@@ -130,6 +130,7 @@ class _Run:
     work: Work
 
     def finish(self, state: Any) -> Mapping[str, Any]:
+        """Finish the work and remove the temporary folder."""
         content = self.work.finish(state)
         remove_run_folder(self.folder)
         return content
@@ -176,12 +177,12 @@ class OverParts(beam.PTransform):
         """
         raise NotImplementedError
 
-    def _begin(self, plan: Plan, detached: bool) -> _Run:
+    def begin_run(self, plan: Plan, detached: bool) -> Run:
         """Lock the output and begin a run in it."""
         folder = RunFolder(plan.output, new_run_id(), detached)
         try:
             with folder.alone(), writing():
-                run = _Run(folder.uri, os.getpid(), self.begin(plan, folder))
+                run = Run(folder.uri, os.getpid(), self.begin(plan, folder))
         except BaseException:
             folder.close()
             raise
@@ -193,17 +194,16 @@ class OverParts(beam.PTransform):
         plan = self._make_plan()
         if (content := plan.finished()) is not None:
             return content
-        run = self._begin(plan, detached=False)
+        run = self.begin_run(plan, detached=False)
         with cast(RunFolder, self.run_folder):
             state = None
             for step in run.work.steps:
-                results = _do_here(step, state)
-                state = step.after(state, step.add(step.summarise(result) for result in results))
+                state = do_step(step, state)
             return run.finish(state)
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection:
         """Begin the run, and wire a chain of its steps."""
-        run = self._begin(self._make_plan(), detached=not is_direct(pipeline.pipeline.options))
+        run = self.begin_run(self._make_plan(), detached=not is_direct(pipeline.pipeline.options))
         state = pipeline | beam.Create([None])
         for number, step in enumerate(run.work.steps):
             results = (
@@ -220,6 +220,18 @@ class OverParts(beam.PTransform):
             state = state | f"After{number}" >> beam.Map(step.after, beam.pvalue.AsSingleton(total))
         _ = state | "Finish" >> beam.Map(lambda last: run.finish(last) and None)
         return results
+
+
+def do_step(step: Step, state: Any) -> Any:
+    """Do a step in this process.
+
+    Args:
+        step: the step.
+        state: the state that it begins with.
+    Returns:
+        The state for the next step.
+    """
+    return step.after(state, step.add(step.summarise(result) for result in _do_here(step, state)))
 
 
 def _do_here(step: Step, state: Any) -> Iterator[Any]:

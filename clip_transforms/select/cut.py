@@ -8,6 +8,8 @@ next ones by 16 further bits within the bin that holds the place: two passes for
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -84,3 +86,91 @@ class Search:
 def place_of_fraction(rows: int, fraction: float) -> int:
     """Return DataComp's place of a top fraction, from 0: `int(rows · fraction)`, as its code computes it."""
     return int(rows * fraction)
+
+
+@dataclasses.dataclass
+class Counts:
+    """What is counted in one pass.
+
+    Attributes:
+        ranked: number of ranked rows, with those whose value is null or NaN.
+        values: number of those with a value.
+        bins: int64 [65536], from `histogram`.
+        ahead: a guess of the upper 16 bits of the cut → what the next pass would count.
+        level: number of the pass, from 0.
+    """
+
+    ranked: int
+    values: int
+    bins: np.ndarray
+    ahead: dict[int, np.ndarray]
+    level: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add what was counted in other parts in the same pass."""
+        self.ranked += other.ranked
+        self.values += other.values
+        self.bins += other.bins
+        for guess, bins in other.ahead.items():
+            self.ahead[guess] = self.ahead.get(guess, 0) + bins
+
+
+def sum_of(counts: Iterable[Counts], level: int) -> Counts:
+    """Add up what was counted in one pass over all parts."""
+    total = Counts(0, 0, np.zeros(_BINS, np.int64), {}, level)
+    for of_parts in counts:
+        total.add(of_parts)
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Where the ranked rows are cut.
+
+    Attributes:
+        n: number of ranked rows, with those whose value is null or NaN.
+        values: number of those with a value.
+        search: the search for the value at the cut; None if every row with a value stays.
+        ties: number of rows that are equal to the cut, once it is known.
+        ahead: a guess of the upper 16 bits → what the next pass would count.
+        quotas: part → how many of its rows that are equal to the cut stay; only parts with such rows, None for all.
+    """
+
+    n: int
+    values: int
+    search: Search | None
+    ties: int = 0
+    ahead: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    quotas: Mapping[str, int] | None = None
+
+    @classmethod
+    def begun(cls, counts: Counts, top_fraction: float | None, top_count: int | None) -> Cut:
+        """Begin the search when the numbers of rows and values are known.
+
+        Args:
+            counts: what the first pass counted.
+            top_fraction: part of the rows that stays; None with `top_count`.
+            top_count: number of rows that stay; None with `top_fraction`.
+        """
+        place = place_of_fraction(counts.ranked, top_fraction or 0.0) if top_count is None else top_count - 1
+        return cls(counts.ranked, counts.values, Search(place) if 0 <= place < counts.values else None)
+
+    def narrowed(self, counts: Counts) -> Cut:
+        """Return the cut after one more pass.
+
+        Args:
+            counts: what the pass counted; nothing, if a guess made it superfluous.
+        """
+        if self.search is None:
+            return self
+        bins = self.ahead.get(self.search.prefix, counts.bins) if counts.level else counts.bins
+        search = self.search.narrowed(bins)
+        return dataclasses.replace(self, search=search, ties=int(bins[search.prefix & 0xFFFF]), ahead=counts.ahead)
+
+    def described(self, dtype: np.dtype) -> dict[str, Any]:
+        """Return what `selection.json` says of the cut."""
+        threshold: float | str | None = None if self.search is None else value_of(self.search.prefix, dtype)
+        if threshold in (float("inf"), float("-inf")):
+            threshold = str(threshold)  # JSON has no infinity
+        above = self.values if self.search is None else self.search.above
+        return {"n": self.n, "values": self.values, "threshold": threshold, "above": above, "ties": self.ties}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -60,13 +61,15 @@ class Expression:
         sql: what DuckDB evaluates: the same, with literals beside float32 columns as float32.
         columns: names of the columns of embeddings and labels that it reads, as `read_table` knows them.
         is_float32: whether its values are float32.
+        is_column: whether it is a column and nothing else, which DuckDB need not evaluate.
     """
 
     flag: str
     text: str
     sql: str
     columns: tuple[str, ...]
-    is_float32: bool
+    is_float32: bool = False
+    is_column: bool = False
 
     @classmethod
     def of(cls, flag: str, text: str, schema: pa.Schema) -> Expression:
@@ -85,7 +88,10 @@ class Expression:
             _check_node(flag, node, known)
         columns = tuple(sorted({name for node in _nodes(tree) for name in _columns_of(node, known)}))
         sql = _with_float32(text, tree, known, schema)
-        found = cls(flag, text, sql, columns, False)
+        is_column = (
+            tree["class"] == "COLUMN_REF" and [schema.field(name).name for name in columns] == tree["column_names"]
+        )
+        found = cls(flag, text, sql, columns, is_column=is_column)
         empty = pa.table({name: pa.array([], schema.field(name).type) for name in columns})
         kind = found.evaluate(empty).type
         if flag == "--where" and not pa.types.is_boolean(kind):
@@ -94,6 +100,14 @@ class Expression:
         if flag != "--where" and not (is_number or pa.types.is_boolean(kind)):
             raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be a number for each row")
         return dataclasses.replace(found, is_float32=pa.types.is_float32(kind))
+
+    def evaluate_each(self, tables: Sequence[pa.Table]) -> list[pa.Array]:
+        """Evaluate the expression on the rows of some tables at once, which is faster than one after the other."""
+        if self.is_column or len(tables) == 1:
+            return [self.evaluate(table) for table in tables]
+        values = self.evaluate(pa.concat_tables([table.select(self.columns) for table in tables]))
+        starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        return [values.slice(start, table.num_rows) for start, table in zip(starts, tables, strict=False)]
 
     def evaluate(self, table: pa.Table) -> pa.Array:
         """Evaluate the expression on the rows of a table, in their order.
@@ -105,6 +119,8 @@ class Expression:
         Raises:
             ExpressionError: if DuckDB cannot evaluate it, for example since a text of a row is no number.
         """
+        if self.is_column:
+            return _readable(table.column(self.columns[0])).combine_chunks()
         # `_row` keeps a table without columns from having no rows: `1 = 1` is an expression too.
         rows = pa.table({"_row": pa.nulls(table.num_rows, pa.int8()), **_as_structs(table.select(self.columns))})
         connection = _connection()
@@ -223,24 +239,24 @@ def _place(node: Mapping[str, Any]) -> tuple[int, int]:
     return node["query_location"] - len("SELECT (\n"), node["query_location_length"]
 
 
-def _as_structs(table: pa.Table) -> dict[str, pa.ChunkedArray | pa.Array]:
+def _as_structs(table: pa.Table) -> dict[str, Any]:
     """Return the columns as DuckDB shall see them: a struct for each taxonomy, and null for NaN."""
     plain: dict[str, Any] = {}
     fields: dict[str, dict[str, pa.Array]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         taxonomy, dot, field = name.partition(".")
         if dot:
-            fields.setdefault(taxonomy, {})[field] = _readable(column.combine_chunks())
+            fields.setdefault(taxonomy, {})[field] = _readable(column).combine_chunks()
         else:
-            plain[name] = _readable(column.combine_chunks())
+            plain[name] = _readable(column)
     structs = {name: pa.StructArray.from_arrays(list(of.values()), list(of)) for name, of in fields.items()}
     return plain | structs
 
 
-def _readable(column: pa.Array) -> pa.Array:
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column without what DuckDB reads in another way: dictionaries, NaN, float16."""
     if pa.types.is_dictionary(column.type):
-        return column.dictionary_decode()
+        return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
     if pa.types.is_float16(column.type):
         column = column.cast(pa.float32())
     if pa.types.is_floating(column.type):

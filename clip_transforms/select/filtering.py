@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from clip_transforms.select.cut import ordered
 from clip_transforms.select.expression import Expression, names_of
 from clip_transforms.select.sample import sampled
 from clip_transforms.select.selection import Selection
+from schemas.embeddings import EMBEDDINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,22 +94,42 @@ class Filter:
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def reads_embeddings(self) -> bool:
+        """Whether a condition reads embeddings, which are large."""
+        return any(name in EMBEDDINGS for name in names_of([self.where, self.by]))
+
+    @property
     def dtype(self) -> np.dtype:
         """Type of the values that rows are ranked by: float32, or float64 for everything else."""
         return np.dtype(np.float32 if self.by and self.by.is_float32 else np.float64)
 
-    def candidates(self, dataset: str, part: str, also: Sequence[str] = ()) -> Candidates:
-        """Find the rows of a part that may stay, before the best of them are known.
+    def candidates(self, dataset: str, parts: Sequence[str], also: Sequence[str] = ()) -> list[Candidates]:
+        """Find the rows of some parts that may stay, before the best of them are known.
 
         Args:
             dataset: URI of the dataset.
-            part: name of the part.
+            parts: names of the parts, of which all columns that are needed must fit into memory.
             also: columns to read besides.
+        Returns:
+            The candidates of each part.
         """
         names = {*names_of([self.where, self.by]), *also}
         names |= {"row"} if self.selection.places else set()
         names |= {"shard", "row"} if self.sample_fraction is not None else set()
-        table = read_table(dataset, part, sorted(names or {"row"}), self.taxonomies)
+        tables = [read_table(dataset, part, sorted(names or {"row"}), self.taxonomies) for part in parts]
+        truths = self.where.evaluate_each(tables) if self.where else [None] * len(tables)
+        ranks = self.by.evaluate_each(tables) if self.by else [None] * len(tables)
+        return [self._candidates(*of_part) for of_part in zip(parts, tables, truths, ranks, strict=True)]
+
+    def _candidates(self, part: str, table: pa.Table, truth: pa.Array | None, rank: pa.Array | None) -> Candidates:
+        """Return the candidates of one part.
+
+        Args:
+            part: name of the part.
+            table: its rows.
+            truth: values of `where`.
+            rank: values of `by`.
+        """
         stays, counts = np.ones(table.num_rows, bool), Counter(seen=table.num_rows)
 
         def drop(reason: str, keep: np.ndarray) -> None:
@@ -116,22 +138,20 @@ class Filter:
 
         if self.selection.places:
             drop("dropped.selection", self.selection.mask(part, table.column("row")))
-        if self.where:
-            truth = self.where.evaluate(table)
+        if truth is not None:
             drop("null", truth.is_valid().to_numpy(zero_copy_only=False))
             drop("dropped.where", pc.fill_null(truth, False).to_numpy(zero_copy_only=False))
         if self.sample_fraction is not None and table.num_rows:
             rows = table.column("row").to_numpy()
             drop("dropped.sample", sampled(table.column("shard")[0].as_py(), rows, self.sample_fraction, self.seed))
-        if self.by is None:
+        if rank is None:
             return Candidates(table, np.flatnonzero(stays), counts, None)
-        values = self.by.evaluate(table).cast(pa.from_numpy_dtype(self.dtype), safe=False)
-        has_value = pc.fill_null(pc.invert(pc.is_nan(values)), False).to_numpy(zero_copy_only=False)
+        values = rank.cast(pa.from_numpy_dtype(self.dtype), safe=False)
+        numbers = values.to_numpy(zero_copy_only=False)  # null becomes NaN
         ranked = int(np.count_nonzero(stays))
-        drop("null", has_value)
+        drop("null", ~np.isnan(numbers))
         places = np.flatnonzero(stays)
-        numbers = values.to_numpy(zero_copy_only=False)[places].astype(self.dtype)
-        return Candidates(table, places, counts, numbers, ranked)
+        return Candidates(table, places, counts, numbers[places], ranked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +172,7 @@ class Candidates:
     values: np.ndarray | None
     ranked: int = 0
 
-    @property
+    @functools.cached_property
     def keys(self) -> np.ndarray:
         """The values as ordered integers, uint32 or uint64 [m]."""
         assert self.values is not None
@@ -217,5 +237,5 @@ def _schema(uri: str, d: int) -> pa.Schema:
             schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{uri} cannot be read: {error}") from error
-    fixed = [f.with_type(pa.list_(f.type.value_type, d)) if f.name.endswith("_embedding") else f for f in schema]
+    fixed = [f.with_type(pa.list_(f.type.value_type, d)) if f.name in EMBEDDINGS else f for f in schema]
     return pa.schema(fixed)
