@@ -1,8 +1,9 @@
 """Filter ten million rows in a thousand parts: `python -m benchmarks.filter [ROWS]`.
 
 The benchmark prints two ratios of seconds, of alternating runs in one process: the exact top fraction (finding the cut,
-writing nothing) to DuckDB's exact quantile of the same column, and `--where` with one taxonomy to
-DuckDB's join of the same files, which writes the same rows. It also prints the peak memory of finding the cut in a tenth of the rows and in all.
+writing nothing) to DuckDB's exact quantile of the same column, and `--where` with one taxonomy to DuckDB's join of the
+same files, which writes the same rows. It also prints the peak memory of finding the cut in a tenth of the rows and in
+all of them.
 """
 
 from __future__ import annotations
