@@ -13,23 +13,17 @@ from clip_transforms.storage.arguments import (
     several,
 )
 from clip_transforms.storage.errors import FileChangedError, is_of_the_machine, is_transient
+from clip_transforms.storage.file_info import FileInfo, Unlisted, exists, is_folder
 from clip_transforms.storage.finding import (
-    FileInfo,
     FilesBelow,
-    Matches,
-    Unlisted,
-    exists,
-    glob_regex,
     infos_of,
-    is_folder,
-    is_glob,
     list_below,
     list_folder,
     list_folders,
-    list_matching,
     names_in,
     sizes_in,
 )
+from clip_transforms.storage.globbing import Matches, glob_regex, is_glob, list_matching
 from clip_transforms.storage.location import (
     StorageError,
     check_writable,

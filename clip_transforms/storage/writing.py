@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from clip_transforms.storage.finding import exists
+from clip_transforms.storage.file_info import exists
 from clip_transforms.storage.location import StorageError, filesystem, is_local, normalise
 from clip_transforms.storage.retry import retried
 
