@@ -7,42 +7,25 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-import pyarrow as pa
-
 from clip_transforms import storage
 from clip_transforms.parts.counts import counted
 from clip_transforms.shards.beside import caption_extensions, without_picture
-from clip_transforms.shards.parquet_files import ParquetFiles
+from clip_transforms.shards.chosen import Chosen
 from clip_transforms.shards.unit import ReaderOptions, with_cure
 from clip_transforms.storage import FileInfo
 
 _PLURAL = re.compile(r"^(?:JSON files|linked folders|listings|pictures|tars|texts|TFRecords)\b")
 
 
-def describe(
-    name: str,
-    kinds: dict[str, list[FileInfo]],
-    tars: list[FileInfo],
-    tfrecords: list[FileInfo],
-    images: list[FileInfo],
-    listings: list[tuple[FileInfo, pa.Schema | None]],
-    parquet: ParquetFiles,
-    below: storage.FilesBelow,
-    options: ReaderOptions,
-) -> str:
+def describe(chosen: Chosen, options: ReaderOptions) -> str:
     """Return one line that says what was taken from an input and what was not.
 
     Args:
-        name: name of the input.
-        kinds: the files of the input by kind, as `by_kind` sorts them.
-        tars: the tars that were taken.
-        tfrecords: the TFRecords that were taken.
-        images: the pictures that were taken.
-        listings: the listings that were taken.
-        parquet: the Parquet files, taken or not.
-        below: what else was met when the input was listed.
+        chosen: what was found in it.
         options: names the extension of the captions.
     """
+    kinds, parquet, below = chosen.kinds, chosen.parquet, chosen.source.below
+    tars, tfrecords, images, listings = chosen.tars, chosen.tfrecords, chosen.images, chosen.listings
     captions = {f".{extension}" for extension in caption_extensions(options)} if images else set()
     left = Counter(
         {kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no ")) and kind not in captions}
@@ -78,10 +61,27 @@ def describe(
     if images:
         left["texts without a picture"] = len(without_picture(kinds["caption"], images))
     ignored = ", ".join(_counted(count, with_cure(kind)) for kind, count in sorted(left.items()) if count)
-    return f"{name}: {' and '.join(took) or 'nothing to read'}" + (f"; not read: {ignored}" if ignored else "")
+    line = f"{chosen.source.name}: {' and '.join(took) or 'nothing to read'}" + (
+        f"; not read: {ignored}" if ignored else ""
+    )
+    line += f"; left out: {counted(chosen.num_outputs, 'dataset')} of this program" if chosen.num_outputs else ""
+    return line + chosen.skipped.describe()
 
 
-def unread_listings(files: list[FileInfo]) -> list[str]:
+def remarks(chosen: Chosen, options: ReaderOptions) -> list[str]:
+    """Return lines about tars that are missing, listings beside pictures, and Delta tables."""
+    lines = _missing_tars(chosen.visible, chosen.tars)
+    kinds, parquet = chosen.kinds, chosen.parquet
+    if chosen.images and options.input_format == "auto" and not kinds["caption"]:
+        lines += _unread_listings(
+            [*kinds["listing"], *parquet.sidecars, *without_picture(kinds["json"], chosen.images)]
+        )
+    if parquet.images or parquet.listings:
+        lines += _delta_tables(chosen.skipped.folders)
+    return lines
+
+
+def _unread_listings(files: list[FileInfo]) -> list[str]:
     """Return a note if listings lie beside pictures that have no captions in files."""
     if not files:
         return []
@@ -93,7 +93,7 @@ def unread_listings(files: list[FileInfo]) -> list[str]:
     ]
 
 
-def delta_tables(skipped: Iterable[str]) -> list[str]:
+def _delta_tables(skipped: Iterable[str]) -> list[str]:
     """Return a warning for each Delta table among the folders, whose log was skipped."""
     return [
         f"warning: {posixpath.dirname(path)} is a Delta table; all of its Parquet files are read, also those with rows "
@@ -110,7 +110,7 @@ def _counted(number: int, kind: str) -> str:
     return f"{number:,} {kind}"
 
 
-def missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:
+def _missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:
     """Return a warning for each `nshards.txt` of CLIP_benchmark that counts other tars than lie beside it."""
     lines = []
     for file in [file for file in visible if posixpath.basename(file.uri) == "nshards.txt" and file.size < 100]:

@@ -8,27 +8,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-import posixpath
 from collections.abc import Container, Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import counted
 from clip_transforms.shards.batches import text_of
-from clip_transforms.shards.beside import files_beside, sniff, without_picture
+from clip_transforms.shards.beside import files_beside
+from clip_transforms.shards.chosen import Chosen, choose_files, without_datasets
 from clip_transforms.shards.cut import cut_folder, cut_parquet
 from clip_transforms.shards.cut_listing import ListingSideFile
-from clip_transforms.shards.detection import delta_tables, describe, missing_tars, unread_listings
+from clip_transforms.shards.detection import describe, remarks
 from clip_transforms.shards.hive import names_in
 from clip_transforms.shards.inputs import Source, find_sources
-from clip_transforms.shards.kinds import by_kind, kind_of, stem
+from clip_transforms.shards.kinds import kind_of, stem
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
-from clip_transforms.shards.parquet_files import ParquetFiles, sort_parquet
 from clip_transforms.shards.places import is_among, paths_of
-from clip_transforms.shards.refusals import nothing_to_read, refuse_two_kinds
+from clip_transforms.shards.refusals import nothing_to_read
 from clip_transforms.shards.skipping import Skipping
 from clip_transforms.shards.unit import UNLISTED, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
@@ -95,7 +93,7 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
         if not sum([_take(inventory, source, options, taken, beside, skipping) for source in of_pattern]):
             empty.append(nothing_to_read(pattern, of_pattern, options.input_format, skipping))
             # An output among the inputs is fine, as in the second run of `--input web/* --output web/out`.
-            if not all(_without_datasets(source.files)[1] for source in of_pattern):
+            if not all(without_datasets(source.files)[1] for source in of_pattern):
                 raise empty[0]
     if empty and not inventory.units:
         raise empty[0]
@@ -109,7 +107,7 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
 def _take(
     inventory: Inventory, source: Source, options: ReaderOptions, taken: set[str], beside: set[str], skipping: Skipping
 ) -> int:
-    """Add the units of one source to the inventory.
+    """Add the units of one source to the inventory, and the lines about it.
 
     Args:
         inventory: gets the units.
@@ -121,43 +119,39 @@ def _take(
     Returns:
         The number of files that were taken or are accounted for.
     """
-    wanted, name, root = options.input_format, source.name, source.root
-    files, outputs = _without_datasets(source.files)
-    met = source.below
-    unlisted = [place for place in met.unlisted if not skipping.skips_below(place.uri[len(root) :].strip("/"))]
-    hidden = [*met.skipped, *(place.uri for place in met.unlisted if place not in unlisted)]
-    hidden = [folder for folder in hidden if not outputs or not folder.startswith(outputs)]
-    visible, skipped = skipping.keep(files, root, source.pattern, hidden)
-    kinds = by_kind(visible)
-    if wanted in ("auto", "folder") and (sniffed := sniff(kinds["no extension"], visible)):
-        kinds["no extension"] = [file for file in kinds["no extension"] if file.uri not in sniffed]
-        kinds["image"] = [file for file in visible if file.uri in sniffed or kind_of(file.uri) == "image"]
-    tars = kinds["tar"] if wanted in ("auto", "webdataset") else []
-    tfrecords = kinds["tfrecord"] if wanted in ("auto", "tfrecord") else []
-    parquet = ParquetFiles()
-    if wanted in ("auto", "parquet", "listing"):
-        parquet = sort_parquet(kinds["parquet"], visible, options, beside)
-    shards = [*tars, *tfrecords, *(file for file, _ in parquet.images)]
-    images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not shards) else []
-    if wanted == "auto" and shards:
-        refuse_two_kinds(name, root, kinds["image"], tars, tfrecords, parquet)
-    listings: list[tuple[FileInfo, pa.Schema | None]] = []
-    if wanted == "listing" or (wanted == "auto" and not shards and not images):
-        listings = [*((file, None) for file in kinds["listing"]), *parquet.listings]
-        listings = listings or [(file, None) for file in _json_listings(kinds, source.is_folder, wanted)]
-    if parquet.others and not shards and not images and not listings:
-        file, schema = parquet.others[0]
-        raise PlanError(
-            f"{file.uri} has no column of image bytes, of URIs or of captions (columns: {', '.join(schema.names)}); "
-            "name one with --image_column or --caption_column, or give only the files that have one"
-        )
-    for file in (*shards, *(file for file, _ in (*listings, *parquet.broken))):
-        if text_of(file.uri) != file.uri:
-            raise PlanError(f"{text_of(file.uri)}: the name of this shard is not UTF-8; rename it")
-    for file, format_ in (*((file, "webdataset") for file in tars), *((file, "tfrecord") for file in tfrecords)):
+    chosen = choose_files(source, options, beside, skipping)
+    _take_tars(inventory, chosen, taken)
+    _take_parquet(inventory, chosen, taken)
+    _take_images(inventory, chosen, options, taken)
+    hints = [
+        hint
+        for file, schema in chosen.listings
+        if file.uri not in taken
+        for hint in _take_listing(inventory, file, schema, options)
+    ]
+    taken.update(chosen.read)
+    inventory.folder_values |= names_in(chosen.read) if options.columns else set()
+    inventory.detection += [describe(chosen, options), *chosen.parquet.remarks, *hints, *remarks(chosen, options)]
+    _take_unlisted(inventory, [place for place in chosen.unlisted if place.uri not in taken])
+    taken.update(place.uri for place in chosen.unlisted)
+    inventory.roots.add(source.root)
+    explained = sum(stem(file.uri) in beside for file in chosen.parquet.sidecars)
+    explained += source.root in source.below.passed_over
+    return len(chosen.read) + len(chosen.unlisted) + explained
+
+
+def _take_tars(inventory: Inventory, chosen: Chosen, taken: Container[str]) -> None:
+    """Add a unit for each tar and each TFRecord."""
+    shards = ((file, "webdataset") for file in chosen.tars), ((file, "tfrecord") for file in chosen.tfrecords)
+    for file, format_ in itertools.chain(*shards):
         if file.uri not in taken:
             unit = Unit(file.uri, file.uri, format_, 0, 0, 0, file.stamp, file.size, part_name(file.uri))
             inventory.units.append(unit)
+
+
+def _take_parquet(inventory: Inventory, chosen: Chosen, taken: Container[str]) -> None:
+    """Add the units of Parquet files with images, and one for each file that cannot be read."""
+    parquet = chosen.parquet
     for file, metadata in parquet.images:
         inventory.columns |= set(paths_of(metadata.schema.to_arrow_schema()))
         if file.uri not in taken:
@@ -168,34 +162,6 @@ def _take(
             inventory.units.append(Unit(file.uri, file.uri, "parquet", 0, 0, 0, file.stamp, file.size, part))
             inventory.broken[part] = error
             inventory.unread.add(file.uri)
-    if images:
-        pictures = [image for image in images if image.uri not in taken]
-        _take_images(inventory, name, root, pictures, visible if source.is_folder else None, options)
-    hints = [
-        hint
-        for file, schema in listings
-        if file.uri not in taken
-        for hint in _take_listing(inventory, file, schema, options)
-    ]
-    read = [file.uri for file in (*shards, *images, *(file for file, _ in (*listings, *parquet.broken)))]
-    taken.update(read)
-    inventory.folder_values |= names_in(read) if options.columns else set()
-    line = describe(name, kinds, tars, tfrecords, images, listings, parquet, met, options)
-    line += f"; left out: {counted(len(outputs), 'dataset')} of this program" if outputs else ""
-    inventory.detection.append(line + skipped.describe())
-    inventory.detection += [*parquet.remarks, *hints, *missing_tars(visible, tars)]
-    if images and wanted == "auto" and not kinds["caption"]:
-        inventory.detection += unread_listings(
-            [*kinds["listing"], *parquet.sidecars, *without_picture(kinds["json"], images)]
-        )
-    if parquet.images or parquet.listings:
-        inventory.detection += delta_tables(skipped.folders)
-    _take_unlisted(inventory, [place for place in unlisted if place.uri not in taken])
-    taken.update(place.uri for place in unlisted)
-    inventory.roots.add(root)
-    explained = sum(stem(file.uri) in beside for file in parquet.sidecars)
-    explained += root in met.passed_over
-    return len(shards) + len(images) + len(listings) + len(parquet.broken) + len(unlisted) + explained
 
 
 def _take_unlisted(inventory: Inventory, places: Sequence[storage.Unlisted]) -> None:
@@ -206,35 +172,17 @@ def _take_unlisted(inventory: Inventory, places: Sequence[storage.Unlisted]) -> 
         inventory.detection.append(f"warning: {text_of(uri)} will be a reject: it cannot be listed: {reason}")
 
 
-def _json_listings(kinds: dict[str, list[FileInfo]], is_folder: bool, wanted: str) -> list[FileInfo]:
-    """Return the JSON files that may be listings. In a folder, one must be asked for, or nothing else be there."""
-    alone = all(kind == "json" for kind, files in kinds.items() if files)
-    return without_picture(kinds["json"], kinds["image"]) if alone or not is_folder or wanted == "listing" else []
-
-
-def _take_images(
-    inventory: Inventory,
-    name: str,
-    root: str,
-    images: list[FileInfo],
-    visible: list[FileInfo] | None,
-    options: ReaderOptions,
-) -> None:
-    """Cut the pictures of a folder into units.
-
-    Args:
-        inventory: gets the units.
-        name: name of the source.
-        root: URI of the folder that the keys are relative to.
-        images: the pictures.
-        visible: all files of the folder; None if a glob, or names, chose the pictures, so that their captions must
-            be looked for.
-        options: names the extension of the captions.
-    """
+def _take_images(inventory: Inventory, chosen: Chosen, options: ReaderOptions, taken: Container[str]) -> None:
+    """Cut the pictures of a source into units."""
+    if not chosen.images:
+        return
+    source = chosen.source
+    images = [image for image in chosen.images if image.uri not in taken]
+    # If a glob, or names, chose the pictures, their captions must be looked for.
+    beside = chosen.visible if source.is_folder else files_beside(images, options)
+    name = source.root if source.is_folder else storage.normalise(source.name)
     side_file = f"files-{len(inventory.side_files)}.parquet"
-    source = storage.normalise(name) if visible is None else root
-    beside = files_beside(images, options) if visible is None else visible
-    units, inventory.side_files[side_file] = cut_folder(root, source, side_file, images, beside, options)
+    units, inventory.side_files[side_file] = cut_folder(source.root, name, side_file, images, beside, options)
     inventory.units.extend(units)
 
 
@@ -247,12 +195,6 @@ def _take_listing(inventory: Inventory, file: FileInfo, schema: pa.Schema | None
     inventory.units.extend(side_file.cut())
     inventory.unread |= {file.uri} if side_file.damaged else set()
     return listing.hints
-
-
-def _without_datasets(files: list[FileInfo]) -> tuple[list[FileInfo], tuple[str, ...]]:
-    """Drop outputs of this program, which may lie below an input; return the other files, and the outputs' folders."""
-    outputs = tuple(f"{posixpath.dirname(f.uri)}/" for f in files if posixpath.basename(f.uri) == "_dataset.json")
-    return [file for file in files if not file.uri.startswith(outputs)] if outputs else files, outputs
 
 
 def _check(inventory: Inventory, options: ReaderOptions) -> None:
