@@ -80,6 +80,14 @@ def tiny_checkpoint(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture
+def spec(tiny_checkpoint):
+    """The tiny checkpoint as the plain functions take it; in fp32, so that no number depends on the processor."""
+    from clip_transforms import ClipSpec
+
+    return ClipSpec(tiny_checkpoint, precision="fp32")
+
+
 def picture(seed, size=(40, 30), format_="JPEG", mode="RGB"):
     """Encoded bytes of a picture that is like no other seed's."""
     rng = np.random.default_rng(seed)

@@ -35,11 +35,6 @@ COLORS = Taxonomy.from_json("colors", {"classes": ["red", "green", "blue"]})
 
 
 @pytest.fixture
-def spec(tiny_checkpoint):
-    return ClipSpec(tiny_checkpoint, precision="fp32")
-
-
-@pytest.fixture
 def inputs(tmp_path):
     """A tar, one with rejects, a Parquet file of several units' worth, a folder."""
     broken = [*pair("a", 1), ("b.jpg", picture(2)[:300]), ("b.txt", b"\xff\xfe"), *pair("c", 3)]

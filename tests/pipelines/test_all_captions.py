@@ -20,7 +20,6 @@ from apache_beam.testing.util import assert_that
 from conftest import ROOT, files_of, make_folder, pair, picture, rows_of, write_tar
 
 from clip_transforms import (
-    ClipSpec,
     Dataset,
     EmbedShards,
     ReadEmbeddings,
@@ -78,11 +77,6 @@ def make_line_tar(path, lines, first=0):
 
 def short(rows):
     return [(row["row"], row["caption_index"], row["caption"]) for row in rows]
-
-
-@pytest.fixture
-def spec(tiny_checkpoint):
-    return ClipSpec(tiny_checkpoint, precision="fp32")
 
 
 @pytest.fixture(scope="module")
