@@ -19,12 +19,12 @@ from clip_transforms.shards.batches import (
     key_text,
     lost_values,
 )
+from clip_transforms.shards.column_types import holds_bytes
 from clip_transforms.shards.hive import folder_values
 from clip_transforms.shards.parquet_columns import (
     ColumnError,
     caption_column,
     check_columns,
-    holds_bytes,
     image_column,
     key_column,
     places_of_values,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from clip_transforms.shards.places import is_among, is_list, type_at
+from clip_transforms.shards.column_types import holds_bytes, is_picture, is_short, is_text, plain_type
+from clip_transforms.shards.places import is_among, is_list, places_below, type_at
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
 
 IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
@@ -18,7 +19,6 @@ CAPTION_COLUMNS = ("caption", "text", "txt")
 LISTING_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "title")  # open_clip's training takes `title`
 KEY_COLUMNS = ("key", "uid", "__key__")
 CAPTION_OF_JSON = "json.caption"
-_SMALLEST_PICTURE = 64  # bytes; a column of shorter ones holds hashes or ids
 _INDEXED = re.compile(r"(.+)\[(\d+)\]")
 
 
@@ -36,7 +36,7 @@ def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
         type_ = type_at(schema, options.image_column)
         if type_ is None:
             raise _missing("image_column", options.image_column, schema.names)
-        if _is_text(_plain(type_)):
+        if is_text(plain_type(type_)):
             return None
         if is_list(type_) and places_of_pictures(pa.schema([pa.field("x", type_)])) and not is_picture(type_):
             raise several_pictures(options.image_column)
@@ -57,19 +57,8 @@ def several_pictures(name: str) -> ColumnError:
 
 def places_of_pictures(schema: pa.Schema) -> list[str]:
     """Return the places that could hold pictures by their types, the first entry of a list among them."""
-    return [place for field in schema for place in _places_of_pictures(field.name, field.type)]
-
-
-def _places_of_pictures(name: str, type_: pa.DataType) -> Iterator[str]:
-    if is_short(type_):
-        return
-    if is_picture(type_):
-        yield name
-    elif pa.types.is_struct(type_):
-        for place in range(type_.num_fields):
-            yield from _places_of_pictures(f"{name}.{type_.field(place).name}", type_.field(place).type)
-    elif is_list(type_):
-        yield from _places_of_pictures(f"{name}[0]", type_.value_type)
+    found = (place for field in schema for place in places_below(field.name, field.type, "[0]", is_picture))
+    return [name for name, type_ in found if is_picture(type_) and not is_short(type_)]
 
 
 def find(names: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -98,25 +87,16 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
         raise several_captions(name)
     if not listed and index is not None:
         raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
-    text = _plain(type_.value_type if listed else type_)
-    if not (_is_text(text) or pa.types.is_null(text)):
+    text = plain_type(type_.value_type if listed else type_)
+    if not (is_text(text) or pa.types.is_null(text)):
         raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
     return name, index
 
 
 def places_of_values(schema: pa.Schema) -> list[str]:
     """Return the places of values that are not binary, the first entry of a list among them."""
-    return [place for field in schema for place in _places_of_values(field.name, field.type)]
-
-
-def _places_of_values(name: str, type_: pa.DataType) -> Iterator[str]:
-    if pa.types.is_struct(type_):
-        for place in range(type_.num_fields):
-            yield from _places_of_values(f"{name}.{type_.field(place).name}", type_.field(place).type)
-    elif is_list(type_):
-        yield from _places_of_values(f"{name}[0]", type_.value_type)
-    elif not holds_bytes(type_):
-        yield name
+    found = (place for field in schema for place in places_below(field.name, field.type, "[0]"))
+    return [name for name, type_ in found if not (pa.types.is_struct(type_) or is_list(type_) or holds_bytes(type_))]
 
 
 def several_captions(name: str) -> ColumnError:
@@ -167,18 +147,10 @@ def listing_columns(names: Sequence[str], options: ReaderOptions) -> ListingColu
     )
 
 
-def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-
-
 def _is_other(type_: pa.DataType) -> bool:
     """Return whether a type is neither text nor a list nor null."""
-    plain = _plain(type_)
-    return not (_is_text(plain) or is_list(plain) or pa.types.is_null(plain))
-
-
-def _plain(type_: pa.DataType) -> pa.DataType:
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
+    plain = plain_type(type_)
+    return not (is_text(plain) or is_list(plain) or pa.types.is_null(plain))
 
 
 def key_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
@@ -232,50 +204,10 @@ def uri_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
     """Return the place of the URIs of images; None if there is none."""
     if options.image_column:
         type_ = type_at(schema, options.image_column)
-        if type_ is not None and _is_text(_plain(type_)):
+        if type_ is not None and is_text(plain_type(type_)):
             return options.image_column
-    return find([field.name for field in schema if _is_text(_plain(field.type))], URI_COLUMNS)
+    return find([field.name for field in schema if is_text(plain_type(field.type))], URI_COLUMNS)
 
 
 def _missing(flag: str, name: str, names: Sequence[str]) -> ColumnError:
     return ColumnError(f"--{flag} {name} is not a column of the input; its columns are {', '.join(names)}")
-
-
-def is_short(type_: pa.DataType) -> bool:
-    """Return whether a type is binary of a fixed length that no picture has."""
-    return pa.types.is_fixed_size_binary(type_) and type_.byte_width < _SMALLEST_PICTURE
-
-
-def is_picture(type_: pa.DataType) -> bool:
-    """Return whether a type may be an encoded picture: bytes, or a struct with `bytes` or with the `path` of a file."""
-    if pa.types.is_struct(type_):
-        place = type_.get_field_index("bytes")
-        return path_of_picture(type_) is not None or (place >= 0 and is_picture(type_.field(place).type))
-    return _is_binary(_plain(type_)) or _is_list_of_bytes(type_)
-
-
-def path_of_picture(type_: pa.DataType) -> str | None:
-    """Return the name of the field that holds a picture's path where its bytes are null; None if there is none."""
-    if not pa.types.is_struct(type_):
-        return None
-    place, path = type_.get_field_index("bytes"), type_.get_field_index("path")
-    inner = pa.null() if place < 0 else type_.field(place).type
-    is_usable = pa.types.is_null(inner) or (not pa.types.is_struct(inner) and is_picture(inner))
-    return "path" if is_usable and path >= 0 and _is_text(_plain(type_.field(path).type)) else None
-
-
-def holds_bytes(type_: pa.DataType) -> bool:
-    """Return whether a type is binary or contains a binary type at any depth."""
-    plain = _plain(type_)
-    if _is_binary(plain):
-        return True
-    return pa.types.is_nested(plain) and any(holds_bytes(plain.field(i).type) for i in range(plain.num_fields))
-
-
-def _is_binary(type_: pa.DataType) -> bool:
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    return any(check(type_) for check in checks)
-
-
-def _is_list_of_bytes(type_: pa.DataType) -> bool:
-    return is_list(type_) and type_.value_type in (pa.uint8(), pa.int8())

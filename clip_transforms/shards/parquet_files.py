@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.shards.column_types import holds_bytes, is_picture, is_short, path_of_picture
 from clip_transforms.shards.kinds import kind_of, stem
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
@@ -20,11 +21,7 @@ from clip_transforms.shards.parquet_columns import (
     asked_caption,
     check_columns,
     find,
-    holds_bytes,
     image_column,
-    is_picture,
-    is_short,
-    path_of_picture,
     places_of_pictures,
     several_pictures,
     uri_column,

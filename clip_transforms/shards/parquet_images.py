@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_transforms.shards.batches import MAX_BATCH_BYTES, too_large, writable
+from clip_transforms.shards.column_types import path_of_picture
 from clip_transforms.shards.fence import Fence
 from clip_transforms.shards.fetch import shown
 from clip_transforms.shards.fetch_ahead import fetch_in_order
 from clip_transforms.shards.inline import is_inline
-from clip_transforms.shards.parquet_columns import path_of_picture
 from clip_transforms.shards.places import is_list, values_at
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.samples import READ_REJECT

@@ -6,7 +6,7 @@ A column or field whose own name has dots or brackets is found by that name.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,9 +53,8 @@ def is_in_list(schema: pa.Schema, name: str) -> bool:
 
 
 def paths_of(schema: pa.Schema) -> Iterator[str]:
-    """Yield the names of all columns and of all places in their structs; a list's entries are named `[]`."""
-    for field in schema:
-        yield from _paths(field.name, field.type)
+    """Return the names of all columns and of all places in their structs; a list's entries are named `[]`."""
+    return (place for field in schema for place, _ in places_below(field.name, field.type, "[]"))
 
 
 def is_among(name: str, paths: Collection[str]) -> bool:
@@ -100,10 +99,20 @@ def _entries(array: pa.Array, place: int) -> pa.Array:
     return array.values.take(pc.if_else(has, pc.add(starts, place), None))
 
 
-def _paths(name: str, type_: pa.DataType) -> Iterator[str]:
-    yield name
-    if pa.types.is_struct(type_):
+def places_below(
+    name: str, type_: pa.DataType, entry: str, is_whole: Callable[[pa.DataType], bool] = lambda type_: False
+) -> Iterator[tuple[str, pa.DataType]]:
+    """Yield a place and all places inside of it, each with its type.
+
+    Args:
+        name: name of the place.
+        type_: its type.
+        entry: how to name the entries of a list, `[]` or `[0]`.
+        is_whole: whether not to look into a type.
+    """
+    yield name, type_
+    if pa.types.is_struct(type_) and not is_whole(type_):
         for place in range(type_.num_fields):
-            yield from _paths(f"{name}.{type_.field(place).name}", type_.field(place).type)
-    elif is_list(type_):
-        yield from _paths(f"{name}[]", type_.value_type)
+            yield from places_below(f"{name}.{type_.field(place).name}", type_.field(place).type, entry, is_whole)
+    elif is_list(type_) and not is_whole(type_):
+        yield from places_below(f"{name}{entry}", type_.value_type, entry, is_whole)

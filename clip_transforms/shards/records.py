@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import MAX_BATCH_BYTES, dumps
+from clip_transforms.shards.column_types import holds_bytes
 from clip_transforms.shards.inline import holds_pictures
 from clip_transforms.shards.lines import DAMAGED_TEXT, Lines, read_blocks, split_lines
 from clip_transforms.shards.listing_format import ListingFormat, record_limit
-from clip_transforms.shards.parquet_columns import holds_bytes
 from clip_transforms.shards.parquet_values import value_of, values_of
 from clip_transforms.shards.row_groups import open_parquet, read_row_groups
 from clip_transforms.shards.unit import ReaderOptions, ShardError
