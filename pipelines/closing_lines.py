@@ -9,6 +9,7 @@ from clip_transforms.parts.counts import (
     ALL,
     absent_everywhere,
     counted,
+    counted_kind,
     seen_fields,
     takes_all_captions,
     uncast_columns,
@@ -17,6 +18,7 @@ from clip_transforms.run.end import CAPTION_FLAG, DAMAGED, IMAGE_FLAGS, NOTHING_
 from schemas.samples import MODALITIES
 
 _ARTICLES = {"image": "an image", "caption": "a caption"}
+_KINDS = 8  # number of kinds of unread files that a line names
 _FLAGS = {"image": IMAGE_FLAGS, "caption": CAPTION_FLAG}
 
 
@@ -30,7 +32,8 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines = [f"{committed} committed, {units['skipped']:,} skipped{labelled}, in {output} ({kinds})"]
     lines += [_modality_line(modality, counts) for modality in MODALITIES]
     lines += [_all_captions_line(counts)] if captions else []
-    lines += [f"note: {found:,} {key[5:]}" for key, found in counts.items() if key.startswith("note.")]
+    lines += [f"note: {counted_kind(found, key[5:])}" for key, found in counts.items() if key.startswith("note.")]
+    lines += _left_out_line(run.get("left_out", {}))
     lines += _absent_line(counts, run["problems"])
     lines += [f"warning: no sample has the field of --columns {key[7:]}" for key in counts if _is_void(key, counts)]
     lines += _accepted_damage(counts, run["problems"])
@@ -53,6 +56,16 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     if "share" in plan:
         lines.append(_share_line(plan))
     return [*lines, *(f"not complete: {problem}" for problem in run["problems"])]
+
+
+def _left_out_line(left_out: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return a line if the inputs hold something that may hold samples and is not read, the most frequent first."""
+    kinds = sorted(left_out.items(), key=lambda item: (-item[1][0], item[0]))
+    shown = [
+        f"{counted_kind(count, kind)} ({first}{', …' if count > 1 else ''})" for kind, (count, first) in kinds[:_KINDS]
+    ]
+    rest = [f"{sum(count for _, (count, _) in kinds[_KINDS:]):,} of other kinds"] if kinds[_KINDS:] else []
+    return [f"note: not read: {', '.join(shown + rest)}"] if kinds else []
 
 
 def _share_line(plan: Mapping[str, Any]) -> str:

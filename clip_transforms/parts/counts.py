@@ -20,6 +20,26 @@ from schemas.samples import MODALITIES
 _UNCAST = ("values of --columns ", " that could not be cast")  # the note about a column, before and after its name
 ALL = "captions"  # begins the counts of all captions; a sample has one `caption` and several `captions`
 SEEN = "field."  # begins the counts, and the notes of a reader, that name fields
+# The nouns that notes and kinds of files begin with, perhaps behind an extension.
+_NOUNS = re.compile(
+    r"^(?:\S+ )?(?:files|folders|images|keys|listings|members|pictures|pipes|rows|tars|texts|values|TFRecords)\b"
+)
+# What else changes in them where there is only one.
+_ONE = {
+    "that are ": "that is ",
+    "that were ": "that was ",
+    "that have ": "that has ",
+    "that come ": "that comes ",
+    "that share ": "that shares ",
+    "which are ": "which is ",
+    "which were ": "which was ",
+    " is dot files": " is a dot file",
+    "JSON file and members": "JSON file or member",
+    "pipe, sockets and devices": "pipe, socket or device",
+    "apply turns them": "apply turns it",
+    "so that most are ": "so that it is probably ",
+    "scale them ": "scale it ",
+}
 _SHOWN = 12  # names of fields in a sentence
 
 
@@ -47,6 +67,17 @@ def takes_all_captions(counts: Mapping[str, int]) -> bool:
 def counted(number: int, one: str, many: str = "") -> str:
     """Return `1 unit`, `2 units`; `many` is for words whose plural is not `one` and an s."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def counted_kind(number: int, kind: str) -> str:
+    """Return `2 keys that come back`, `1 key that comes back`; `kind` begins with a noun in the plural, or has none."""
+    if number == 1:
+        noun = _NOUNS.search(kind)
+        if noun:
+            kind = f"{kind[: noun.end() - 1]}{kind[noun.end() :]}"
+            for plural, singular in _ONE.items():
+                kind = kind.replace(plural, singular)
+    return f"{number:,} {kind}"
 
 
 def check_balance(counts: Mapping[str, int], where: str) -> None:

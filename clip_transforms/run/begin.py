@@ -41,6 +41,7 @@ class Beginning:
         others: sum of the counts of the parts that are not made from this run's input.
         other_parts: number of these parts.
         obsolete: parts of a former cut, which go when everything is committed.
+        left_out: what the inputs hold besides and is not read: kind → (number, name of the first).
     """
 
     started: float
@@ -49,6 +50,7 @@ class Beginning:
     others: Mapping[str, int]
     other_parts: int
     obsolete: Sequence[str]
+    left_out: Mapping[str, Sequence[Any]]
 
     def write(self, folder: str) -> None:
         """Write it into the run's folder."""
@@ -146,6 +148,7 @@ def _write_plan(plan: RunPlan, job: Job, command: Sequence[str]) -> None:
         others=add(footer["counts"] for footer in plan.others.values()),
         other_parts=len(plan.others),
         obsolete=plan.obsolete,
+        left_out=plan.left_out,
     ).write(job.folder)
     sink = pa.BufferOutputStream()
     pq.write_table(_table(plan), sink)

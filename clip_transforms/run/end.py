@@ -91,6 +91,7 @@ def _finish(
         },
         "input": dict(sorted(summary.counts.items())),
         "dataset": {"parts": len(names), **dict(sorted(add([counts, beginning.others]).items()))},
+        "left_out": dict(beginning.left_out),
         "unlabelled": {name: count for name, count in unlabelled.items() if count},
         "parts_by_device": dict(summary.obtained),
         "speed": speed(summary, time.time() - beginning.started),

@@ -21,6 +21,7 @@ from clip_transforms.run.committed import committed_parts, without_damaged_shard
 from clip_transforms.run.job import PlannedUnit
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.inventory import Inventory, SideFile, take_inventory
+from clip_transforms.shards.left_out import summed
 from clip_transforms.shards.unit import UNLISTED, Unit
 from schemas.provenance import Footer
 
@@ -39,6 +40,7 @@ class RunPlan:
         obsolete: parts of shards of this input that are cut differently now. They go when everything is committed.
         replaces: whether the output holds a dataset of other settings.
         lines: what the command prints first: what was found, what was left out, and warnings.
+        left_out: what the inputs hold besides and is not read: kind → (number, name of the first).
         side_files: name → side file, which lies beside the plan and holds the units of a folder or listing.
     """
 
@@ -51,6 +53,7 @@ class RunPlan:
     obsolete: list[str]
     replaces: bool
     lines: list[str]
+    left_out: dict[str, tuple[int, str]]
     side_files: dict[str, SideFile]
 
     @property
@@ -107,7 +110,17 @@ def plan_run(settings: Settings) -> RunPlan:
     lines = [*found.detection, *_doubles(found.units, others, source_of), *_notes(settings, found, units, stored)]
     replaces = made is not None and made["settings"] != fields
     return RunPlan(
-        settings, checkpoint, fields, units, siblings, others, sorted(obsolete), replaces, lines, found.side_files
+        settings,
+        checkpoint,
+        fields,
+        units,
+        siblings,
+        others,
+        sorted(obsolete),
+        replaces,
+        lines,
+        summed(found.left_out),
+        found.side_files,
     )
 
 

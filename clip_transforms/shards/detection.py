@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-import re
-from collections import Counter
 from collections.abc import Iterable
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import counted
-from clip_transforms.shards.beside import caption_extensions, without_picture
+from clip_transforms.parts.counts import counted, counted_kind
+from clip_transforms.shards.beside import without_picture
 from clip_transforms.shards.chosen import Chosen
-from clip_transforms.shards.unit import ReaderOptions, with_cure
+from clip_transforms.shards.left_out import left_out
+from clip_transforms.shards.unit import ReaderOptions
 from clip_transforms.storage import FileInfo
-
-_PLURAL = re.compile(r"^(?:JSON files|linked folders|listings|pictures|tars|texts|TFRecords)\b")
 
 
 def describe(chosen: Chosen, options: ReaderOptions) -> str:
@@ -24,46 +21,21 @@ def describe(chosen: Chosen, options: ReaderOptions) -> str:
         chosen: what was found in it.
         options: names the extension of the captions.
     """
-    kinds, parquet, below = chosen.kinds, chosen.parquet, chosen.source.below
-    tars, tfrecords, images, listings = chosen.tars, chosen.tfrecords, chosen.images, chosen.listings
-    captions = {f".{extension}" for extension in caption_extensions(options)} if images else set()
-    left = Counter(
-        {kind: len(files) for kind, files in kinds.items() if kind.startswith((".", "no ")) and kind not in captions}
-    )
+    images, parquet = chosen.images, chosen.parquet
     took = [
         counted(len(files), one, many)
         for files, one, many in (
-            (tars, "webdataset shard", "webdataset shards"),
-            (tfrecords, "TFRecord shard", "TFRecord shards"),
+            (chosen.tars, "webdataset shard", "webdataset shards"),
+            (chosen.tfrecords, "TFRecord shard", "TFRecord shards"),
             (parquet.images, "Parquet shard with images", "Parquet shards with images"),
-            (listings, "listing", "listings"),
+            (chosen.listings, "listing", "listings"),
             (parquet.broken, "Parquet file that cannot be read", "Parquet files that cannot be read"),
         )
         if files
     ]
-    if images:
-        took.append(f"a folder of {counted(len(images), 'picture')}")
-    else:
-        left["pictures" if tars or tfrecords or parquet.images else "pictures (--input_format)"] = len(kinds["image"])
-    taken = {file.uri for file, _ in (*listings, *parquet.images, *parquet.broken)}
-    passed = [file for file in kinds["parquet"] if file.uri not in taken]
-    left["sidecar Parquet"] = len(parquet.sidecars)
-    left["Parquet that cannot be read"] = len(parquet.unread)
-    left["Parquet"] = len(passed) - len(parquet.sidecars) - len(parquet.unread)
-    left["listings (--input_format listing)"] = sum(file.uri not in taken for file in kinds["listing"])
-    left["tars"] = len(kinds["tar"]) - len(tars)
-    left["TFRecords"] = len(kinds["tfrecord"]) - len(tfrecords)
-    left["linked folders that are read under another path"] = len(below.passed_over)
-    left["pipes, sockets and devices"] = len(below.special)
-    left["_stats.json"] = len(kinds["statistics"])
-    stray = [file for file in without_picture(kinds["json"], images) if file.uri not in taken]
-    left["JSON files without a picture" if images else "JSON files"] = len(stray)
-    if images:
-        left["texts without a picture"] = len(without_picture(kinds["caption"], images))
-    ignored = ", ".join(_counted(count, with_cure(kind)) for kind, count in sorted(left.items()) if count)
-    line = f"{chosen.source.name}: {' and '.join(took) or 'nothing to read'}" + (
-        f"; not read: {ignored}" if ignored else ""
-    )
+    took += [f"a folder of {counted(len(images), 'picture')}"] if images else []
+    left = ", ".join(counted_kind(len(uris), kind) for kind, uris in left_out(chosen, options).items())
+    line = f"{chosen.source.name}: {' and '.join(took) or 'nothing to read'}{f'; not read: {left}' if left else ''}"
     line += f"; left out: {counted(chosen.num_outputs, 'dataset')} of this program" if chosen.num_outputs else ""
     return line + chosen.skipped.describe()
 
@@ -101,13 +73,6 @@ def _delta_tables(skipped: Iterable[str]) -> list[str]:
         for path in sorted(skipped)
         if posixpath.basename(path) == "_delta_log"
     ]
-
-
-def _counted(number: int, kind: str) -> str:
-    """Return `1 picture`, `2 pictures`; a kind is in the plural if its files can be counted."""
-    if number == 1:
-        kind = _PLURAL.sub(lambda word: word[0][:-1], kind).replace(" that are ", " that is ")
-    return f"{number:,} {kind}"
 
 
 def _missing_tars(visible: list[FileInfo], tars: list[FileInfo]) -> list[str]:

@@ -23,6 +23,7 @@ from clip_transforms.shards.detection import describe, remarks
 from clip_transforms.shards.hive import names_in
 from clip_transforms.shards.inputs import Source, find_sources
 from clip_transforms.shards.kinds import kind_of, stem
+from clip_transforms.shards.left_out import worth_telling
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
 from clip_transforms.shards.places import is_among, paths_of
@@ -54,6 +55,7 @@ class Inventory:
         folder_values: names of the values that the names of folders give, such as `split` of `split=train`.
         unread: URIs of the shards that could not be read to their end when they were cut.
         roots: URIs of the folders that were searched.
+        left_out: what may hold samples and is not read: URI → kind.
     """
 
     units: list[Unit] = dataclasses.field(default_factory=list)
@@ -64,6 +66,7 @@ class Inventory:
     folder_values: set[str] = dataclasses.field(default_factory=set)
     unread: set[str] = dataclasses.field(default_factory=set)
     roots: set[str] = dataclasses.field(default_factory=set)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def formats(self) -> set[str]:
@@ -100,6 +103,8 @@ def take_inventory(inputs: Sequence[str], options: ReaderOptions) -> Inventory:
     if len({unit.part for unit in inventory.units}) < len(inventory.units):
         raise RuntimeError("two units of the input would have the same part; please report this with the command")
     inventory.detection += [f"warning: --exclude {pattern} matches nothing" for pattern in skipping.unused]
+    for uri in taken & inventory.left_out.keys():  # one input leaves out what another names
+        del inventory.left_out[uri]
     _check(inventory, options)
     return inventory
 
@@ -132,6 +137,7 @@ def _take(
     taken.update(chosen.read)
     inventory.folder_values |= names_in(chosen.read) if options.columns else set()
     inventory.detection += [describe(chosen, options), *chosen.parquet.remarks, *hints, *remarks(chosen, options)]
+    inventory.left_out |= worth_telling(chosen, options, beside)
     _take_unlisted(inventory, [place for place in chosen.unlisted if place.uri not in taken])
     taken.update(place.uri for place in chosen.unlisted)
     inventory.roots.add(source.root)

@@ -47,6 +47,35 @@ RUN = {
 }
 
 
+ONE = {
+    "keys that come back after others": "key that comes back after others",
+    "values of --columns cls:int32 that could not be cast": "value of --columns cls:int32 that could not be cast",
+    "rows of listings that have fewer fields than the header": "row of listings that has fewer fields than the header",
+    ".zip members that were not read": ".zip member that was not read",
+    "extensionless members that were not read": "extensionless member that was not read",
+    "members that are dot files, which are not read": "member that is a dot file, which is not read",
+    "JSON files that are not a JSON object": "JSON file that is not a JSON object",
+    "JSON files that could not be read": "JSON file that could not be read",
+    "JSON files and members of more than 16 MiB, which were not read": "JSON file or member of more than 16 MiB, which "
+    "was not read",
+    "keys whose only images have another extension than --image_extension": "key whose only images have another "
+    "extension than --image_extension",
+    "images with an EXIF orientation, which was ignored, as published; --exif_orientation apply turns them": "image "
+    "with an EXIF orientation, which was ignored, as published; --exif_orientation apply turns it",
+    "Parquet files without images": "Parquet file without images",
+    "JSON files without a picture": "JSON file without a picture",
+    "skipped folders": "skipped folder",
+    ".zip": ".zip",
+}
+
+
+@pytest.mark.parametrize("many", ONE)
+def test_a_note_about_one_thing_is_in_the_singular(many):
+    for count, text in ((1, ONE[many]), (2, many)):
+        lines = closing_lines({**RUN, "input": {f"note.{many}": count}}, "out/")
+        assert f"note: {count} {text}" in lines
+
+
 def test_the_lines_of_a_run():
     assert closing_lines(RUN, "out/") == [
         "4 units committed, 0 skipped, in out/ (embeddings, labels/animals, rejects)",

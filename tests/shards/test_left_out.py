@@ -184,7 +184,7 @@ def test_parquet_without_images_beside_pictures_stays_a_sidecar(tmp_path):
 def test_a_pipe_in_a_folder_is_named(tmp_path):
     make_folder(tmp_path, 1)
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert plan(tmp_path).detection == [f"{tmp_path}: a folder of 1 picture; not read: 1 pipes, sockets and devices"]
+    assert plan(tmp_path).detection == [f"{tmp_path}: a folder of 1 picture; not read: 1 pipe, socket or device"]
 
 
 # Names of pictures.
