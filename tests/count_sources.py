@@ -173,7 +173,8 @@ def folder_rows(folder, wanted=None):
             if not is_picture(path, file.read):
                 continue
         texts = [stem + text for text in (TEXTS if wanted is None else [f".{wanted}"])]
-        found = next((text for text in texts if os.path.exists(text)), None)
+        texts = [case for text in texts for case in (text, stem + os.path.splitext(text)[1].upper())]
+        found = next((text for text in texts if os.path.exists(text) and os.path.getsize(text)), None)
         caption = None if found is None else File(open(found, "rb").read())
         if caption is None and wanted and os.path.exists(f"{stem}.json"):
             caption = field(json.load(open(f"{stem}.json")), wanted)
@@ -198,7 +199,7 @@ def tar_rows(shard, wanted=None):
         found = {extension: data for _, extension, data in reversed(list(group))}
         image = any(is_picture("x" + extension, lambda data=data: data or b"") for extension, data in found.items())
         texts = TEXTS if wanted is None else [f".{wanted}"]
-        text = next((File(found[name]) for name in texts if found.get(name) is not None), None)
+        text = next((File(found[name]) for name in texts if is_offered(found.get(name))), None)
         if text is None and ".json" in found:
             try:
                 text = field(json.loads(found[".json"]), wanted or "caption")

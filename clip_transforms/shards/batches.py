@@ -23,6 +23,7 @@ MAX_BATCH_BYTES = 16 << 20
 # Larger JSON files and members for a user's columns are not read.
 MAX_METADATA_BYTES = 16 << 20
 TOO_MUCH_METADATA = "JSON files and members of more than 16 MiB, which were not read"
+_SEVERAL_LINES = "text files of several lines, each read as one caption; --captions all takes each line as a caption"
 _BLOCK = 1 << 20
 _MAX_INT64 = (1 << 63) - 1
 
@@ -201,6 +202,12 @@ def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:
     return all_captions(data.removeprefix(codecs.BOM_UTF8).splitlines(), lambda line: _decode_one(line, options))
 
 
+def note_lines(caption: str | None, options: ReaderOptions, notes: Counter) -> None:
+    """Count the caption of a text file that was read as one, though it has several lines."""
+    if caption and options.captions == "first" and sum(bool(line.strip()) for line in caption.splitlines()) > 1:
+        notes[_SEVERAL_LINES] += 1
+
+
 def _decode_one(data: bytes, options: ReaderOptions) -> dict[str, Any]:
     if len(data) > options.max_caption_bytes:
         return too_large("caption", len(data), options.max_caption_bytes)
@@ -237,10 +244,22 @@ def _caption_of(value: Any, options: ReaderOptions, cure: str = "") -> dict[str,
     try:
         num_bytes = len(value.encode())
     except UnicodeEncodeError:
-        return {"caption_reject": read_reject("not UTF-8", f"half a surrogate pair in {value[:80]!r}", None)}
+        return {"caption_reject": read_reject("not UTF-8", _not_unicode(value), None)}
     if num_bytes > options.max_caption_bytes:
         return too_large("caption", num_bytes, options.max_caption_bytes)
     return {"caption": value} if value.strip() else {}
+
+
+def _not_unicode(text: str) -> str:
+    """Say what is wrong with a text that has lone surrogates; some of them stand for bytes of a listing."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+        data.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}: {data[error.start : error.start + 8]!r}"
+    except UnicodeEncodeError:
+        pass  # a JSON file has half of a pair
+    return f"half a surrogate pair in {text[:80]!r}"
 
 
 def key_text(value: Any) -> str:

@@ -19,6 +19,12 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
     return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
+def is_text_or_bytes(type_: pa.DataType) -> bool:
+    """Return whether a type may be text: Impala, Hive and old versions of Spark write text as bytes."""
+    plain = plain_type(type_)
+    return is_text(plain) or (_is_binary(plain) and not pa.types.is_fixed_size_binary(plain))
+
+
 def is_short(type_: pa.DataType) -> bool:
     """Return whether a type is binary of a fixed length that no picture has."""
     return pa.types.is_fixed_size_binary(type_) and type_.byte_width < _SMALLEST_PICTURE

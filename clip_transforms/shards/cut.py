@@ -80,7 +80,8 @@ def cut_folder(
             others[stem_of(file.uri)].append(kind)
     for image in images:
         stems = same_stems(stem_of(image.uri))
-        caption = next((found for stem in stems for e in extensions if (found := beside.get(f"{stem}.{e}"))), None)
+        texts = [found for stem in stems for e in extensions if (found := beside.get(f"{stem}.{e}"))]
+        caption = next((text for text in texts if text.size), next(iter(texts), None))  # an empty one offers nothing
         metadata = next((found for stem in stems if (found := beside.get(f"{stem}.json"))), None)
         files = (image, caption, metadata)
         key = image.uri.removeprefix(root).lstrip("/")

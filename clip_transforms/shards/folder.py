@@ -18,6 +18,7 @@ from clip_transforms.shards.batches import (
     caption_file_too_large,
     decode_caption,
     decode_metadata,
+    note_lines,
     read_reject,
     read_up_to,
     too_large,
@@ -73,6 +74,7 @@ def _sample(
         try:
             data = _read(paths["caption"], options.max_caption_file_bytes)
             sample |= caption_file_too_large(None, options) if data is None else decode_caption(data, options)
+            note_lines(sample.get("caption"), options, notes)
         except OSError as error:
             sample["caption_reject"] = _reject(error)
     fields: dict[str, Any] = {}

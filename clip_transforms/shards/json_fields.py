@@ -46,14 +46,19 @@ def outer_field(names: Collection[str], name: str) -> str:
 
 
 def field_names(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the fields that have a value, as `json_field` takes them: of nested ones `a.b` and `a[0]`."""
+    """Yield the names of the fields that have a text, as `json_field` takes them: of nested ones `a.b` and `a[0]`."""
     for name, value in fields.items():
         if isinstance(value, dict):
-            yield from (f"{name}.{inner}" for inner, found in value.items() if found not in (None, ""))
+            yield from (f"{name}.{inner}" for inner, found in value.items() if _may_hold_text(found))
         elif isinstance(value, list):
-            yield from [f"{name}[0]"] if value else []
-        elif value not in (None, ""):
+            yield from [f"{name}[0]"] if value and _may_hold_text(value[0]) else []
+        elif _may_hold_text(value):
             yield name
+
+
+def _may_hold_text(value: Any) -> bool:
+    """Return whether a value may be a caption or a URI, or hold one. A number is none, and naming it would not help."""
+    return isinstance(value, (str, dict, list)) and bool(value)
 
 
 class SeenFields:

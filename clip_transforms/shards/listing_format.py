@@ -42,6 +42,7 @@ class ListingFormat:
         line_end: what ends a line.
         max_record_bytes: the longest row that is read.
         empty: whether there is nothing in the file.
+        texts: names of the columns of a Parquet file whose bytes are texts.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class ListingFormat:
     line_end: bytes = b"\n"
     max_record_bytes: int = MAX_RECORD_BYTES
     empty: bool = False
+    texts: frozenset[str] = frozenset()
 
     @property
     def separator_name(self) -> str:

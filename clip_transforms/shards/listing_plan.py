@@ -70,7 +70,7 @@ def plan_listing(uri: str, schema: pa.Schema | None, options: ReaderOptions) -> 
         PlanError: if it cannot be read, or is no listing that we know.
     """
     try:
-        form = find_format(uri, options) if schema is None else parquet_format(uri, schema.names, options)
+        form = find_format(uri, options) if schema is None else parquet_format(uri, schema, options)
     except NoListingError as error:
         raise PlanError(f"{uri} {error}") from None
     except (ValueError, *DAMAGED_TEXT) as error:

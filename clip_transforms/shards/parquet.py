@@ -27,7 +27,7 @@ from clip_transforms.shards.parquet_columns import (
     check_columns,
     image_column,
     key_column,
-    places_of_values,
+    places_of_texts,
 )
 from clip_transforms.shards.parquet_images import ImageColumn, Images
 from clip_transforms.shards.parquet_values import cast_column, python_values
@@ -74,7 +74,7 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
 
 
 def _other_fields(schema: pa.Schema, image: str, options: ReaderOptions) -> list[str]:
-    """Return the places of values that are neither the image nor the key nor a column of the user's own."""
+    """Return the places of texts that are neither the image nor the key nor a column of the user's own."""
     used = {
         image,
         f"{image}[0]",
@@ -82,7 +82,7 @@ def _other_fields(schema: pa.Schema, image: str, options: ReaderOptions) -> list
         key_column(schema, options),
         *(column.field for column in options.columns),
     }
-    return [place for place in places_of_values(schema) if place not in used]
+    return [place for place in places_of_texts(schema) if place not in used]
 
 
 def _pieces(batch: pa.RecordBatch, options: ReaderOptions) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from clip_transforms.shards.column_types import holds_bytes, is_picture, is_short, is_text, plain_type
+from clip_transforms.shards.column_types import holds_bytes, is_picture, is_short, is_text, is_text_or_bytes, plain_type
 from clip_transforms.shards.places import is_among, is_list, places_below, type_at
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
 
@@ -78,7 +78,9 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     if asked and type_at(schema, asked) is None:
         raise _missing("caption_column", asked, schema.names)
     # A number or a struct that only has a caption's name is passed over. A column that was asked for must be usable.
-    name = asked or find([f.name for f in schema if not _is_other(f.type)], CAPTION_COLUMNS) or _caption_of_json(schema)
+    texts = [f.name for f in schema if not _is_other(f.type)]
+    in_bytes = [f.name for f in schema if is_text_or_bytes(f.type)]
+    name = asked or find(texts, CAPTION_COLUMNS) or find(in_bytes, CAPTION_COLUMNS) or _caption_of_json(schema)
     if name is None:
         return None
     type_ = type_at(schema, name) or pa.null()
@@ -87,16 +89,16 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
         raise several_captions(name)
     if not listed and index is not None:
         raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
-    text = plain_type(type_.value_type if listed else type_)
-    if not (is_text(text) or pa.types.is_null(text)):
+    text = type_.value_type if listed else type_
+    if not (is_text_or_bytes(text) or pa.types.is_null(text)):
         raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
     return name, index
 
 
-def places_of_values(schema: pa.Schema) -> list[str]:
-    """Return the places of values that are not binary, the first entry of a list among them."""
+def places_of_texts(schema: pa.Schema) -> list[str]:
+    """Return the places of texts, the first entry of a list among them: those that --caption_column may name."""
     found = (place for field in schema for place in places_below(field.name, field.type, "[0]"))
-    return [name for name, type_ in found if not (pa.types.is_struct(type_) or is_list(type_) or holds_bytes(type_))]
+    return [name for name, type_ in found if is_text(plain_type(type_))]
 
 
 def several_captions(name: str) -> ColumnError:
@@ -118,6 +120,20 @@ def asked_caption(names: Collection[str], options: ReaderOptions) -> tuple[str |
     asked = options.caption_column
     match = _INDEXED.fullmatch(asked) if asked and asked not in names else None
     return (match[1], int(match[2])) if match else (asked, None)
+
+
+def texts_in_bytes(schema: pa.Schema, options: ReaderOptions) -> frozenset[str]:
+    """Return the columns of a Parquet listing whose bytes are texts: those that are used and hold no pictures."""
+    columns = listing_columns([f.name for f in schema if not is_text(plain_type(f.type))], options)
+    asked = {options.image_column, options.key_column, columns.caption if options.caption_column else None}
+    return frozenset(
+        field.name
+        for field in schema
+        if is_text_or_bytes(field.type)
+        and not is_text(plain_type(field.type))
+        and field.name in columns[:3]
+        and (field.name in asked or field.name.lower() not in IMAGE_COLUMNS)
+    )
 
 
 class ListingColumns(NamedTuple):

@@ -24,6 +24,7 @@ from clip_transforms.shards.parquet_columns import (
     image_column,
     places_of_pictures,
     several_pictures,
+    texts_in_bytes,
     uri_column,
 )
 from clip_transforms.shards.parquet_sniff import begin_as_pictures
@@ -114,7 +115,7 @@ def sort_parquet(
                 found.broken.append((file, ColumnError(f"{error} ({file.uri})")))
     _compare_siblings(found, footers, options)
     if options.input_format != "listing" and not options.image_column:
-        found.remarks = _remarks(found)
+        found.remarks = _remarks(found, options)
     return found
 
 
@@ -176,14 +177,14 @@ def _compare_siblings(found: ParquetFiles, footers: dict[str, _Footer], options:
                 found.broken.append((file, ColumnError(problem)))
 
 
-def _remarks(found: ParquetFiles) -> list[str]:
+def _remarks(found: ParquetFiles, options: ReaderOptions) -> list[str]:
     """Return lines about columns that were taken for their bytes, or that look like pictures and were not taken."""
     lines = []
     for place in sorted(set(found.recognised.values())):
         uris = sorted(uri for uri, recognised in found.recognised.items() if recognised == place)
         lines.append(f"note: no column of {_and_more(uris)} has a usual name for images; {place} holds pictures")
     for say in (_no_pictures, _unreadable_types):
-        said = [(file.uri, text) for file, schema in found.listings if (text := say(schema))]
+        said = [(file.uri, text) for file, schema in found.listings if (text := say(schema, options))]
         if said:
             lines.append(f"note: {_and_more([uri for uri, _ in said])}: {said[0][1]}")
     return lines
@@ -194,7 +195,7 @@ def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
     asked, _ = asked_caption(schema.names, options)
     if uri_column(schema, options) or (asked and type_at(schema, asked) is not None):
         return True
-    return bool(find(schema.names, CAPTION_COLUMNS))
+    return bool(find(schema.names, CAPTION_COLUMNS) or texts_in_bytes(schema, options))
 
 
 def _look(options: ReaderOptions, file: FileInfo) -> _Footer | PlanError:
@@ -215,10 +216,11 @@ def _look(options: ReaderOptions, file: FileInfo) -> _Footer | PlanError:
         return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")
 
 
-def _no_pictures(schema: pa.Schema) -> str:
+def _no_pictures(schema: pa.Schema, options: ReaderOptions) -> str:
     """Say which columns could hold pictures by their types and do not; empty if none could."""
     types = [(place, type_at(schema, place) or pa.null()) for place in places_of_pictures(schema)]
-    names = [place for place, type_ in types if holds_bytes(type_) or path_of_picture(type_)]
+    texts = texts_in_bytes(schema, options)
+    names = [place for place, type_ in types if place not in texts and (holds_bytes(type_) or path_of_picture(type_))]
     if not names:
         return ""
     return (
@@ -227,7 +229,7 @@ def _no_pictures(schema: pa.Schema) -> str:
     )
 
 
-def _unreadable_types(schema: pa.Schema) -> str:
+def _unreadable_types(schema: pa.Schema, options: ReaderOptions) -> str:
     """Say which column holds bytes, or has a name for images, and has a type that is not read; empty if none does."""
     for field in schema:
         is_meant = holds_bytes(field.type) or (field.name.lower() in IMAGE_COLUMNS and pa.types.is_nested(field.type))

@@ -19,6 +19,7 @@ from clip_transforms.shards.column_types import holds_bytes
 from clip_transforms.shards.inline import holds_pictures
 from clip_transforms.shards.lines import DAMAGED_TEXT, Lines, read_blocks, split_lines
 from clip_transforms.shards.listing_format import ListingFormat, record_limit
+from clip_transforms.shards.parquet_columns import texts_in_bytes
 from clip_transforms.shards.parquet_values import value_of, values_of
 from clip_transforms.shards.row_groups import open_parquet, read_row_groups
 from clip_transforms.shards.unit import ReaderOptions, ShardError
@@ -77,9 +78,10 @@ def read_records(uri: str, form: ListingFormat) -> Iterator[Record]:
         yield Record(row + 1, None, f"after row {row:,}: {error}" if row >= 0 else str(error))
 
 
-def parquet_format(uri: str, names: list[str], options: ReaderOptions) -> ListingFormat:
+def parquet_format(uri: str, schema: pa.Schema, options: ReaderOptions) -> ListingFormat:
     """Return the format of a Parquet listing, whose first row tells whether it holds pictures as text."""
-    form = ListingFormat("parquet", names, max_record_bytes=record_limit(True, options))
+    texts = texts_in_bytes(schema, options)
+    form = ListingFormat("parquet", schema.names, max_record_bytes=record_limit(True, options), texts=texts)
     first = next(read_records(uri, form), None)
     limit = record_limit(first is not None and holds_pictures(first.text or b""), options)
     return dataclasses.replace(form, max_record_bytes=limit)
@@ -267,10 +269,12 @@ def _parse_escaped(line: bytes, lines: Lines, form: ListingFormat) -> list[str] 
 
 def _parquet(file: IO[bytes], form: ListingFormat) -> Iterator[Record]:
     parquet = open_parquet(file)
-    names = [field.name for field in parquet.schema_arrow if not holds_bytes(field.type)]
+    names = [f.name for f in parquet.schema_arrow if f.name in form.texts or not holds_bytes(f.type)]
     at_once = _rows_at_once(parquet.metadata)
     for row, batch in read_row_groups(parquet, range(parquet.num_row_groups), 0, at_once, names):
         columns = [values_of(batch.column(name), _as_text) for name in names]
+        for place in (place for place, name in enumerate(names) if name in form.texts):
+            columns[place] = [value if value is None else _decode(value) for value in columns[place]]
         for place, values in enumerate(zip(*columns, strict=True)):
             text = _encode(dict(zip(names, values, strict=True)))
             problem = _too_long(text, form)

@@ -118,7 +118,8 @@ def _sample(row: int, record: bytes | str, options: ReaderOptions, seen: SeenFie
         return {"key": str(row), "row": row, "image_reject": reject, "caption_reject": reject}
     key = _named(features, options.key_column, KEY_COLUMNS)
     image = _named(features, options.image_column, _IMAGES)
-    caption = _named(features, options.caption_column, CAPTION_EXTENSIONS)
+    offered = {name: value for name, value in features.items() if value != b""}  # an empty text offers nothing
+    caption = _named(offered, options.caption_column, CAPTION_EXTENSIONS) or _named(features, None, CAPTION_EXTENSIONS)
     shown = {name: text for name, value in features.items() if name != image and (text := _shown(value)) is not None}
     sample: dict[str, Any] = {"key": key_text(features.get(key or "")) or str(row), "row": row}
     sample |= _image(features.get(image) if image else None, options)

@@ -21,6 +21,7 @@ from clip_transforms.shards.batches import (
     caption_file_too_large,
     decode_caption,
     decode_metadata,
+    note_lines,
     read_reject,
     text_of,
     too_large,
@@ -201,8 +202,10 @@ class _Group:
         """Return the sample that the members make."""
         json_bytes = self.others.get("json")
         text, fields = (None, {}) if json_bytes is None else decode_metadata(json_bytes, self.notes)
-        caption = next((self.captions[e] for e in self.caption_extensions if e in self.captions), None)
-        if caption is None:
+        # A text of white space alone offers nothing, and the next place may.
+        caption = next((found for e in self.caption_extensions if (found := self.captions.get(e))), {})
+        note_lines(caption.get("caption"), self.options, self.notes)
+        if not caption:
             caption = caption_fields(json_field(fields, self.options.caption_column or "caption"), self.options)
         candidates = next((found for found in (self.whole, self.tails, self.bare) if found.count), self.whole)
         for passed in [found for found in (self.tails, self.bare) if found is not candidates]:

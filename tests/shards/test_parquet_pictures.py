@@ -399,7 +399,7 @@ def test_a_caption_column_goes_before_the_caption_in_json(tmp_path):
 def test_a_unit_without_a_column_of_captions_notes_the_texts_that_it_has(tmp_path):
     path = write(tmp_path / "a.parquet", sample=NESTED, meta=[{"alt": text} for text in TEXTS])
     _, notes, _ = read(path, tmp_path)
-    assert notes == {"field.sample.caption": 1, "field.sample.n": 1, "field.meta.alt": 1}
+    assert notes == {"field.sample.caption": 1, "field.meta.alt": 1}
     for name in ("sample.caption", "meta.alt"):
         rows, notes, _ = read(path, tmp_path, ReaderOptions(caption_column=name))
         assert [row["caption"] for row in rows] == TEXTS and not notes
