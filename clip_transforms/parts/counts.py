@@ -22,7 +22,8 @@ ALL = "captions"  # begins the counts of all captions; a sample has one `caption
 SEEN = "field."  # begins the counts, and the notes of a reader, that name fields
 # The nouns that notes and kinds of files begin with, perhaps behind an extension.
 _NOUNS = re.compile(
-    r"^(?:\S+ )?(?:files|folders|images|keys|listings|members|pictures|pipes|rows|tars|texts|values|TFRecords)\b"
+    r"^(?:\S+ )?"
+    r"(?:columns|files|folders|images|keys|listings|members|pictures|pipes|rows|tars|texts|TFRecords|values)\b"
 )
 # What else changes in them where there is only one.
 _ONE = {

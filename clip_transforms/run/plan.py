@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import posixpath
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_dataset
 from clip_transforms.run.committed import committed_parts, without_damaged_shards
+from clip_transforms.run.doubles import doubles
 from clip_transforms.run.job import PlannedUnit
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.inventory import Inventory, SideFile, take_inventory
@@ -107,7 +107,7 @@ def plan_run(settings: Settings) -> RunPlan:
     source_of = _sources([*(unit.shard for unit in found.units), *(f["shard"] for f in stored.footers.values())])
     others, obsolete = _sort_others(found, stored.footers, source_of, fingerprint(fields))
     _check_others(settings, stored, others, fingerprint(fields))
-    lines = [*found.detection, *_doubles(found.units, others, source_of), *_notes(settings, found, units, stored)]
+    lines = [*found.detection, *doubles(found.units, others, source_of), *_notes(settings, found, units, stored)]
     replaces = made is not None and made["settings"] != fields
     return RunPlan(
         settings,
@@ -241,28 +241,6 @@ def _refuse_half_a_taxonomy(settings: Settings, made: Mapping[str, Any] | None, 
                 f"--input; python -m pipelines.label --input {settings.output} --taxonomy … --overwrite labels all of "
                 "them anew"
             )
-
-
-def _doubles(units: Sequence[Unit], others: Mapping[str, Footer], source_of: Mapping[str, str]) -> list[str]:
-    """Warn where a new shard looks like one that is in the dataset under another URI."""
-
-    def looks(shard: str, stamp: str) -> tuple[str, str]:
-        # Name and size of a shard that is a file. A folder's stamp is a hash of its files' names and times.
-        return posixpath.basename(source_of[shard]), stamp.partition("-")[0]
-
-    known = {looks(footer["shard"], footer["stamp"]): footer["shard"] for footer in others.values()}
-    alike = []
-    for unit in units:
-        first = known.setdefault(looks(unit.shard, unit.stamp), unit.shard)
-        if first != unit.shard:
-            alike.append((unit.shard, first))
-    if not alike:
-        return []
-    new, old = alike[0]
-    return [
-        f"warning: {new} has the name and size of {old} ({len(alike)} such units); if they are the same file, its rows "
-        "will be in the dataset twice"
-    ]
 
 
 def _notes(settings: Settings, found: Inventory, units: Sequence[PlannedUnit], stored: _Stored) -> list[str]:

@@ -38,6 +38,11 @@ def is_picture(type_: pa.DataType) -> bool:
     return _is_binary(plain_type(type_)) or _is_list_of_bytes(type_)
 
 
+def may_be_pictures(type_: pa.DataType) -> bool:
+    """Return whether a column of this type is one of pictures by its name, or if its siblings' are: it may be empty."""
+    return is_picture(type_) or pa.types.is_null(type_)
+
+
 def path_of_picture(type_: pa.DataType) -> str | None:
     """Return the name of the field that holds a picture's path where its bytes are null; None if there is none."""
     if not pa.types.is_struct(type_):

@@ -26,6 +26,7 @@ from clip_transforms.shards.kinds import kind_of, stem
 from clip_transforms.shards.left_out import worth_telling
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
+from clip_transforms.shards.parquet_remarks import parquet_remarks
 from clip_transforms.shards.places import is_among, paths_of
 from clip_transforms.shards.refusals import nothing_to_read
 from clip_transforms.shards.skipping import Skipping
@@ -136,7 +137,12 @@ def _take(
     ]
     taken.update(chosen.read)
     inventory.folder_values |= names_in(chosen.read) if options.columns else set()
-    inventory.detection += [describe(chosen, options), *chosen.parquet.remarks, *hints, *remarks(chosen, options)]
+    inventory.detection += [
+        describe(chosen, options),
+        *parquet_remarks(chosen.parquet, options),
+        *hints,
+        *remarks(chosen, options),
+    ]
     inventory.left_out |= worth_telling(chosen, options, beside)
     _take_unlisted(inventory, [place for place in chosen.unlisted if place.uri not in taken])
     taken.update(place.uri for place in chosen.unlisted)

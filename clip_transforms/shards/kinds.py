@@ -15,7 +15,8 @@ from clip_transforms.shards.unit import (
 )
 from clip_transforms.storage import FileInfo
 
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_PARQUET = ("parquet", "parq", "pq")
 _TFRECORD = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?$")
 _COMPRESSED_LISTINGS = tuple(f".{name}{end}" for name in (*LISTING_EXTENSIONS, "json") for end in COMPRESSIONS)
 
@@ -39,7 +40,9 @@ def kind_of(uri: str) -> str:
         return "statistics"
     if extension in CAPTION_EXTENSIONS:
         return "caption"
-    return extension if extension in ("parquet", "json") else f".{extension}" if "." in lower else "no extension"
+    if extension in _PARQUET:
+        return "parquet"
+    return "json" if extension == "json" else f".{extension}" if "." in lower else "no extension"
 
 
 def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
@@ -52,7 +55,7 @@ def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
 
 def stem(uri: str) -> str:
     """Return the URI of a shard without its extension; its sidecar has the same stem."""
-    for suffix in (*_TAR_SUFFIXES, ".parquet"):
+    for suffix in (*_TAR_SUFFIXES, *(f".{extension}" for extension in _PARQUET)):
         if uri.lower().endswith(suffix):
             return uri[: -len(suffix)]
     found = _TFRECORD.search(uri.lower())

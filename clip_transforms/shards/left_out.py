@@ -65,6 +65,8 @@ def worth_telling(chosen: Chosen, options: ReaderOptions, beside: Collection[str
         for uri in uris:
             if not (kind == "no extension" and posixpath.basename(uri).startswith("_")):
                 told[uri] = kind
+    told |= {file.uri: "Parquet files with images and the name of a tar" for file in chosen.parquet.shadowed}
+    told |= dict.fromkeys(chosen.parquet.further, "columns of further pictures")
     folders = [folder for folder in chosen.skipped.folders if posixpath.basename(folder) not in _LEFTOVERS]
     return told | {f: "skipped folders" for f in sorted(folders) if posixpath.basename(f).startswith("_")}
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from clip_transforms.shards.row_groups import DAMAGE
 from clip_transforms.storage import is_of_the_machine
 
+ZSTD = b"\x28\xb5\x2f\xfd"  # what a file that is compressed with zstd begins with
 BLOCK = 1 << 20  # bytes that are read at a time
 # Errors that damaged bytes cause, compressed or in UTF-16.
 DAMAGED_TEXT = (*DAMAGE, EOFError, zlib.error, lzma.LZMAError)
@@ -25,7 +26,8 @@ DAMAGED_TEXT = (*DAMAGE, EOFError, zlib.error, lzma.LZMAError)
 _ENCODINGS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-def _open_zstd(file: Any) -> Any:
+def open_zstd(file: Any) -> Any:
+    """Open a file that is compressed with zstd."""
     return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
 
@@ -34,7 +36,7 @@ _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
-    b"\x28\xb5\x2f\xfd": _open_zstd,
+    ZSTD: open_zstd,
 }
 
 

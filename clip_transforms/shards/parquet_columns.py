@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from clip_transforms.shards.column_types import holds_bytes, is_picture, is_short, is_text, is_text_or_bytes, plain_type
+from clip_transforms.shards.column_types import (
+    holds_bytes,
+    is_picture,
+    is_short,
+    is_text,
+    is_text_or_bytes,
+    may_be_pictures,
+    plain_type,
+)
 from clip_transforms.shards.places import is_among, is_list, places_below, type_at
 from clip_transforms.shards.unit import IMAGE_EXTENSIONS, ReaderOptions
 
@@ -17,6 +25,7 @@ IMAGE_COLUMNS = ("image", "image_bytes", "bytes", *IMAGE_EXTENSIONS)
 URI_COLUMNS = ("image", "uri", "url", "path", "file", "filename", "file_name", "filepath")
 CAPTION_COLUMNS = ("caption", "text", "txt")
 LISTING_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "title")  # open_clip's training takes `title`
+NAMED = 5  # number of columns that a sentence names
 KEY_COLUMNS = ("key", "uid", "__key__")
 CAPTION_OF_JSON = "json.caption"
 _INDEXED = re.compile(r"(.+)\[(\d+)\]")
@@ -40,7 +49,7 @@ def image_column(schema: pa.Schema, options: ReaderOptions) -> str | None:
             return None
         if is_list(type_) and places_of_pictures(pa.schema([pa.field("x", type_)])) and not is_picture(type_):
             raise several_pictures(options.image_column)
-        if not is_picture(type_):
+        if not may_be_pictures(type_):
             raise ColumnError(
                 f"--image_column {options.image_column} is {type_}, but it must be binary, a struct with binary bytes "
                 "or a path, or text that holds URIs"
@@ -79,7 +88,8 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
         raise _missing("caption_column", asked, schema.names)
     # A number or a struct that only has a caption's name is passed over. A column that was asked for must be usable.
     texts = [f.name for f in schema if not _is_other(f.type)]
-    in_bytes = [f.name for f in schema if is_text_or_bytes(f.type)]
+    image = image_column(schema, options)
+    in_bytes = [f.name for f in schema if is_text_or_bytes(f.type) and f.name != image]
     name = asked or find(texts, CAPTION_COLUMNS) or find(in_bytes, CAPTION_COLUMNS) or _caption_of_json(schema)
     if name is None:
         return None
@@ -90,7 +100,7 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
     if not listed and index is not None:
         raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
     text = type_.value_type if listed else type_
-    if not (is_text_or_bytes(text) or pa.types.is_null(text)):
+    if not (is_text_or_bytes(text) or pa.types.is_null(text)) or name == image:
         raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
     return name, index
 

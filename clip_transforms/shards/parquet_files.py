@@ -6,19 +6,20 @@ import concurrent.futures
 import dataclasses
 import functools
 import posixpath
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.column_types import holds_bytes, is_picture, is_short, path_of_picture
+from clip_transforms.shards.column_types import may_be_pictures
 from clip_transforms.shards.kinds import kind_of, stem
 from clip_transforms.shards.parquet_columns import (
     CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
+    NAMED,
     ColumnError,
     asked_caption,
+    caption_column,
     check_columns,
     find,
     image_column,
@@ -28,13 +29,12 @@ from clip_transforms.shards.parquet_columns import (
     uri_column,
 )
 from clip_transforms.shards.parquet_sniff import begin_as_pictures
-from clip_transforms.shards.places import is_in_list, type_at
+from clip_transforms.shards.places import column_of, is_in_list, type_at
 from clip_transforms.shards.row_groups import DAMAGE
 from clip_transforms.shards.unit import PlanError, ReaderOptions
 from clip_transforms.storage import FileInfo
 
 _FOOTER_THREADS = 16
-_NAMED = 5  # number of columns that a line names
 
 
 @dataclasses.dataclass
@@ -45,21 +45,23 @@ class ParquetFiles:
         images: files with image bytes, and their footers.
         listings: files with URIs or captions but without image bytes, and their schemas.
         sidecars: files that only describe the tars or pictures beside them.
+        shadowed: those sidecars that hold images all the same, and have the name of a tar.
         unread: unreadable files beside tars or pictures; most probably sidecars.
         others: files without a column that we use, and their schemas.
         broken: files that cannot be read or whose columns cannot be used, and the reason as a sentence.
         recognised: URI → place of the pictures, for files where only the bytes tell it.
-        remarks: lines about columns that were taken for their bytes, or that look like pictures and were not taken.
+        further: columns with pictures beside those that are read: the first file that has it, `/` and the place.
     """
 
     images: list[tuple[FileInfo, pq.FileMetaData]] = dataclasses.field(default_factory=list)
     listings: list[tuple[FileInfo, pa.Schema]] = dataclasses.field(default_factory=list)
     sidecars: list[FileInfo] = dataclasses.field(default_factory=list)
+    shadowed: list[FileInfo] = dataclasses.field(default_factory=list)
     unread: list[FileInfo] = dataclasses.field(default_factory=list)
     others: list[tuple[FileInfo, pa.Schema]] = dataclasses.field(default_factory=list)
     broken: list[tuple[FileInfo, ValueError]] = dataclasses.field(default_factory=list)
     recognised: dict[str, str] = dataclasses.field(default_factory=dict)
-    remarks: list[str] = dataclasses.field(default_factory=list)
+    further: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -96,9 +98,12 @@ def sort_parquet(
     beside = (
         any(kind_of(file.uri) in ("image", "tar", "tfrecord") for file in visible) and options.input_format != "listing"
     )
-    # Sidecars are recognised by their names: opening each of them would turn planning from seconds into minutes.
+    # Sidecars are recognised by their names: opening each of them would turn planning from seconds into minutes. Only
+    # if the largest of them holds images, which are most often those of the tar, all are opened.
     found = ParquetFiles(sidecars=[file for file in files if stem(file.uri) in tars])
     rest = [file for file in files if stem(file.uri) not in tars]
+    if found.sidecars and _holds_images(max(found.sidecars, key=lambda file: file.size), options):
+        found.shadowed = [file for file in found.sidecars if _holds_images(file, options)]
     footers: dict[str, _Footer] = {}
     with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         for file, footer in zip(rest, pool.map(functools.partial(_look, options), rest), strict=True):
@@ -115,7 +120,7 @@ def sort_parquet(
                 found.broken.append((file, ColumnError(f"{error} ({file.uri})")))
     _compare_siblings(found, footers, options)
     if options.input_format != "listing" and not options.image_column:
-        found.remarks = _remarks(found, options)
+        found.further = _further_pictures(found, footers, options)
     return found
 
 
@@ -147,7 +152,7 @@ def _choose(pictures: Sequence[str]) -> ColumnError:
     """Return the error for a file whose pictures are found by their bytes and in several places."""
     if len(pictures) == 1 and pictures[0].endswith("[0]"):
         return several_pictures(pictures[0].removesuffix("[0]"))
-    named = " and ".join(pictures[:_NAMED])
+    named = " and ".join(pictures[:NAMED])
     return ColumnError(
         f"the bytes in {named} are pictures, and none of the columns has a usual name for images; choose one: "
         f"--image_column '{pictures[0]}'"
@@ -169,7 +174,7 @@ def _compare_siblings(found: ParquetFiles, footers: dict[str, _Footer], options:
                 continue
             files.remove((file, schema))
             type_ = type_at(schema, place)
-            if type_ is not None and is_picture(type_):
+            if type_ is not None and may_be_pictures(type_):
                 found.recognised[file.uri] = place
                 found.images.append((file, footers[file.uri].metadata))
             else:
@@ -177,17 +182,27 @@ def _compare_siblings(found: ParquetFiles, footers: dict[str, _Footer], options:
                 found.broken.append((file, ColumnError(problem)))
 
 
-def _remarks(found: ParquetFiles, options: ReaderOptions) -> list[str]:
-    """Return lines about columns that were taken for their bytes, or that look like pictures and were not taken."""
-    lines = []
-    for place in sorted(set(found.recognised.values())):
-        uris = sorted(uri for uri, recognised in found.recognised.items() if recognised == place)
-        lines.append(f"note: no column of {_and_more(uris)} has a usual name for images; {place} holds pictures")
-    for say in (_no_pictures, _unreadable_types):
-        said = [(file.uri, text) for file, schema in found.listings if (text := say(schema, options))]
-        if said:
-            lines.append(f"note: {_and_more([uri for uri, _ in said])}: {said[0][1]}")
-    return lines
+def _holds_images(file: FileInfo, options: ReaderOptions) -> bool:
+    footer = _look(options, file)
+    return isinstance(footer, _Footer) and image_column(footer.schema, options) is not None
+
+
+def _further_pictures(found: ParquetFiles, footers: dict[str, _Footer], options: ReaderOptions) -> list[str]:
+    """Return the columns of pictures beside those that are read; of files with the same columns one is opened."""
+    further: list[str] = []
+    seen = set()
+    for file, _ in found.images:
+        schema = footers[file.uri].schema
+        read = found.recognised.get(file.uri) or image_column(schema, options) or ""
+        caption = caption_column(schema, options)
+        used = (column_of(schema, read), caption and caption[0])
+        places = tuple(place for place in places_of_pictures(schema) if column_of(schema, place) not in used)
+        if places and places not in seen:
+            seen.add(places)
+            with storage.open_input(file.uri) as opened:
+                parquet = pq.ParquetFile(opened, metadata=footers[file.uri].metadata, buffer_size=1 << 20)
+                further += [f"{file.uri}/{place}" for place in begin_as_pictures(parquet, places)]
+    return further
 
 
 def is_listing(schema: pa.Schema, options: ReaderOptions) -> bool:
@@ -214,30 +229,3 @@ def _look(options: ReaderOptions, file: FileInfo) -> _Footer | PlanError:
         if storage.is_of_the_machine(error):
             raise
         return PlanError(f"{file.uri} is not readable as Parquet: {error}; mend it or leave it out of --input")
-
-
-def _no_pictures(schema: pa.Schema, options: ReaderOptions) -> str:
-    """Say which columns could hold pictures by their types and do not; empty if none could."""
-    types = [(place, type_at(schema, place) or pa.null()) for place in places_of_pictures(schema)]
-    texts = texts_in_bytes(schema, options)
-    names = [place for place, type_ in types if place not in texts and (holds_bytes(type_) or path_of_picture(type_))]
-    if not names:
-        return ""
-    return (
-        f"the first values of {' and '.join(names[:_NAMED])} are no pictures, so none are read; --image_column "
-        f"'{names[0]}' takes them as images all the same"
-    )
-
-
-def _unreadable_types(schema: pa.Schema, options: ReaderOptions) -> str:
-    """Say which column holds bytes, or has a name for images, and has a type that is not read; empty if none does."""
-    for field in schema:
-        is_meant = holds_bytes(field.type) or (field.name.lower() in IMAGE_COLUMNS and pa.types.is_nested(field.type))
-        if is_meant and not places_of_pictures(pa.schema([field])) and not is_short(field.type):
-            return f"the column {field.name} is {field.type}, which is not read as a picture"
-    return ""
-
-
-def _and_more(uris: Iterable[str]) -> str:
-    first, *others = uris
-    return first + (f" and {len(others):,} more" if others else "")

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import Readable, read_reject
+from clip_transforms.shards.lines import ZSTD, open_zstd
 from clip_transforms.shards.unit import ShardError, shard_error
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
+    ZSTD: open_zstd,
 }
 _MAX_HEADER_BYTES = 1 << 20  # size of a long name or a pax header, which `tarfile` reads whole
 _MAX_SIZE = 1 << 63  # bytes of a member; no real file is as large

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import posixpath
 import re
 
@@ -25,6 +26,9 @@ LISTING_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson")
 CAPTIONS_PER_FILE = 64  # times --max_caption_bytes; the largest text file that `--captions all` reads
 _COLUMN = "a text such as 'width_px=width:int32'"
 INPUT_FORMATS = ("auto", "folder", "webdataset", "tfrecord", "parquet", "listing")
+_EXTENSION = re.compile(
+    r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz|tzst|tfrecords?(\.gz)?|parquet|parq|pq|csv|tsv|jsonl|ndjson)$"
+)
 UNLISTED = "unlisted"  # the format and the stamp of a folder that cannot be listed
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # of listings
 
@@ -62,6 +66,8 @@ def shard_error(uri: str, error: Exception) -> ShardError:
     """
     if storage.is_of_the_machine(error):
         raise error
+    if isinstance(error, FileNotFoundError) and os.path.islink(uri):
+        return ShardError("vanished", f"{uri} is a link to a file that does not exist")
     if isinstance(error, FileNotFoundError):
         return ShardError("vanished", f"{uri} is gone since the run was planned")
     return ShardError("unreadable", f"{type(error).__name__}: {error}")
@@ -192,6 +198,10 @@ def part_name(shard: str, cut: str = "") -> str:
     The name depends on nothing else in the run. It never starts with `_` or `.`: pandas and Spark skip such files.
     """
     stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
-    stem = re.sub(r"\.(tar(\.(gz|bz2|xz))?|tgz|tbz2|txz|tfrecords?(\.gz)?|parquet|csv|tsv|jsonl|ndjson)$", "", stem)
+    stem = re.sub(
+        r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz|tzst|tfrecords?(\.gz)?|parquet|parq|pq|csv|tsv|jsonl|ndjson)$",
+        "",
+        stem,
+    )
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", stem).lstrip(".-")[:80] or "part"
     return f"{stem}-{hashlib.sha256(f'{shard}|{cut}'.encode()).hexdigest()[:12]}"

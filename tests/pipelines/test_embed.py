@@ -264,7 +264,7 @@ def test_a_parquet_column_whose_type_holds_no_value_is_named_too(embed, tmp_path
     embed(tmp_path / "a.parquet", output=tmp_path / "out", flags=["--columns", "w=url:int32", "size:int8"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "--columns" in line] == [
-        "note: 1 values of --columns size:int8 that could not be cast",
+        "note: 1 value of --columns size:int8 that could not be cast",
         "note: 2 values of --columns w=url:int32 that could not be cast",
     ]
     assert [row["w"] for row in rows_of(tmp_path / "out")] == [None, None, None, 4]

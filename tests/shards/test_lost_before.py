@@ -1,0 +1,138 @@
+"""Files of the field that somebody with the order to lose one lost: tars in zstd, empty columns, further pictures."""
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_parquet, make_tar, picture
+from reading import read
+
+from clip_transforms.shards.inventory import take_inventory
+from clip_transforms.shards.kinds import kind_of, stem
+from clip_transforms.shards.unit import ReaderOptions, part_name
+
+
+def plan(*inputs, **options):
+    return take_inventory([str(i) for i in inputs], ReaderOptions(**options))
+
+
+def write(path, /, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def compress(tar, path):
+    """Replace a tar by one that is compressed with zstd."""
+    with open(tar, "rb") as file:
+        path.write_bytes(pa.compress(file.read(), "zstd", asbytes=True))
+    os.unlink(tar)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.tar.zst", "a.tzst", "a.tar"])
+def test_a_tar_in_zstd_is_read(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    compress(make_tar(tmp_path / "x.tar", 3), tmp_path / "in" / name)
+    rows, notes, errors = read(tmp_path / "in", tmp_path)
+    assert [(row["key"], row["image"]) for row in rows] == [(f"{i:06d}", picture(i)) for i in range(3)]
+    assert not notes and not errors
+    assert stem(f"/in/{name}").lower() == "/in/a" and part_name(f"/in/{name}").lower().startswith("a-")
+
+
+@pytest.mark.parametrize("cut", [4, 20, 0.5, -1])
+def test_a_tar_in_zstd_that_is_cut_short_is_a_reject(cut, tmp_path):
+    path = compress(make_tar(tmp_path / "x.tar", 3), tmp_path / "a.tar.zst")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * cut) if isinstance(cut, float) else cut])
+    rows, _, ((reason, message),) = read(path, tmp_path)
+    assert reason == "unreadable" and len(rows) < 4 and message
+
+
+@pytest.mark.parametrize("extension", ["pq", "parq", "PQ"])
+def test_parquet_may_have_a_short_extension(extension, tmp_path):
+    make_parquet(tmp_path / f"a.{extension}", 2)
+    assert kind_of(f"a.{extension}") == "parquet"
+    assert [row["key"] for row in read(tmp_path, tmp_path)[0]] == ["000000", "000001"]
+    make_tar(tmp_path / "b.tar", 1)
+    write(tmp_path / f"b.{extension}", url=["x"], caption=["c"])
+    assert plan(tmp_path).detection[0].endswith("Parquet shard with images; not read: 1 sidecar Parquet")
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("name", ["image", "photo"])
+def test_a_column_of_pictures_may_be_empty_in_one_file(name, rows, tmp_path):
+    write(tmp_path / "a.parquet", **{name: pa.nulls(rows), "caption": pa.array(["a", "b"][:rows], pa.string())})
+    write(tmp_path / "b.parquet", **{name: [picture(0)], "caption": ["c"]})
+    found, _, errors = read(tmp_path, tmp_path)
+    found.sort(key=lambda row: row["caption"])
+    assert not errors
+    assert [(row["image"], row["caption"]) for row in found] == [(None, "a"), (None, "b")][:rows] + [(picture(0), "c")]
+    remarks = [line for line in plan(tmp_path).detection if line.startswith("note: no column")]
+    assert len(remarks) == (name == "photo")
+
+
+def test_a_column_of_another_type_stays_a_reject(tmp_path):
+    write(tmp_path / "a.parquet", image=["a.jpg"], caption=["a"])
+    make_parquet(tmp_path / "b.parquet", 1)
+    found = plan(tmp_path)
+    assert "image is string, but binary in the other files" in found.detection[-1] and len(found.broken) == 1
+
+
+def test_parquet_with_images_beside_a_tar_of_its_name_is_named(tmp_path):
+    for i in range(3):
+        make_tar(tmp_path / f"{i}.tar", 1)
+        make_parquet(tmp_path / f"{i}.parquet", 3, first=10)
+    write(tmp_path / "1.parquet", url=["x"], caption=["c"])
+    found = plan(tmp_path)
+    assert found.detection == [
+        f"{tmp_path}: 3 webdataset shards; not read: 3 sidecar Parquet",
+        f"warning: {tmp_path}/0.parquet and 1 more: it has the name of a tar and holds images too, and is not read; if "
+        "they are other samples, rename it, or give --input_format parquet to read Parquet alone",
+    ]
+    kind = "Parquet files with images and the name of a tar"
+    assert found.left_out == {f"{tmp_path}/{i}.parquet": kind for i in (0, 2)}
+    os.remove(tmp_path / "1.parquet")
+    assert len(read(tmp_path, tmp_path, ReaderOptions(input_format="parquet"))[0]) == 6
+    for i in (0, 2):
+        os.rename(tmp_path / f"{i}.parquet", tmp_path / f"other-{i}.parquet")
+    assert len(read(tmp_path, tmp_path)[0]) == 9
+
+
+FURTHER = {
+    "struct": [{"bytes": picture(5), "path": "x"}, None],
+    "bytes": [None, picture(5)],
+    "list": [[{"bytes": picture(5), "path": None}], []],
+    "nested": [{"mask": picture(5), "n": 1}] * 2,
+}
+PLACES = {"struct": "image2", "bytes": "image2", "list": "image2[0]", "nested": "image2.mask"}
+
+
+@pytest.mark.parametrize("case", FURTHER)
+def test_a_second_column_of_pictures_is_named(case, tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", image=[picture(0)] * 2, image2=FURTHER[case], h=[b"\0" * 70] * 2)
+    found = plan(tmp_path)
+    cure = f"--image_column '{PLACES[case]}' takes them instead"
+    assert found.detection == [
+        f"{tmp_path}: 2 Parquet shards with images",
+        f"note: {tmp_path}/a.parquet: {PLACES[case]} holds pictures too, which are not read; {cure}",
+    ]
+    assert found.left_out == {f"{tmp_path}/a.parquet/{PLACES[case]}": "columns of further pictures"}
+    asked = plan(tmp_path, image_column=PLACES[case])
+    assert asked.detection == [f"{tmp_path}: 2 Parquet shards with images"] and asked.left_out == {}
+    rows, _, _ = read(tmp_path, tmp_path, ReaderOptions(image_column=PLACES[case]))
+    assert picture(5) in [row["image"] for row in rows]
+
+
+def test_bytes_that_are_no_pictures_are_not(tmp_path):
+    write(tmp_path / "a.parquet", jpg=[picture(0)], txt=[b"a cat"], json=[b'{"a": 1}'], npy=[b"\x93NUMPY" * 20])
+    assert plan(tmp_path).detection == [f"{tmp_path}: 1 Parquet shard with images"]
+
+
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path):
+    make_tar(tmp_path / "a.tar", 1)
+    os.symlink("nowhere.tar", tmp_path / "b.tar")
+    _, _, errors = read(tmp_path, tmp_path)
+    message = f"after 0 samples: {tmp_path}/b.tar is a link to a file that does not exist"
+    assert errors == [("vanished", message)]
