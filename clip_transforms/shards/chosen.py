@@ -14,6 +14,7 @@ from clip_transforms.shards.beside import sniff, without_picture
 from clip_transforms.shards.inputs import Source
 from clip_transforms.shards.kinds import by_kind, kind_of
 from clip_transforms.shards.parquet_files import ParquetFiles, sort_parquet
+from clip_transforms.shards.picture_paths import NamedPictures, find_named_pictures
 from clip_transforms.shards.refusals import refuse_two_kinds
 from clip_transforms.shards.skipping import Skipped, Skipping
 from clip_transforms.shards.unit import PlanError, ReaderOptions
@@ -33,6 +34,7 @@ class Chosen:
         parquet: the Parquet files, to read or not.
         unlisted: folders that cannot be listed.
         skipped: what is left out and shown.
+        pictures: those that the Parquet files name.
         num_outputs: number of datasets of this program, which are left out.
     """
 
@@ -46,6 +48,7 @@ class Chosen:
     tfrecords: list[FileInfo] = dataclasses.field(default_factory=list)
     images: list[FileInfo] = dataclasses.field(default_factory=list)
     listings: list[tuple[FileInfo, pa.Schema | None]] = dataclasses.field(default_factory=list)
+    pictures: NamedPictures = dataclasses.field(default_factory=NamedPictures)
     parquet: ParquetFiles = dataclasses.field(default_factory=ParquetFiles)
 
     @property
@@ -81,9 +84,11 @@ def choose_files(source: Source, options: ReaderOptions, beside: Collection[str]
     if wanted in ("auto", "parquet", "listing"):
         chosen.parquet = sort_parquet(kinds["parquet"], visible, options, beside)
     shards = chosen.shards
+    chosen.pictures = find_named_pictures(source.root, chosen.parquet, kinds["image"], options)
     chosen.images = kinds["image"] if wanted == "folder" or (wanted == "auto" and not shards) else []
     if wanted == "auto" and shards:
-        refuse_two_kinds(source.name, source.root, kinds["image"], chosen.tars, chosen.tfrecords, chosen.parquet)
+        strays = chosen.pictures.strays(kinds["image"])
+        refuse_two_kinds(source.name, source.root, strays, chosen.tars, chosen.tfrecords, chosen.parquet)
     if wanted == "listing" or (wanted == "auto" and not shards and not chosen.images):
         chosen.listings = [*((file, None) for file in kinds["listing"]), *chosen.parquet.listings]
         chosen.listings = chosen.listings or [(file, None) for file in _json_listings(kinds, source.is_folder, wanted)]

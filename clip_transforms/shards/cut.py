@@ -24,7 +24,7 @@ FOLDER_CUT_MODULUS = 2_048
 MAX_FOLDER_UNIT = 16_384
 
 
-def cut_parquet(file: FileInfo, metadata: pq.FileMetaData, image_column: str = "") -> Iterable[Unit]:
+def cut_parquet(file: FileInfo, metadata: pq.FileMetaData, image_column: str = "", base: str = "") -> Iterable[Unit]:
     """Cut a file into units of consecutive row groups with up to ROWS_PER_PARQUET_UNIT rows.
 
     A larger row group is a unit of its own.
@@ -33,6 +33,7 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData, image_column: str = "
         file: the file.
         metadata: its footer.
         image_column: the place of its pictures, if it is not found by name.
+        base: the folder where the paths of its pictures begin, if that is not its own.
     """
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     start, first_row = 0, 0
@@ -43,7 +44,8 @@ def cut_parquet(file: FileInfo, metadata: pq.FileMetaData, image_column: str = "
             stop += 1
         share = file.size * count // max(1, metadata.num_rows)
         part = part_name(file.uri, f"{start}-{stop}")
-        yield Unit(file.uri, file.uri, "parquet", start, stop, first_row, file.stamp, share, part, image_column)
+        stamp = f"{file.stamp}@{base}" if base else file.stamp  # found elsewhere, the pictures are other ones
+        yield Unit(file.uri, file.uri, "parquet", start, stop, first_row, stamp, share, part, image_column, base)
         if stop == start:
             return  # a file without row groups
         start, first_row = stop, first_row + count

@@ -27,6 +27,7 @@ from clip_transforms.shards.left_out import worth_telling
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.parquet_columns import ColumnError, check_wanted
 from clip_transforms.shards.parquet_remarks import parquet_remarks
+from clip_transforms.shards.picture_paths import paths_that_begin_above
 from clip_transforms.shards.places import is_among, paths_of
 from clip_transforms.shards.refusals import nothing_to_read
 from clip_transforms.shards.skipping import Skipping
@@ -140,6 +141,7 @@ def _take(
     inventory.detection += [
         describe(chosen, options),
         *parquet_remarks(chosen.parquet, options),
+        *paths_that_begin_above(source.root, chosen.parquet, chosen.pictures.bases, options),
         *hints,
         *remarks(chosen, options),
     ]
@@ -167,7 +169,11 @@ def _take_parquet(inventory: Inventory, chosen: Chosen, taken: Container[str]) -
     for file, metadata in parquet.images:
         inventory.columns |= set(paths_of(metadata.schema.to_arrow_schema()))
         if file.uri not in taken:
-            inventory.units.extend(cut_parquet(file, metadata, parquet.recognised.get(file.uri, "")))
+            inventory.units.extend(
+                cut_parquet(
+                    file, metadata, parquet.recognised.get(file.uri, ""), chosen.pictures.bases.get(file.uri, "")
+                )
+            )
     for file, error in parquet.broken:
         if file.uri not in taken:
             part = part_name(file.uri, "0-0")

@@ -25,7 +25,8 @@ def left_out(chosen: Chosen, options: ReaderOptions) -> dict[str, list[str]]:
     captions = {f".{extension}" for extension in caption_extensions(options)} if images else set()
     left = {kind: files for kind, files in kinds.items() if kind.startswith((".", "no ")) and kind not in captions}
     if not images:
-        left["pictures" if chosen.shards else "pictures (--input_format)"] = kinds["image"]
+        pictures = [picture for picture in kinds["image"] if picture.uri not in chosen.pictures.named]
+        left["pictures" if chosen.shards else "pictures (--input_format)"] = pictures
     read = set(chosen.read)
     apart = {file.uri for file in (*parquet.sidecars, *parquet.unread)}
     left["sidecar Parquet"] = parquet.sidecars

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -61,7 +62,7 @@ def read_parquet(unit: Unit, options: ReaderOptions, batch_size: int, notes: Cou
                 notes.update(f"{SEEN}{place}" for place in _other_fields(schema, image, options)[:_MAX_SEEN])
             groups = range(unit.start, unit.stop)
             folders = folder_values(unit.shard)
-            column = ImageColumn(image, unit.shard, options)
+            column = ImageColumn(image, unit.base or posixpath.dirname(unit.shard), options)
             rows = min(batch_size, rows_that_fit(parquet.metadata, groups))
             for row, batch in read_row_groups(parquet, groups, unit.first_row, rows):
                 for start, stop in _pieces(batch, options):

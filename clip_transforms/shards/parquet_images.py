@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import posixpath
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -46,17 +45,17 @@ class Images(NamedTuple):
 class ImageColumn:
     """Reads the images of a file's batches, and fetches those that have a path instead of bytes."""
 
-    def __init__(self, place: str, shard: str, options: ReaderOptions):
+    def __init__(self, place: str, folder: str, options: ReaderOptions):
         """Fetch nothing yet.
 
         Args:
             place: the place of the images in each batch.
-            shard: URI of the file; paths are relative to its folder.
+            folder: URI of the folder that paths are relative to.
             options: the limit, and the places that paths may point to.
         """
         self._place, self._options = place, options
         self._is_base64: bool | None = None  # not known before the first value
-        self._fence = Fence(posixpath.dirname(shard), options.allow_uri)
+        self._fence = Fence(folder, options.allow_uri)
 
     def pieces(self, batch: pa.RecordBatch) -> Iterator[tuple[int, int, Images]]:
         """Yield ranges [start, stop) of a batch's rows, with their images. A batch of bytes is one range.

@@ -178,6 +178,7 @@ class Unit:
         num_bytes: approximate size of the source, for the progress bar.
         part: name of the part that it becomes, without extension.
         image_column: the place of a Parquet file's pictures, if planning found it by their bytes; otherwise empty.
+        base: the folder where the paths of a Parquet file's pictures begin, if that is not the file's own.
     """
 
     shard: str
@@ -190,6 +191,7 @@ class Unit:
     num_bytes: int
     part: str
     image_column: str = ""
+    base: str = ""
 
 
 def part_name(shard: str, cut: str = "") -> str:

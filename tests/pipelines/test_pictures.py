@@ -52,10 +52,10 @@ def test_orientations_that_were_ignored_and_clipped_channels_are_counted(tar, tm
     apply = ["--exif_orientation", "apply"]
     code, said, error = run(capsys, embed_command.main, *flags, "--output", tmp_path / "usual")
     assert code == 0
-    notes = sorted(line for line in said.splitlines() if line.startswith("note: ") and " images " in line)
+    notes = sorted(line for line in said.splitlines() if line.startswith("note: ") and " image" in line)
     assert notes == [
-        "note: 1 images of 16 bits or of floats per channel, whose values were clipped to 0 to 255, as published, so "
-        "that most are white or black; scale them to 8 bits first, as docs/fidelity.md shows",
+        "note: 1 image of 16 bits or of floats per channel, whose values were clipped to 0 to 255, as published, so "
+        "that it is probably white or black; scale it to 8 bits first, as docs/fidelity.md shows",
         "note: 2 images with an EXIF orientation, which was ignored, as published; --exif_orientation apply turns them",
     ]
     rejects = {row["key"]: row["reason"] for row in rows_of(tmp_path / "usual", "rejects")}
