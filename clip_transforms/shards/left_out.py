@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from clip_transforms.shards.batches import text_of
-from clip_transforms.shards.beside import caption_extensions, without_picture
+from clip_transforms.shards.beside import caption_extensions, stem_of, without_picture
 from clip_transforms.shards.chosen import Chosen
 from clip_transforms.shards.kinds import kind_of, stem
-from clip_transforms.shards.unit import ReaderOptions, with_cure
+from clip_transforms.shards.unit import CAPTION_EXTENSIONS, ReaderOptions, with_cure
+from clip_transforms.storage import FileInfo
 
 _NO_LOSS = ("_stats.json", "linked folders that are read under another path", "pipes, sockets and devices")
 _ASKED_FOR = ("pictures", "tars", "TFRecords", "Parquet", "listings")  # what --input_format chooses from
@@ -58,18 +61,39 @@ def worth_telling(chosen: Chosen, options: ReaderOptions, beside: Collection[str
         beside: the folders and the stems of tars that the inputs name.
     """
     told = {}
+    targets = {os.path.realpath(uri) for uri in chosen.read if os.path.islink(uri)}
     for kind, uris in left_out(chosen, options).items():
         if kind in _NO_LOSS or (options.input_format != "auto" and kind.startswith(_ASKED_FOR)):
             continue
         if kind == "sidecar Parquet":
             kind, uris = "Parquet files without images", _without_shard(chosen, beside)
         for uri in uris:
-            if not (kind == "no extension" and posixpath.basename(uri).startswith("_")):
+            is_marker = kind == "no extension" and posixpath.basename(uri).startswith("_")
+            if not is_marker and uri not in targets:  # Hugging Face's cache has links to nameless files
                 told[uri] = kind
+    told |= dict.fromkeys(_further_texts(chosen, options), "further texts of a picture")
     told |= {file.uri: "Parquet files with images and the name of a tar" for file in chosen.parquet.shadowed}
     told |= dict.fromkeys(chosen.parquet.further, "columns of further pictures")
     folders = [folder for folder in chosen.skipped.folders if posixpath.basename(folder) not in _LEFTOVERS]
     return told | {f: "skipped folders" for f in sorted(folders) if posixpath.basename(f).startswith("_")}
+
+
+def _further_texts(chosen: Chosen, options: ReaderOptions) -> list[str]:
+    """Return the texts beside pictures that have another text, which is their caption."""
+    if not chosen.images or options.caption_column is not None:
+        return []
+    texts: dict[str, list[FileInfo]] = defaultdict(list)
+    for file in chosen.kinds["caption"]:
+        if file.size:
+            texts[stem_of(file.uri)].append(file)
+    stems = {stem_of(image.uri) for image in chosen.images}
+    order = CAPTION_EXTENSIONS.index
+    return [
+        file.uri
+        for key, files in texts.items()
+        if len(files) > 1 and key in stems
+        for file in sorted(files, key=lambda file: order(file.uri.rpartition(".")[2].lower()))[1:]
+    ]
 
 
 def _without_shard(chosen: Chosen, beside: Collection[str]) -> list[str]:

@@ -95,13 +95,17 @@ def caption_column(schema: pa.Schema, options: ReaderOptions) -> tuple[str, int 
         return None
     type_ = type_at(schema, name) or pa.null()
     listed = is_list(type_)
-    if listed and index is None and options.captions == "first":
+    if listed and index is None and options.captions == "first" and is_text_or_bytes(type_.value_type):
         raise several_captions(name)
     if not listed and index is not None:
         raise ColumnError(f"--caption_column {options.caption_column}: {name} is {type_}, not a list; omit [{index}]")
     text = type_.value_type if listed else type_
     if not (is_text_or_bytes(text) or pa.types.is_null(text)) or name == image:
-        raise ColumnError(f"the caption column {name} is {type_}, but it must be text; choose with --caption_column")
+        inner = next((place for place, t in places_below(name, type_, "[0]") if is_text(plain_type(t))), "")
+        choice = f" '{inner}', which is a text inside it" if inner and inner != name else ""
+        raise ColumnError(
+            f"the caption column {name} is {type_}, but it must be text; choose with --caption_column{choice}"
+        )
     return name, index
 
 

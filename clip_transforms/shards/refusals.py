@@ -71,6 +71,11 @@ def nothing_to_read(pattern: str, sources: Sequence[Source], input_format: str, 
             f"--input {pattern} holds nothing that is not left out{next(filter(None, left))}; give such a folder as "
             "--input itself, or omit --exclude"
         )
+    if not any(files for files, _ in kept) and (listed or any(source.below.skipped for source in sources)):
+        return PlanError(
+            f"--input {pattern} holds nothing but hidden files and folders, which are left out; give such a folder as "
+            "--input itself, or rename it"
+        )
     if not listed:
         return PlanError(f"--input {pattern} is an empty folder; give one with pictures, .tar or .parquet files")
     arrow = [file.uri for file in listed if kind_of(file.uri) == ".arrow"]

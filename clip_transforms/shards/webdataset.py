@@ -33,6 +33,7 @@ from clip_transforms.shards.tar import Member, read_members
 from clip_transforms.shards.unit import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, ReaderOptions, ShardError, Unit
 
 _SHARED_KEY = "pictures that share a key, which ends at the first dot of a name, with others, and were not read"
+_FURTHER_TEXTS = "members that are further texts of a key, and were not read; --caption_column takes another extension"
 _NAMED = 5  # number of a key's images that a reject names
 
 
@@ -205,6 +206,9 @@ class _Group:
         # A text of white space alone offers nothing, and the next place may.
         caption = next((found for e in self.caption_extensions if (found := self.captions.get(e))), {})
         note_lines(caption.get("caption"), self.options, self.notes)
+        further = sum(map(bool, self.captions.values())) - 1
+        if further > 0:
+            self.notes[_FURTHER_TEXTS] += further
         if not caption:
             caption = caption_fields(json_field(fields, self.options.caption_column or "caption"), self.options)
         candidates = next((found for found in (self.whole, self.tails, self.bare) if found.count), self.whole)

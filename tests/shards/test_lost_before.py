@@ -5,12 +5,12 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_parquet, make_tar, picture
+from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
 from reading import read
 
 from clip_transforms.shards.inventory import take_inventory
 from clip_transforms.shards.kinds import kind_of, stem
-from clip_transforms.shards.unit import ReaderOptions, part_name
+from clip_transforms.shards.unit import PlanError, ReaderOptions, part_name
 
 
 def plan(*inputs, **options):
@@ -136,3 +136,67 @@ def test_a_link_to_nothing_is_said_to_be_one(tmp_path):
     _, _, errors = read(tmp_path, tmp_path)
     message = f"after 0 samples: {tmp_path}/b.tar is a link to a file that does not exist"
     assert errors == [("vanished", message)]
+
+
+STRUCTS = {"list": [[{"raw": "a", "n": 1}]], "struct": [{"en": {"raw": "a"}}], "lists": [[["a"]]]}
+INNER = {"list": "x[0].raw", "struct": "x.en.raw", "lists": "x[0][0]"}
+
+
+@pytest.mark.parametrize("captions", ["first", "all"])
+@pytest.mark.parametrize("case", STRUCTS)
+def test_the_text_inside_a_nested_caption_is_named_and_read(case, captions, tmp_path):
+    write(tmp_path / "a.parquet", image=[picture(0)], x=STRUCTS[case])
+    with pytest.raises(PlanError, match="must be text; choose with --caption_column") as caught:
+        plan(tmp_path, caption_column="x", captions=captions)
+    assert f"--caption_column '{INNER[case]}', which is a text inside it" in str(caught.value)
+    rows, _, _ = read(tmp_path, tmp_path, ReaderOptions(caption_column=INNER[case], captions=captions))
+    assert [row["caption"] for row in rows] == ["a"]
+
+
+def test_the_nameless_files_of_hugging_faces_cache_are_not_told_as_unread(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    for i, name in enumerate(("a.parquet", "b.parquet")):
+        make_parquet(tmp_path / "blobs" / f"{i}f", 1)
+        os.symlink(f"../blobs/{i}f", tmp_path / "snapshots" / name)
+    make_parquet(tmp_path / "blobs" / "2f", 1)
+    found = plan(tmp_path)
+    assert found.detection == [f"{tmp_path}: 2 Parquet shards with images; not read: 3 no extension"]
+    assert found.left_out == {f"{tmp_path}/blobs/2f": "no extension"}
+
+
+def test_further_texts_of_a_picture_are_named(tmp_path):
+    make_folder(tmp_path / "in", 3)
+    for name in ("000000.caption", "000000.TEXT", "000001.text"):
+        (tmp_path / "in" / name).write_text("another")
+    (tmp_path / "in" / "000002.caption").write_text("")
+    kind = "further texts of a picture"
+    names = ("000000.caption", "000000.TEXT", "000001.text")
+    assert plan(tmp_path / "in").left_out == {f"{tmp_path}/in/{name}": kind for name in names}
+    assert plan(tmp_path / "in", caption_column="text").left_out == {}
+
+
+def test_further_texts_of_a_key_are_counted(tmp_path):
+    members = [*pair("a", 1, text=b"another", caption_=b"x"), *pair("b", 2, text=b" "), *pair("c", 3, b"", text=b"one")]
+    rows, notes, _ = read(write_tar(tmp_path / "a.tar", members), tmp_path)
+    assert [row["caption"] for row in rows] == ["picture number 1", "picture number 2", "one"]
+    note = "members that are further texts of a key, and were not read; --caption_column takes another extension"
+    assert notes == {note: 1, ".caption_ members that were not read": 1}
+    rows, notes, _ = read(tmp_path / "a.tar", tmp_path, ReaderOptions(caption_column="text"))
+    assert [row["caption"] for row in rows] == ["another", None, "one"] and note not in notes
+
+
+@pytest.mark.parametrize("name", [".hidden", ".cache/deep", "__MACOSX"])
+def test_a_folder_of_hidden_files_alone_says_so(name, tmp_path):
+    make_folder(tmp_path / "in" / name, 2)
+    with pytest.raises(PlanError, match="holds nothing but hidden files and folders, which are left out; give such a"):
+        plan(tmp_path / "in")
+    assert len(read(tmp_path / "in" / name, tmp_path)[0]) == 2
+    make_folder(tmp_path / "files", 1)
+    for path in (tmp_path / "files").iterdir():
+        path.rename(path.with_name(f".{path.name}"))
+    with pytest.raises(PlanError, match="holds nothing but hidden files"):
+        plan(tmp_path / "files")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PlanError, match="is an empty folder"):
+        plan(tmp_path / "empty")

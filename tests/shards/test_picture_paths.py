@@ -83,10 +83,9 @@ def test_where_the_input_is_too_deep_the_warning_names_a_folder_that_cures(inner
     folder = make(tmp_path / "in")
     assert images(folder / inner, tmp_path) == ["not fetched"] * 6
     (warning,) = plan(folder / inner).detection[1:]
-    assert warning == (
-        f"warning: {folder}/data/train.parquet: the paths of its pictures, such as images/0.jpg, begin in {folder}; give "
-        "that folder as --input, and --exclude or --input_format parquet if it holds more"
-    )
+    cure = "give that folder as --input, and --exclude or --input_format parquet if it holds more"
+    paths = f"the paths of its pictures, such as images/0.jpg, begin in {folder}"
+    assert warning == f"warning: {folder}/data/train.parquet: {paths}; {cure}"
     make_tar(folder / "more.tar", 1)
     assert images(folder, tmp_path, input_format="parquet") == PICTURES
     assert images(folder, tmp_path, exclude=("*.tar",)) == PICTURES
