@@ -7,6 +7,7 @@
 import bz2
 import csv
 import gzip
+import io
 import itertools
 import json
 import lzma
@@ -60,8 +61,8 @@ def shards_below(path):
     if os.path.isfile(path):
         return [path]
     files = list(files_below(path))
-    tars = [file for file in files if file.endswith((".tar", ".tar.gz", ".tgz", ".tfrecord"))]
-    parquet = [file for file in files if file.endswith(".parquet") and holds_images(file)]
+    tars = [file for file in files if file.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tfrecord"))]
+    parquet = [file for file in files if file.lower().endswith((".parquet", ".parq", ".pq")) and holds_images(file)]
     return sorted(tars + parquet) or [path]
 
 
@@ -77,7 +78,7 @@ def rows_of(shard, wanted=None):
     if LISTING.search(shard):
         return map(table_row, listing_rows(shard))
     extension = shard.rpartition(".")[2]
-    if extension in ("tar", "gz", "tgz"):
+    if extension.lower() in ("tar", "gz", "tgz", "zst"):
         return tar_rows(shard, wanted)
     if extension == "tfrecord":
         with open(shard, "rb") as file:
@@ -184,7 +185,11 @@ def folder_rows(folder, wanted=None):
 def tar_rows(shard, wanted=None):
     members = []
     try:
-        with tarfile.open(shard) as tar:
+        with open(shard, "rb") as file:
+            data = file.read()
+        if data.startswith(b"\x28\xb5\x2f\xfd"):
+            data = pa.input_stream(io.BytesIO(data), compression="zstd").read()
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for member in tar:
                 base = os.path.basename(member.name)
                 if member.isdir() or base.startswith("."):

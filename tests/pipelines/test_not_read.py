@@ -3,10 +3,11 @@
 import json
 import os
 
+import count_sources
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_folder, make_parquet, make_tar, picture
+from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
 
 SIDECAR = pa.table({"url": ["http://x/a.jpg"], "key": ["a"], "caption": ["c"]})
 
@@ -141,3 +142,42 @@ def test_what_another_input_names_or_input_format_does_not_ask_for_is_not(embed,
     add(tmp_path / "in", "c.zip")
     embed(tmp_path / "in", output=tmp_path / "tars", flags=["--input_format", "webdataset"])
     assert "note: not read: 1 .zip (c.zip)" in capsys.readouterr().out
+
+
+def tar_in_zstd(folder):
+    with open(make_tar(folder / "x.tar", 3), "rb") as file:
+        (folder / "a.tar.zst").write_bytes(pa.compress(file.read(), "zstd", asbytes=True))
+    os.remove(folder / "x.tar")
+
+
+def empty_texts(folder):
+    members = [m for i in range(3) for m in pair(str(i), i, "" if i else "cap", json=b'{"caption": "json"}')]
+    write_tar(folder / "a.tar", [*members, *pair("x", 9, " ")])
+
+
+def texts_in_bytes(folder):
+    columns = {"image": [picture(i) for i in range(4)], "caption": [b"a", None, b" ", b"\xff"]}
+    pq.write_table(pa.table(columns), folder / "a.pq")
+
+
+def paths_from_above(folder):
+    make_folder(folder / "images", 4)
+    paths = [{"bytes": None, "path": f"images/{i:06d}.jpg"} if i else None for i in range(4)]
+    table = pa.table({"image": pa.array(paths, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+    (folder / "data").mkdir()
+    pq.write_table(table.append_column("text", [["a", "b", "", "d"]]), folder / "data" / "a.parquet")
+
+
+def upper_case(folder):
+    for i, text in enumerate(("TXT", "txt", "Txt")):
+        (folder / f"{i}.JPG").write_bytes(picture(i))
+        (folder / f"{i}.{text}").write_text("a" if i < 2 else "")
+
+
+@pytest.mark.parametrize("make", [tar_in_zstd, empty_texts, texts_in_bytes, paths_from_above, upper_case])
+def test_the_independent_count_agrees(make, embed, tmp_path):
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in")
+    embed(tmp_path / "in", output=tmp_path / "out", flags=["--max_reject_fraction", "1"])
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert count_sources.compare(run, [tmp_path / "in"]) == [] and run["input"]["samples"] > 2
