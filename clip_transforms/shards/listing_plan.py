@@ -24,6 +24,8 @@ from clip_transforms.shards.unit import PlanError, ReaderOptions
 _LOOKED_AT = 1_000  # first rows, which stand in for a header where there is none
 _LOOKED_AT_BYTES = 32 << 20  # of rows that hold pictures
 _KEPT = 300  # characters of a value that is looked at
+_OBJECTS = '; each row must be an object such as {"image": "a.jpg", "caption": "a cat"}, on one line or in one array'
+_FORMS = {"delimited": "; a CSV's first line must name its columns", "lines": _OBJECTS, "array": _OBJECTS}
 _LLAVA = "conversations[1].value"  # the first answer in LLaVA's JSON
 
 
@@ -122,7 +124,7 @@ def _no_columns(uri: str, form: ListingFormat, first: Beginning) -> str:
     pictures = f"; {first.pictures[0]} holds pictures" if first.pictures else ""
     return (
         f"{uri} has no column of URIs or of captions (columns: {names}){pictures}; name one with --image_column or "
-        "--caption_column; a CSV's first line must name its columns"
+        f"--caption_column{_FORMS.get(form.kind, '')}"
     )
 
 

@@ -200,3 +200,21 @@ def test_a_folder_of_hidden_files_alone_says_so(name, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PlanError, match="is an empty folder"):
         plan(tmp_path / "empty")
+
+
+JSON = {
+    "an object over several lines": ("a.jsonl", '{\n "image": "a.jpg",\n "caption": "a"\n}\n' * 2),
+    "captions by path": ("a.json", '{"images/a.jpg": "a", "images/b.jpg": "b"}'),
+    "rows inside an object": ("a.json", '{"data": [{"image": "a.jpg", "caption": "a"}]}'),
+}
+
+
+@pytest.mark.parametrize("name, text", JSON.values(), ids=JSON)
+def test_json_that_is_no_listing_is_told_what_a_row_is(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PlanError, match="each row must be an object such as .* on one line or in one array") as caught:
+        plan(tmp_path / name)
+    assert "CSV" not in str(caught.value)
+    (tmp_path / "a.csv").write_text("foo,bar\n1,2\n")
+    with pytest.raises(PlanError, match="a CSV's first line must name its columns"):
+        plan(tmp_path / "a.csv")
