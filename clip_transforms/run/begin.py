@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-import tempfile
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +22,7 @@ from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
 from clip_transforms.run.run_folder import RunFolder, new_run_id, writing
 from clip_transforms.run.settings import Settings
-from clip_transforms.shards.inventory import SideFile
+from clip_transforms.shards.side_file import write_side_file
 from clip_transforms.shards.unit import Unit
 
 _SECRET_FLAG = re.compile("secret|password|token|credential|access_key|connection_string")
@@ -138,7 +136,7 @@ def _other_kinds(settings: Settings) -> list[str]:
 def _write_plan(plan: RunPlan, job: Job, command: Sequence[str]) -> None:
     pending = {unit.part for unit in plan.pending}
     for name in sorted({unit.uri for unit in plan.pending if unit.uri in plan.side_files}):
-        _write_side_file(job.folder, name, plan.side_files[name], pending)
+        write_side_file(job.folder, name, plan.side_files[name], pending)
     # Without work that needs them no text tower is loaded.
     write_taxonomies(job.folder, plan.settings.taxonomies if plan.pending or plan.unlabelled else ())
     Beginning(
@@ -165,20 +163,6 @@ def _table(plan: RunPlan) -> pa.Table:
         "obtained": [planned.obtained for planned in units],
     }
     return pa.table(columns, schema=PLANNED_UNITS)
-
-
-def _write_side_file(folder: str, name: str, rows: SideFile, wanted: Container[str]) -> None:
-    """Write a side file, one row group at a time: it may be larger than memory."""
-    handle, local = tempfile.mkstemp(dir=folder if storage.is_local(folder) else None)
-    os.close(handle)
-    try:
-        with pq.ParquetWriter(local, rows.schema) as writer:
-            for table in rows.tables(wanted):
-                writer.write_table(table)
-        storage.commit_file(local, storage.join(folder, name))
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # committing moved it
-            os.unlink(local)
 
 
 def without_secrets(command: Sequence[str]) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from clip_transforms.run.committed import committed_parts, without_damaged_shard
 from clip_transforms.run.doubles import doubles
 from clip_transforms.run.job import PlannedUnit
 from clip_transforms.run.settings import Settings
-from clip_transforms.shards.inventory import Inventory, SideFile, take_inventory
+from clip_transforms.shards.inventory import Inventory, take_inventory
 from clip_transforms.shards.left_out import summed
+from clip_transforms.shards.side_file import SideFile
 from clip_transforms.shards.unit import UNLISTED, Unit
 from schemas.provenance import Footer
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Container, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -30,18 +29,10 @@ from clip_transforms.shards.parquet_remarks import parquet_remarks
 from clip_transforms.shards.picture_paths import paths_that_begin_above
 from clip_transforms.shards.places import is_among, paths_of
 from clip_transforms.shards.refusals import nothing_to_read
+from clip_transforms.shards.side_file import SideFile
 from clip_transforms.shards.skipping import Skipping
 from clip_transforms.shards.unit import UNLISTED, PlanError, ReaderOptions, Unit, part_name
 from clip_transforms.storage import FileInfo
-
-
-class SideFile(Protocol):
-    """A Parquet file beside the plan that holds a folder's paths or a listing's rows."""
-
-    schema: pa.Schema
-
-    def tables(self, wanted: Container[str]) -> Iterator[pa.Table]:
-        """Yield one table per row group; those of parts that are not wanted may be empty."""
 
 
 @dataclasses.dataclass
