@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
@@ -154,3 +156,21 @@ class Settings:
             "max_image_pixels": str(self.max_image_pixels),
             **{name: str(value or "") for name, value in reader_fields.items()},
         }
+
+
+def reader_options(fields: Mapping[str, str], allow_uri: Sequence[str] = ()) -> ReaderOptions:
+    """Return the readers' options that a dataset was made with, from the fields of its fingerprint.
+
+    The user's columns are not among them: their values are in the dataset.
+
+    Args:
+        fields: `settings` of `_dataset.json`.
+        allow_uri: places that the URIs of a listing may point to. A dataset does not store them: it may come from
+            somebody else, and whoever reads decides.
+    """
+    named = {f.name: f for f in dataclasses.fields(ReaderOptions) if f.name in fields and f.name != "columns"}
+    texts = {name: fields[name] for name in named if fields[name]}
+    values: dict[str, Any] = {
+        name: int(text) if isinstance(named[name].default, int) else text for name, text in texts.items()
+    }
+    return ReaderOptions(**values, allow_uri=tuple(allow_uri))
