@@ -94,7 +94,10 @@ def embed_parser() -> argparse.ArgumentParser:
         "--batch_size",
         type=int,
         metavar="N",
-        help=usual("samples that go through the model together; 0: 32 on a CPU, 256 on a GPU"),
+        help=usual(
+            "samples that go through the model together; 0: 32 on a CPU, 256 on a GPU; with 1 an embedding depends on "
+            "its sample alone, to the last bit"
+        ),
     )
     add(
         "--processes",

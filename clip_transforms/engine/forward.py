@@ -125,7 +125,7 @@ class Embedder:
         found = np.empty((len(distinct), self.model.embed_dim), np.float32)
         halved = 0
         with self._timed(seconds) as took:
-            for chosen in _by_length([len(row) for row in distinct], self._tokens_at_a_time):
+            for chosen in self._groups([len(row) for row in distinct]):
                 tokens = _padded([distinct[place] for place in chosen])
                 pieces = _InPieces(self.model.embed_tokens, self.model.embed_dim, tokens)
                 found[chosen] = pieces.embeddings
@@ -138,9 +138,12 @@ class Embedder:
             halved = 0  # counted for the window's first batch only
         return result
 
-    @property
-    def _tokens_at_a_time(self) -> int:
-        return self.batch_size * self.model.architecture.context_length
+    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the indices of captions of these lengths in the groups that go through the model together."""
+        if self.batch_size == 1:
+            # Alone, like each picture: the last bits of an embedding depend on the shape of its batch.
+            return ([place] for place in range(len(lengths)))
+        return _by_length(lengths, self.batch_size * self.model.architecture.context_length)
 
     def _timed(self, seconds: defaultdict[str, float]) -> _Forward:
         return _Forward(self._lock, seconds)

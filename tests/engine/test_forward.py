@@ -129,3 +129,14 @@ def test_pictures_without_captions_wait_for_nothing(model):
 @pytest.mark.parametrize("batch_size, expected", [(0, 32), (5, 5)])
 def test_the_batch_size_is_the_devices_unless_it_is_given(model, batch_size, expected):
     assert Embedder(model, batch_size).batch_size == expected
+
+
+def test_with_a_batch_size_of_one_an_embedding_depends_on_nothing_but_its_sample(model):
+    captions = [LONG, SHORT, "number 1", None, SHORT, "number 2"]
+    together, calls = run(model, [(0, batch(captions[i : i + 1], images=1)) for i in range(6)], batch_size=1)
+    assert calls[:6] == [("images", 1)] * 6
+    assert [shape[0] for kind, shape in calls[6:]] == [1] * 4, "equal captions go once"
+    alone = [run(model, [(0, batch([caption], images=1))], batch_size=1)[0][0] for caption in captions]
+    for one, other in zip(together, alone, strict=True):
+        assert one.images.embeddings.tobytes() == other.images.embeddings.tobytes()
+        assert one.captions.embeddings.tobytes() == other.captions.embeddings.tobytes()
