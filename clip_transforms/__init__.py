@@ -22,6 +22,8 @@ _HOMES = {
     "Dataset": "parts.dataset",
     "FilterEmbeddings": "filter_embeddings",
     "filter_embeddings": "filter_embeddings",
+    "ExportEmbeddings": "export_embeddings",
+    "export_embeddings": "export_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
 }

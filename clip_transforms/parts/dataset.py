@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.parts.counts import counted
+from clip_transforms.parts.counts import add, counted
 from clip_transforms.parts.fingerprint import fingerprint
 from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import existing_dataset
@@ -149,6 +150,11 @@ class Dataset:
     def fingerprint(self) -> str:
         """What the dataset's settings come to, 32 hex digits; it is the same in all parts."""
         return self._footers[self.parts[0]]["fingerprint"]
+
+    @functools.cached_property
+    def counts(self) -> Counter:
+        """Sum of the counts of all parts, see `clip_transforms.parts.counts`."""
+        return add(footer["counts"] for footer in self._footers.values())
 
     @property
     def embed_dim(self) -> int:

@@ -1,0 +1,345 @@
+"""ExportEmbeddings and export_embeddings: rows of a finished dataset → shards again, or a layout of another tool."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from clip_transforms import storage
+from clip_transforms.exports import clip_retrieval, uids
+from clip_transforms.exports.clip_retrieval import ClipRetrieval
+from clip_transforms.exports.faiss_index import write_faiss
+from clip_transforms.exports.groups import Group, groups_of
+from clip_transforms.exports.lance_table import write_lance
+from clip_transforms.exports.npy import write_npy
+from clip_transforms.exports.plan import LAYOUTS, Layout
+from clip_transforms.exports.rows import ExportRows
+from clip_transforms.exports.webdataset import WebDataset
+from clip_transforms.parts.dataset import Dataset
+from clip_transforms.parts.footers import part_uri, read_footer
+from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.run.new_output import WORK, NewOutput
+from clip_transforms.run.over_parts import OverParts, Step, read_items, write_items
+from clip_transforms.run.run_folder import RunFolder
+from clip_transforms.run.settings import reader_options
+from clip_transforms.select.selection import Selection
+from clip_transforms.shards.listings_again import write_listings
+from clip_transforms.shards.read_again import read_again
+from clip_transforms.shards.unit import ReaderOptions
+from clip_transforms.shards.wanted import Wanted
+
+RECORD = "export.json"
+_SHARDS_PER_TASK = 4  # consecutive parts are joined until they make so many; only the last one may then be small
+
+
+def export_embeddings(
+    dataset: storage.Place, output: storage.Place, layout: str, *, overwrite: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Export rows of a dataset, in this process, without Beam.
+
+    It makes the same checks and bytes as `ExportEmbeddings`.
+
+    Args:
+        dataset: folder that `EmbedShards` wrote; a text or a Path.
+        output: folder of the export, new or of the same command; a text or a Path.
+        layout: one of
+            `webdataset`: `shards/*.tar` with the original pictures, captions, and JSON of key, score, labels and more;
+            `clip_retrieval`: `img_emb/`, `text_emb/` and `metadata/`, as `clip-retrieval inference` writes them;
+            `npy`: `npy/<modality>_embeddings.npy` and `npy/rows.parquet`;
+            `datacomp_uids`: `datacomp/uids.npy`, as DataComp's resharder takes it;
+            `faiss`: `faiss/<modality>.index`, exact, and `faiss/rows.parquet`;
+            `lance`: `lance/embeddings.lance`.
+        overwrite: whether what another command made in `output` may be replaced.
+        **options:
+            selection: selections whose rows alone are exported, one or several; see `Selection.open`.
+            samples_per_shard: the most samples of a tar (10,000).
+            modality: whose embeddings to write: `image`, `caption` or `both`; by default those that there are, and of
+                an index the images'. Rows without them are left out.
+            labels: taxonomies whose labels go along, by default all.
+            allow_uri: places that the URIs of a listing may point to, as when it was embedded.
+    Returns:
+        The content of `export.json`: how many rows were selected, exported, and left out for which reason.
+    Raises:
+        ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
+    """
+    return dict(ExportEmbeddings(dataset, output, layout, overwrite=overwrite, **options).run_here())
+
+
+class ExportEmbeddings(OverParts):
+    """Pipeline → PCollection[counts of a piece of the export]."""
+
+    def __init__(
+        self, dataset: storage.Place, output: storage.Place, layout: str, *, overwrite: bool = False, **options: Any
+    ):
+        """Take the arguments of `export_embeddings`; applying the transform looks at the dataset."""
+        super().__init__(lambda: plan_export(dataset, output, layout, overwrite=overwrite, **options))
+
+    def begin(self, plan: ExportPlan, folder: RunFolder) -> _Exporting:
+        """Make the output ready, and leave the parts and the rows of listings in the run's folder."""
+        plan.new.begin(folder.uri)
+        for name in {name for names in LAYOUTS.values() for name in names} - set(plan.new.folders):
+            storage.remove(storage.join(plan.output, name))
+        write_items(folder.uri, plan.dataset.parts)
+        reader = reader_options(existing_dataset(plan.dataset.uri)["settings"], plan.layout.allow_uri)
+        if plan.layout.name == "webdataset":
+            write_listings(plan.dataset.shards, reader, folder.uri)
+        if plan.layout.name == "datacomp_uids":
+            storage.make_folder(storage.join(plan.output, WORK))
+        rows = ExportRows(
+            plan.dataset.uri, plan.selection.settled(folder.uri), plan.layout.needed, plan.layout.taxonomies
+        )
+        return _Exporting(plan.new, plan.layout, rows, reader, folder.uri)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportPlan:
+    """An export that could start.
+
+    Attributes:
+        dataset: the dataset.
+        layout: what is asked for.
+        selection: which rows are exported.
+        new: the output.
+    """
+
+    dataset: Dataset
+    layout: Layout
+    selection: Selection
+    new: NewOutput
+
+    @property
+    def output(self) -> str:
+        """URI of the output."""
+        return self.new.uri
+
+    def finished(self) -> Mapping[str, Any] | None:
+        """Return the content of `export.json` if the export is there already."""
+        return self.new.finished()
+
+
+def plan_export(
+    dataset: storage.Place,
+    output: storage.Place,
+    layout: str,
+    *,
+    selection: storage.Places = (),
+    overwrite: bool = False,
+    **options: Any,
+) -> ExportPlan:
+    """Check the arguments of `export_embeddings`, and that the dataset and the output can be used."""
+    opened = Dataset.open(dataset)
+    asked = Layout.of(opened, layout, **options)
+    chosen = Selection.open(opened, selection)
+    command = {"verb": "export", **asked.settings}
+    command |= {"selection": list(chosen.identity)} if chosen.identity else {}
+    new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=asked.folders)
+    return ExportPlan(opened, asked, chosen, new)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exporting:
+    """One run; it is sent to every worker."""
+
+    new: NewOutput
+    layout: Layout
+    rows: ExportRows
+    reader: ReaderOptions
+    folder: str
+
+    @property
+    def places(self) -> tuple[str, str]:
+        return self.new.uri, self.folder
+
+    @property
+    def steps(self) -> list[Step]:
+        """Count the rows of each part, then write them."""
+        write: dict[str, list[Step]] = {
+            "webdataset": [_WriteTars(self)],
+            "clip_retrieval": [_WriteVectors(self)],
+            "datacomp_uids": [_WriteUids(self), _SortUids(self)],
+        }
+        return [_Count(self), *write.get(self.layout.name, [_WriteWhole(self)])]
+
+    def finish(self, state: _State) -> Mapping[str, Any]:
+        """Write `export.json` and `_SUCCESS`."""
+        left_out = {reason: number for reason, number in sorted(state.left_out.items()) if number}
+        if state.selected != state.exported + sum(left_out.values()):
+            raise RuntimeError(
+                f"the counts do not add up: {state.selected} rows selected, {state.exported} exported, left out "
+                f"{left_out}; please report this"
+            )
+        made_by = {name: value for name, value in self.new.command.items() if name not in ("format", "digest")}
+        counts = {"selected": state.selected, "exported": state.exported, "left_out": left_out, "files": state.files}
+        return self.new.finish({"made_by": made_by, "counts": counts}, self.folder)
+
+    def read(self, part: str, wanted: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes | None, str]]:
+        """Read pictures of a part again."""
+        footer = read_footer(part_uri(self.rows.dataset, "embeddings", part))
+        shard = footer["shard"] if footer else ""
+        return iter(read_again(part, shard, [Wanted(*one) for one in wanted], self.reader, self.folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What is known so far.
+
+    Attributes:
+        taken: part → number of its rows that are taken; only parts with some.
+        selected: number of rows of the selection.
+        exported: number of rows that were exported, or that will be if none is lost.
+        left_out: reason → number of rows.
+        files: number of files that were written.
+    """
+
+    taken: Mapping[str, int]
+    selected: int
+    exported: int
+    left_out: Mapping[str, int]
+    files: int = 1
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        return sorted(self.taken.items())
+
+    def without(self, lost: Mapping[str, int], files: int = 1) -> _State:
+        """Return the state when some more rows could not be exported."""
+        left = Counter(self.left_out) + Counter(lost)
+        return dataclasses.replace(self, exported=self.exported - sum(lost.values()), left_out=left, files=files)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Count(Step):
+    """Part → {part: counts of its rows}."""
+
+    run: _Exporting
+    threaded = True
+
+    def items(self, state: None) -> Iterator[str]:
+        return read_items(self.run.folder)
+
+    def do(self, item: str) -> tuple[str, Counter]:
+        return item, self.run.rows.count(item)
+
+    def summarise(self, result: tuple[str, Counter]) -> tuple[dict[str, int], Counter]:
+        part, counts = result
+        return ({part: counts["taken"]} if counts["taken"] else {}), counts
+
+    def add(self, summaries: Iterable[tuple[dict[str, int], Counter]]) -> tuple[dict[str, int], Counter]:
+        taken, total = dict[str, int](), Counter[str]()
+        for of_parts, counts in summaries:
+            taken |= of_parts
+            total.update(counts)
+        return taken, total
+
+    def after(self, state: None, total: tuple[dict[str, int], Counter]) -> _State:
+        taken, counts = total
+        lost = {name: number for name, number in counts.items() if name.startswith("without ")}
+        return _State(taken, counts["selected"], counts["taken"], lost)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WriteTars(Step):
+    """(group of parts, number of tars in all) → what became of its rows."""
+
+    run: _Exporting
+    threaded = True
+
+    def items(self, state: _State) -> Iterator[tuple[Group, int]]:
+        per_shard = self.run.layout.per_shard
+        groups = groups_of(state.parts, _SHARDS_PER_TASK * per_shard, per_shard)
+        return ((group, sum(g.files for g in groups)) for group in groups)
+
+    def do(self, item: tuple[Group, int]) -> Counter:
+        run, (group, shards) = self.run, item
+        layout = run.layout
+        tars = WebDataset(run.rows, *run.places, layout.per_shard, shards, layout.columns, layout.all_captions)
+        return tars.write(group, run.read)
+
+    def after(self, state: _State, total: Counter) -> _State:
+        lost = {name.removeprefix("lost."): n for name, n in total.items() if name.startswith("lost.")}
+        return state.without(lost, total["shards"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _WriteVectors(Step):
+    """(group of parts, number of groups) → number of rows."""
+
+    run: _Exporting
+    threaded = True
+
+    def items(self, state: _State) -> Iterator[tuple[Group, int]]:
+        groups = groups_of(state.parts, clip_retrieval.ROWS_PER_FILE, 1 << 62)  # a file each
+        return ((group, len(groups)) for group in groups)
+
+    def do(self, item: tuple[Group, int]) -> Counter:
+        run, (group, files) = self.run, item
+        layout = run.layout
+        folders = ClipRetrieval(run.rows, *run.places, files, layout.modalities, layout.columns, layout.embed_dim)
+        return Counter(rows=folders.write(group), files=1)
+
+    def after(self, state: _State, total: Counter) -> _State:
+        return dataclasses.replace(state, exported=total["rows"], files=total["files"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _WriteWhole(Step):
+    """[(part, number of rows)] → number of files; one worker goes through all parts."""
+
+    run: _Exporting
+
+    def items(self, state: _State) -> Iterator[list[tuple[str, int]]]:
+        yield state.parts
+
+    def do(self, item: list[tuple[str, int]]) -> Counter:
+        run, layout = self.run, self.run.layout
+        if layout.name == "lance":
+            parts = [part for part, _ in item] or list(read_items(run.folder))[:1]  # of no rows the columns remain
+            write_lance(run.rows, parts, layout.stored, run.places)
+            return Counter(files=1)
+        write: Callable = {"npy": write_npy, "faiss": write_faiss}[layout.name]
+        write(run.rows, item, layout.shape, layout.modalities, run.places)
+        return Counter(files=len(layout.modalities))
+
+    def after(self, state: _State, total: Counter) -> _State:
+        return dataclasses.replace(state, files=total["files"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _WriteUids(Step):
+    """Part → counts of its uids, which lie in a file of their own until all are sorted."""
+
+    run: _Exporting
+    threaded = True
+
+    def items(self, state: _State) -> Iterator[str]:
+        return (part for part, _ in state.parts)
+
+    def do(self, item: str) -> Counter:
+        run = self.run
+        has_column = "uid" in run.layout.columns
+        return uids.write_part(run.rows, item, has_column, _uids_of(run, item), run.folder)
+
+    def after(self, state: _State, total: Counter) -> _State:
+        return state.without({"without uid": total["without uid"]})
+
+
+@dataclasses.dataclass(frozen=True)
+class _SortUids(Step):
+    """Parts → number of their uids."""
+
+    run: _Exporting
+
+    def items(self, state: _State) -> Iterator[list[str]]:
+        yield [part for part, _ in state.parts]
+
+    def do(self, item: list[str]) -> Counter:
+        return Counter(uids=uids.write_uids([_uids_of(self.run, part) for part in item], *self.run.places))
+
+    def after(self, state: _State, total: Counter) -> _State:
+        return state.without({"named more than once": state.exported - total["uids"]})
+
+
+def _uids_of(run: _Exporting, part: str) -> str:
+    return storage.join(run.new.uri, WORK, f"{part}.npy")

@@ -1,0 +1,85 @@
+"""Write rows as a Lance dataset, which LanceDB opens as the table `embeddings`."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+
+from clip_transforms import storage
+from clip_transforms.exports.rows import LABEL_FIELDS, ExportRows
+
+FOLDER, TABLE = "lance", "embeddings.lance"
+
+
+def import_lance() -> ModuleType:
+    """Import Lance.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import lance
+    except ImportError:
+        cure = "pip install 'clip-transforms[lance]'"
+        raise ValueError(f"--as lance needs a package that is not installed: {cure}") from None
+    return lance
+
+
+def write_lance(rows: ExportRows, parts: Sequence[str], columns: Sequence[str], places: tuple[str, str]) -> None:
+    """Write `embeddings.lance`: all columns, embeddings as FixedSizeList, and a struct of labels for each taxonomy.
+
+    Lance names its files at random, so the same rows do not give the same bytes.
+
+    Args:
+        rows: the rows that are taken.
+        parts: names of the parts; at least one, of which none of the rows need be taken.
+        columns: columns of the embeddings.
+        places: URI of the export, and of the run's temporary folder.
+    """
+    lance = import_lance()
+    output, scratch = places
+    folder = tempfile.mkdtemp(prefix="lance-", dir=storage.normalise(scratch) if storage.is_local(scratch) else None)
+    try:
+        first = _structs(rows, rows.table(parts[0], columns, with_labels=True))
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            yield from first.to_batches()
+            for part in parts[1:]:
+                table = rows.table(part, columns, with_labels=True)
+                yield from _structs(rows, table).cast(first.schema).to_batches()
+
+        local = os.path.join(folder, TABLE)
+        lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), local)
+        _commit(local, storage.join(output, FOLDER, TABLE))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _structs(rows: ExportRows, table: pa.Table) -> pa.Table:
+    """Put the labels of each taxonomy into a struct, since Lance takes no names with dots."""
+    found = {name: table.column(name) for name in table.column_names if "." not in name}
+    for taxonomy in rows.taxonomies:
+        fields = [table.column(f"{taxonomy}.{field}").combine_chunks() for field in LABEL_FIELDS]
+        found[taxonomy] = pa.StructArray.from_arrays([_plain(field) for field in fields], LABEL_FIELDS)
+    return pa.table({name: _plain(column) for name, column in found.items()})
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _commit(local: str, uri: str) -> None:
+    """Let the files appear; the manifest, which makes a dataset of them, comes last."""
+    storage.remove(uri)
+    files = sorted(path for path in Path(local).rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.suffix == ".manifest"):
+        place = storage.join(uri, *path.relative_to(local).parts)
+        storage.make_folder(posixpath.dirname(place))
+        storage.commit_file(str(path), place)
