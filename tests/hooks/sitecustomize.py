@@ -45,7 +45,7 @@ if os.environ.get("CLIP_TRANSFORMS_TEST_SLOW_COMMITS"):
     replace = os.replace
 
     def slow_replace(source, target):
-        time.sleep(0.5 * ("/slow/embeddings/" in str(target)))
+        time.sleep(0.5 * any(f"/slow/{kind}/" in str(target) for kind in ("embeddings", "shards")))
         return replace(source, target)
 
     os.replace = slow_replace

@@ -1,0 +1,496 @@
+"""Export: rows of a dataset as training shards again, or in the layouts of other tools; the same on every runner."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
+from test_runners import TWO_PROCESSES, portable, wait_for
+
+from clip_transforms import ClipSpec, ExportEmbeddings, Taxonomy, embed_shards, export_embeddings
+from clip_transforms.exports.plan import LAYOUTS
+from clip_transforms.parts.dataset import DatasetError
+from pipelines import export, label
+
+SAME_BYTES = [name for name in LAYOUTS if name != "lance"]  # Lance names its files at random
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_checkpoint):
+    """A dataset of tars, a Parquet file, a folder and a listing, with labels, and a selection of its rows."""
+    folder = tmp_path_factory.mktemp("made")
+    for name, first in (("a", 0), ("b", 9)):
+        members = [m for i in range(first, first + 9) for m in pair(f"{i:032x}", i, json=json.dumps({"n": i}).encode())]
+        write_tar(folder / f"{name}.tar", members)
+    make_parquet(folder / "p.parquet", 12, first=20)
+    make_folder(folder / "photos", 7, first=40)
+    (folder / "l").mkdir()
+    (folder / "l" / "l.csv").write_text("image,caption\nx.jpg,one\n,two\nx.jpg,\n")
+    (folder / "l" / "x.jpg").write_bytes(picture(60))
+    inputs = [folder / "*.tar", folder / "p.parquet", folder / "photos", folder / "l" / "l.csv"]
+    (folder / "colors.txt").write_text("red\nblue\n")
+    model = ClipSpec(tiny_checkpoint, precision="fp32")
+    embed_shards([*map(str, inputs)], folder / "out", model, Taxonomy.load(str(folder / "colors.txt")))
+    rows = [row for row in rows_of(folder / "out") if row["row"] % 3 != 1]
+    pq.write_table(
+        pa.table({"shard": [r["shard"] for r in rows], "row": [r["row"] for r in rows]}), folder / "s.parquet"
+    )
+    return folder
+
+
+def written(output):
+    """What an export wrote: path → bytes."""
+    paths = (path for path in output.rglob("*") if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+def arguments(made, output, layout, *flags):
+    shards = ["--samples_per_shard", 4] if layout == "webdataset" else []
+    argv = ["--input", made / "out", "--output", output, "--as", layout, "--selection", made / "s.parquet"]
+    return [str(part) for part in (*argv, *shards, *flags)]
+
+
+@pytest.fixture(scope="module")
+def reference(made, tmp_path_factory):
+    """Every layout, by the plain function: layout → folder."""
+    found = {}
+    for layout in LAYOUTS:
+        found[layout] = tmp_path_factory.mktemp("reference") / "e"
+        options = {"samples_per_shard": 4} if layout == "webdataset" else {}
+        export_embeddings(made / "out", found[layout], layout, selection=made / "s.parquet", **options)
+    return found
+
+
+def counts_of(folder):
+    return json.loads((folder / "export.json").read_text())["counts"]
+
+
+def test_the_counts_add_up(reference):
+    """27 of 40 rows were selected: one has no caption, and the tars' keys alone are uids."""
+    assert {layout: counts_of(folder) for layout, folder in reference.items()} == {
+        "webdataset": {"selected": 27, "exported": 27, "left_out": {}, "files": 8},
+        "clip_retrieval": {"selected": 27, "exported": 26, "left_out": {"without both embeddings": 1}, "files": 1},
+        "npy": {"selected": 27, "exported": 26, "left_out": {"without both embeddings": 1}, "files": 2},
+        "datacomp_uids": {"selected": 27, "exported": 12, "left_out": {"without uid": 15}, "files": 1},
+        "faiss": {"selected": 27, "exported": 27, "left_out": {}, "files": 1},
+        "lance": {"selected": 27, "exported": 27, "left_out": {}, "files": 1},
+    }
+
+
+def test_beam_in_this_process_gives_the_same_bytes(made, reference, tmp_path):
+    for layout in SAME_BYTES:
+        options = {"samples_per_shard": 4} if layout == "webdataset" else {}
+        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+            transform = ExportEmbeddings(
+                made / "out", tmp_path / layout, layout, selection=made / "s.parquet", **options
+            )
+            _ = pipeline | transform
+        assert written(tmp_path / layout) == written(reference[layout])
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "datacomp_uids"])
+def test_two_processes_give_the_same_bytes(layout, made, reference, tmp_path):
+    done = command("pipelines.export", *arguments(made, tmp_path / "e", layout, *TWO_PROCESSES))
+    assert done.returncode == 0, done.stderr
+    assert written(tmp_path / "e") == written(reference[layout])
+
+
+def test_the_portable_runner_with_workers_gives_the_same_bytes(made, reference, tmp_path):
+    with portable() as flags:
+        for layout in LAYOUTS:
+            done = command("pipelines.export", *arguments(made, tmp_path / layout, layout, *flags))
+            assert done.returncode == 0, done.stderr
+            if layout in SAME_BYTES:
+                assert written(tmp_path / layout) == written(reference[layout])
+            else:
+                assert counts_of(tmp_path / layout) == counts_of(reference[layout])
+
+
+def test_the_tars_hold_the_selected_samples_in_the_datasets_order(made, reference):
+    tars = sorted((reference["webdataset"] / "shards").glob("*.tar"))
+    found, sizes = [], []
+    for path in tars:
+        with tarfile.open(path) as tar:
+            members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+            assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar} == {(0, 0, 0, "", "", 0o644)}
+        names = list(dict.fromkeys(name.rpartition(".")[0] for name in members))
+        sizes.append(len(names))
+        for name in names:
+            found.append((json.loads(members[f"{name}.json"])["key"], members.get(f"{name}.jpg")))
+    assert sizes == [4, 4, 4, 4, 4, 2, 4, 1], "a group of parts ends when it has four tars"
+    parts = sorted((made / "out" / "embeddings").glob("*.parquet"))
+    rows = [row for path in parts for row in pq.ParquetFile(path).read().to_pylist() if row["row"] % 3 != 1]
+    assert [key for key, _ in found] == [row["key"] for row in rows]
+    assert [image is not None for _, image in found] == [row["image_embedding"] is not None for row in rows]
+    assert {image for _, image in found} <= {picture(i) for i in range(61)} | {None}
+
+
+def test_npy_is_the_matrix_and_its_rows(made, reference):
+    folder = reference["npy"] / "npy"
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    known = {(row["shard"], row["row"]): row for row in rows_of(made / "out")}
+    for modality in ("image", "caption"):
+        matrix = np.load(folder / f"{modality}_embeddings.npy", mmap_mode="r")
+        assert (matrix.dtype, matrix.shape) == (np.float32, (26, 48))
+        expected = [known[row["shard"], row["row"]][f"{modality}_embedding"] for row in rows]
+        np.testing.assert_array_equal(matrix, np.array(expected, np.float32))
+    assert list(rows[0]) == ["key", "shard", "row", "caption", "clip_score"]
+
+
+def test_the_metadata_of_clip_retrieval_hold_everything_that_is_known(made, reference):
+    (path,) = (reference["clip_retrieval"] / "metadata").glob("*.parquet")
+    table = pq.read_table(path)
+    assert table.column_names[:2] == ["image_path", "caption"]
+    assert {"shard", "row", "clip_score", "metadata", "colors.label", "colors.margin"} <= set(table.column_names)
+    assert table.schema.field("colors.label").type == pa.string()
+    known = {(row["shard"], row["row"]): row for row in rows_of(made / "out")}
+    labels = {(row["shard"], row["row"]): row["label"] for row in rows_of(made / "out", "labels/colors")}
+    for row in table.to_pylist():
+        place = row["shard"], row["row"]
+        assert (row["image_path"], row["metadata"]) == (known[place]["key"], known[place]["metadata"])
+        assert row["colors.label"] == labels[place]
+
+
+def test_the_command_says_what_it_did_and_does_it_once(made, tmp_path, capsys):
+    argv = arguments(made, tmp_path / "e", "webdataset")
+    assert export.main(argv) == 0
+    line = f"27 rows = 27 exported, in {tmp_path}/e (8 tars)"
+    assert capsys.readouterr().out.splitlines() == [line]
+    before = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "e").rglob("*")}
+    assert export.main(argv) == 0
+    assert capsys.readouterr().out.splitlines() == [line, "nothing was left to do"]
+    assert {path: os.stat(path).st_mtime_ns for path in (tmp_path / "e").rglob("*")} == before
+    assert set(os.listdir(tmp_path / "e")) == {"_command.json", "_SUCCESS", "export.json", "shards"}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("layout", SAME_BYTES)
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 8])
+def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(
+    layout, at, made, reference, tmp_path, monkeypatch
+):
+    from clip_transforms import storage
+
+    real, committed = storage.commit_file, []
+
+    def commit(local, uri):
+        committed.append(uri)
+        if len(committed) == at:
+            raise Killed
+        real(local, uri)
+
+    options = {"samples_per_shard": 4} if layout == "webdataset" else {}
+
+    def run():
+        return export_embeddings(made / "out", tmp_path / "e", layout, selection=made / "s.parquet", **options)
+
+    with monkeypatch.context() as patch:
+        for module in ("clip_transforms.storage", "clip_transforms.storage.writing"):
+            patch.setattr(f"{module}.commit_file", commit)
+        try:
+            run()
+        except Killed:
+            assert not (tmp_path / "e" / "_SUCCESS").exists()
+    run()
+    assert written(tmp_path / "e") == written(reference[layout])
+
+
+def test_a_process_that_is_killed_leaves_whole_tars_and_the_next_goes_on(made, reference, slow_commits, tmp_path):
+    argv = arguments(made, tmp_path / "slow", "webdataset")
+    process = subprocess.Popen([sys.executable, "-m", "pipelines.export", *argv], cwd=ROOT, env=slow_commits)
+    try:
+        wait_for(lambda: list(tmp_path.glob("slow/shards/*.tar")), 60)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    there = {path: os.stat(path).st_mtime_ns for path in tmp_path.glob("slow/shards/*.tar")}
+    assert there and not (tmp_path / "slow" / "_SUCCESS").exists()
+    assert export.main(argv) == 0
+    assert written(tmp_path / "slow") == written(reference["webdataset"])
+    assert there.items() <= {path: os.stat(path).st_mtime_ns for path in tmp_path.glob("slow/shards/*.tar")}.items()
+
+
+def test_pictures_that_are_lost_are_counted_and_left_out(embed, tmp_path, capsys):
+    make_tar(tmp_path / "a.tar", 4)
+    make_tar(tmp_path / "b.tar", 2, first=4)
+    make_folder(tmp_path / "photos", 3, first=6)
+    embed(tmp_path / "*.tar", tmp_path / "photos", output=tmp_path / "out")
+    write_tar(tmp_path / "a.tar", [m for i in range(4) for m in pair(f"{i:06d}", 70 if i == 1 else i)])
+    (tmp_path / "b.tar").unlink()
+    (tmp_path / "photos" / "000007.jpg").unlink()
+    argv = ["--input", str(tmp_path / "out"), "--output", str(tmp_path / "e"), "--as", "webdataset"]
+    capsys.readouterr()
+    assert export.main([*argv, "--samples_per_shard", "2"]) == 0
+    assert capsys.readouterr().out == f"9 rows = 5 exported + 1 changed + 3 vanished, in {tmp_path}/e (4 tars)\n"
+    stats = [json.loads(path.read_text()) for path in sorted((tmp_path / "e" / "shards").glob("*_stats.json"))]
+    assert [one["count"] for one in stats] == [2, 2, 2, 2, 1]
+    assert [one["successes"] for one in stats] == [1, 2, 0, 1, 1]
+    assert stats[0]["status_dict"] == {"changed": 1} and stats[2]["status_dict"] == {"vanished": 2}
+    assert not (tmp_path / "e" / "shards" / "00002.tar").exists(), "a tar without samples is none"
+    # The same export again says the same, although the sources are back.
+    make_tar(tmp_path / "b.tar", 2, first=4)
+    (tmp_path / "e" / "_SUCCESS").unlink()
+    assert export.main([*argv, "--samples_per_shard", "2"]) == 0
+    assert "5 exported + 1 changed + 3 vanished" in capsys.readouterr().out
+
+
+def test_a_listing_needs_the_permission_that_it_was_embedded_with(embed, tmp_path, capsys):
+    make_folder(tmp_path / "elsewhere", 2)
+    (tmp_path / "l").mkdir()
+    (tmp_path / "l" / "l.csv").write_text(f"image\n{tmp_path}/elsewhere/000000.jpg\n../elsewhere/000001.jpg\n")
+    allowed = ["--allow_uri", str(tmp_path / "elsewhere")]
+    embed(tmp_path / "l" / "l.csv", output=tmp_path / "out", flags=allowed)
+    argv = ["--input", str(tmp_path / "out"), "--as", "webdataset", "--output"]
+    capsys.readouterr()
+    assert export.main([*argv, str(tmp_path / "without")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 rows = 0 exported + 2 not allowed, in {tmp_path}/without (0 tars)",
+        "note: the export is empty",
+        "note: --allow_uri permits pictures outside of a listing's folder, as when they were embedded",
+    ]
+    assert export.main([*argv, str(tmp_path / "with"), *allowed]) == 0
+    assert capsys.readouterr().out == f"2 rows = 2 exported, in {tmp_path}/with (1 tar)\n"
+
+
+EXAMPLES = [
+    "ffffffffffffffff0000000000000001",
+    "0000000000000001ffffffffffffffff",
+    "00000000000000010000000000000002",
+]
+UIDS_NPY = (
+    b"\x93NUMPY\x01\0v\0{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': (3,), }".ljust(127)
+    + b"\n"
+    + bytes.fromhex("010000000000000002000000000000000100000000000000ffffffffffffffffffffffffffffffff0100000000000000")
+)
+
+
+@pytest.mark.parametrize("place", ["key", "metadata", "column"])
+def test_uids_are_datacomps_bytes_wherever_they_stand(place, embed, tmp_path, capsys):
+    members = []
+    for i, uid in enumerate([*EXAMPLES, EXAMPLES[1].upper(), "no uid", "0" * 31, "g" * 32]):
+        key = f"{uid}.{i}" if place == "key" else str(i)
+        fields = {} if place == "key" else {"uid": uid} if place == "metadata" else {"id": uid}
+        name = uid if place == "key" else key
+        members += [(f"{name}.jpg", picture(i)), (f"{name}.json", json.dumps(fields).encode())]
+    write_tar(tmp_path / "a.tar", members)
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--columns", "uid=id"] if place == "column" else [])
+    capsys.readouterr()
+    argv = ["--input", str(tmp_path / "out"), "--output", str(tmp_path / "e"), "--as", "datacomp_uids"]
+    assert export.main(argv) == 0
+    assert (tmp_path / "e" / "datacomp" / "uids.npy").read_bytes() == UIDS_NPY
+    assert capsys.readouterr().out == (
+        f"7 rows = 3 exported + 1 named more than once + 3 without uid, in {tmp_path}/e (1 file)\n"
+    )
+
+
+def test_all_captions_go_along_a_line_each(embed, tmp_path):
+    members = [("a.jpg", picture(0)), ("a.txt", b"one\ntwo\n\nthree"), ("b.jpg", picture(1))]
+    write_tar(tmp_path / "a.tar", members)
+    flags = ["--captions", "all", "--batch_size", 1]
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=flags)
+    export_embeddings(tmp_path / "out", tmp_path / "e", "webdataset")
+    with tarfile.open(tmp_path / "e" / "shards" / "00000.tar") as tar:
+        assert tar.extractfile("a.txt").read() == b"one\ntwo\nthree"
+        assert tar.getnames() == ["a.jpg", "a.txt", "a.json", "b.jpg", "b.json"]
+    embed(tmp_path / "e" / "shards" / "*.tar", output=tmp_path / "again", flags=flags)
+    for kind in ("embeddings", "captions"):
+        ours, theirs = (
+            [{k: v for k, v in row.items() if k not in ("shard", "metadata")} for row in rows_of(tmp_path / out, kind)]
+            for out in ("out", "again")
+        )
+        assert ours == theirs
+    assert len(rows_of(tmp_path / "again", "captions")) == 3
+
+
+# Odd datasets.
+
+
+def captions_alone(path):
+    return [write_tar(path / "a.tar", [(f"{i}.txt", f"number {i}".encode()) for i in range(3)])]
+
+
+def pictures_alone(path):
+    return [write_tar(path / "a.tar", [(f"{i}.jpg", picture(i)) for i in range(3)])]
+
+
+def some_of_each(path):
+    return [write_tar(path / "a.tar", [*pair("a", 0), *pair("b", 1, jpg=None), *pair("c", 2)[:1], *pair("d", 3)])]
+
+
+def no_rows(path):
+    return [write_tar(path / "a.tar", pair("a", 0, jpg=b"", caption=b""))]
+
+
+@pytest.mark.parametrize(
+    ("source", "exported"),
+    [
+        (captions_alone, {"webdataset": 3, "clip_retrieval": 3, "npy": 3, "faiss": 3, "lance": 3, "datacomp_uids": 0}),
+        (pictures_alone, {"webdataset": 3, "clip_retrieval": 3, "npy": 3, "faiss": 3, "lance": 3, "datacomp_uids": 0}),
+        (some_of_each, {"webdataset": 4, "clip_retrieval": 2, "npy": 2, "faiss": 3, "lance": 4, "datacomp_uids": 0}),
+        (no_rows, dict.fromkeys(LAYOUTS, 0)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_rows_without_a_modality_go_where_the_layout_can_have_them(source, exported, embed, tmp_path):
+    embed(*source(tmp_path), output=tmp_path / "out", flags=["--max_reject_fraction", 1], code=None)
+    there = {}
+    for layout in LAYOUTS:
+        there[layout] = export_embeddings(tmp_path / "out", tmp_path / layout, layout)["counts"]["exported"]
+    assert there == exported
+    modality = "caption" if source is captions_alone else "image"
+    matrix = np.load(tmp_path / "npy" / "npy" / f"{modality}_embeddings.npy")
+    rows = pq.read_table(tmp_path / "npy" / "npy" / "rows.parquet")
+    assert matrix.shape == (exported["npy"], 48) and rows.num_rows == exported["npy"]
+    assert set(os.listdir(tmp_path / "faiss" / "faiss")) == {f"{modality}.index", "rows.parquet"}
+    if source is no_rows:
+        for folder in ("img_emb", "metadata"):
+            assert os.listdir(tmp_path / "clip_retrieval" / folder) == [], "never an empty file"
+        assert os.listdir(tmp_path / "webdataset" / "shards") == []
+        assert np.load(tmp_path / "datacomp_uids" / "datacomp" / "uids.npy").shape == (0,)
+
+
+def test_embeddings_of_half_precision_stay_so(embed, tmp_path):
+    make_tar(tmp_path / "a.tar", 3)
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--embedding_dtype", "float16"])
+    rows = rows_of(tmp_path / "out")
+    expected = np.array([row["image_embedding"] for row in rows], np.float16)
+    export_embeddings(tmp_path / "out", tmp_path / "npy", "npy")
+    export_embeddings(tmp_path / "out", tmp_path / "cr", "clip_retrieval")
+    for path in (tmp_path / "npy" / "npy" / "image_embeddings.npy", tmp_path / "cr" / "img_emb" / "img_emb_0.npy"):
+        matrix = np.load(path)
+        assert matrix.dtype == np.float16
+        np.testing.assert_array_equal(matrix, expected)
+    assert export_embeddings(tmp_path / "out", tmp_path / "lance", "lance")["counts"]["exported"] == 3
+
+
+def test_a_dataset_without_success_is_exported_with_a_warning(embed, tmp_path, caplog):
+    make_tar(tmp_path / "a.tar", 2)
+    embed(tmp_path / "a.tar", output=tmp_path / "out")
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    assert export_embeddings(tmp_path / "out", tmp_path / "e", "npy")["counts"]["exported"] == 2
+    assert "has no _SUCCESS" in caplog.text
+
+
+def test_two_fingerprints_in_one_dataset_are_refused(embed, tmp_path):
+    make_tar(tmp_path / "a.tar", 2)
+    make_tar(tmp_path / "b.tar", 2)
+    embed(tmp_path / "a.tar", output=tmp_path / "out")
+    embed(tmp_path / "b.tar", output=tmp_path / "other", flags=["--max_caption_bytes", 99])
+    for kind in ("embeddings", "rejects"):
+        (part,) = (tmp_path / "other" / kind).glob("*.parquet")
+        (tmp_path / "out" / kind / part.name).write_bytes(part.read_bytes())
+    with pytest.raises(DatasetError, match="made with other settings"):
+        export_embeddings(tmp_path / "out", tmp_path / "e", "npy")
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "stale"])
+def test_labels_that_are_missing_or_stale_are_refused_unless_they_are_not_asked_for(
+    damage, embed, tmp_path, taxonomy_file
+):
+    make_tar(tmp_path / "a.tar", 2)
+    make_tar(tmp_path / "b.tar", 2, first=2)
+    embed(tmp_path / "*.tar", output=tmp_path / "out", flags=["--taxonomy", taxonomy_file])
+    first, second = sorted((tmp_path / "out" / "labels" / "animals").glob("*.parquet"))
+    first.unlink() if damage == "missing" else first.write_bytes(second.read_bytes())
+    for layout in ("webdataset", "clip_retrieval", "lance"):
+        with pytest.raises(DatasetError, match=r"labels/animals.*pipelines\.label"):
+            export_embeddings(tmp_path / "out", tmp_path / "e", layout)
+    made = export_embeddings(tmp_path / "out", tmp_path / "e", "webdataset", labels=())
+    assert made["counts"]["exported"] == 4 and made["made_by"]["labels"] == []
+    with tarfile.open(tmp_path / "e" / "shards" / "00000.tar") as tar:
+        assert "labels" not in json.loads(tar.extractfile("000000.json").read())
+    label.main(["--input", str(tmp_path / "out"), "--taxonomy", taxonomy_file])
+    assert export_embeddings(tmp_path / "out", tmp_path / "f", "lance")["made_by"]["labels"] == ["animals"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--as", "hdf5"], ["hdf5", "webdataset", "lance"]),
+        ([], ["--as", "webdataset"]),
+        (["--as", "npy", "--samples_per_shard", "9"], ["--samples_per_shard", "webdataset", "omit it"]),
+        (["--as", "webdataset", "--samples_per_shard", "0"], ["--samples_per_shard is 0", "1 or more"]),
+        (["--as", "lance", "--modality", "image"], ["--modality", "clip_retrieval", "omit it"]),
+        (["--as", "npy", "--labels", "colors"], ["--labels", "omit it"]),
+        (["--as", "npy", "--allow_uri", "https://"], ["--allow_uri", "omit it"]),
+        (["--as", "lance", "--labels", "colours"], ["colours", "colors"]),
+        (["--as", "npy", "--selection", "nowhere.parquet"], ["nowhere.parquet", "does not exist"]),
+        (["--as", "npy", "--part", "x"], ["--part"]),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_write_nothing(argv, said, made, tmp_path):
+    done = command("pipelines.export", "--input", made / "out", "--output", tmp_path / "e", *argv)
+    assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "e").exists()
+    (line,) = done.stderr.strip().splitlines()[-1:]
+    assert all(word in line for word in said), line
+
+
+def test_a_modality_that_the_dataset_lacks_is_refused(embed, tmp_path):
+    embed(*captions_alone(tmp_path), output=tmp_path / "out")
+    for modality in ("image", "both"):
+        with pytest.raises(ValueError, match=f"--modality is {modality}.*no image embeddings.*--modality caption"):
+            export_embeddings(tmp_path / "out", tmp_path / "e", "npy", modality=modality)
+    assert export_embeddings(tmp_path / "out", tmp_path / "e", "faiss", modality="caption")["counts"]["exported"] == 3
+
+
+@pytest.mark.parametrize(("layout", "package"), [("faiss", "faiss"), ("lance", "lance")])
+def test_a_package_that_is_missing_is_named_with_its_extra(layout, package, made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    extra = {"faiss": "search", "lance": "lance"}[layout]
+    with pytest.raises(ValueError, match=rf"pip install 'clip-transforms\[{extra}\]'"):
+        export_embeddings(made / "out", tmp_path / "e", layout)
+
+
+def test_outputs_of_others_are_refused_and_overwrite_leaves_no_other_layout(made, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    for output in (tmp_path / "mine", made / "out" / "e", made):
+        with pytest.raises(ValueError, match=r"holds something else|lie in each other"):
+            export_embeddings(made / "out", output, "npy")
+    export_embeddings(made / "out", tmp_path / "e", "clip_retrieval")
+    with pytest.raises(ValueError, match=r"as was 'clip_retrieval' and is 'npy' now.*--overwrite"):
+        export_embeddings(made / "out", tmp_path / "e", "npy")
+    export_embeddings(made / "out", tmp_path / "e", "npy", overwrite=True)
+    assert set(os.listdir(tmp_path / "e")) == {"_command.json", "_SUCCESS", "export.json", "npy"}
+    before = files_of(made / "out")
+    export_embeddings(made / "out", tmp_path / "e", "webdataset", overwrite=True)
+    assert files_of(made / "out") == before, "a dataset is only read"
+
+
+def test_a_dataset_and_an_export_on_an_object_store(embed, tmp_path):
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/export/a.tar", open(make_tar(tmp_path / "a.tar", 5), "rb").read())
+    for i in range(2):
+        fs.pipe_file(f"/export/photos/{i}.jpg", picture(i))
+    try:
+        embed("memory://export/a.tar", "memory://export/photos", output="memory://export/out")
+        for layout in SAME_BYTES:
+            made = export_embeddings("memory://export/out", f"memory://export/{layout}", layout)
+            assert made["counts"]["selected"] == 7
+            assert made["counts"]["exported"] == {"webdataset": 7, "faiss": 7, "datacomp_uids": 0}.get(layout, 5)
+            here = tmp_path / layout
+            fs.get(f"/export/{layout}/", str(here) + "/", recursive=True)
+            if layout == "webdataset":
+                with tarfile.open(here / "shards" / "00000.tar") as tar:
+                    assert len(tar.getnames()) == 5 * 3 + 2 * 2
+        lance = export_embeddings("memory://export/out", "memory://export/lance", "lance")
+        assert lance["counts"]["exported"] == 7
+        assert fs.glob("/export/lance/lance/embeddings.lance/_versions/*.manifest")
+    finally:
+        fs.rm("/export", recursive=True)
