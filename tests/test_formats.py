@@ -8,6 +8,7 @@ import datetime
 import importlib
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -16,7 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import files_of, rows_of
 
-from clip_transforms import ClipSpec, Dataset, ReaderOptions, Taxonomy, embed_shards, label_embeddings, read_embeddings
+from clip_transforms import (
+    ClipSpec,
+    Dataset,
+    ReaderOptions,
+    Taxonomy,
+    embed_shards,
+    export_embeddings,
+    label_embeddings,
+    read_embeddings,
+)
 from pipelines import embed, label
 from schemas.embeddings import reserved_names
 from schemas.provenance import FORMAT_VERSION, FormatError
@@ -63,6 +73,18 @@ def test_it_is_read(old):
     assert sorted(keys["key"].to_pylist()) == ["a", "b", "e.jpg"] and images.shape == (3, 64)
     assert np.linalg.norm(images, axis=1) == pytest.approx(1, abs=1e-6)
     assert [row["key"] for row in rows_of(old, "rejects")] == ["c"]
+
+
+def test_its_pictures_are_exported_from_where_they_were(old, tmp_path):
+    made = export_embeddings(str(old), tmp_path / "tars", "webdataset")
+    assert made["counts"] == {"selected": 5, "exported": 5, "left_out": {}, "files": 1}
+    with tarfile.open(tmp_path / "tars" / "shards" / "00000.tar") as tar:
+        found = {member.name: tar.extractfile(member).read() for member in tar}
+    assert found["e.jpg"] == (OLD / "sources" / "photos" / "e.jpg").read_bytes()
+    assert found["a.txt"] == b"a red circle" and json.loads(found["a.json"])["licence"] == "cc0"
+    with tarfile.open(OLD / "sources" / "shard.tar") as tar:
+        assert [found[name] for name in ("a.jpg", "b.png")] == [tar.extractfile(n).read() for n in ("a.jpg", "b.png")]
+    assert [name for name in found if name[0] in "cd"] == ["c.txt", "c.json", "d.txt", "d.json"]
 
 
 def test_it_is_resumed_and_nothing_is_made_anew(old):
