@@ -52,7 +52,9 @@ class Parser(argparse.ArgumentParser):
         if not found:
             raise UsageError(f"{flag}: {said}; see --help")
         value = found[1] if len(found[1]) <= _LONGEST else f"{found[1][:_LONGEST]}…"
-        default = "" if action.default in (None, "", [], {}) else f" for the default, {action.default}"
+        default = (
+            "" if action.default in (None, "", [], {}, argparse.SUPPRESS) else f" for the default, {action.default}"
+        )
         raise UsageError(f"{flag} is {value}, but it must be {_allowed(action)}; correct it, or omit the flag{default}")
 
 

@@ -90,7 +90,7 @@ def selection_lines(output: str, content: Mapping[str, Any]) -> list[str]:
     """Return the closing lines of a command that wrote a selection."""
     counts = content["counts"]
     kept = [f"{counts['kept']:,} kept"]
-    kept += [f"{number:,} dropped by {reason}" for reason, number in counts["dropped"].items()]
+    kept += [f"{number:,} dropped by {reason}" for reason, number in counts["dropped"].items() if number]
     kept += [f"{counts['null']:,} null"] if counts["null"] else []
     line = f"{counted(counts['seen'], 'row')} = {' + '.join(kept)}, in {output}"
     return [line, *([] if counts["kept"] else ["note: the selection is empty"])]

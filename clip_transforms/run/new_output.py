@@ -59,8 +59,8 @@ class NewOutput:
         new = cls(uri, content, overwrite=storage.as_setting(overwrite, "overwrite", "bool"), **names)
         if f"{uri}/".startswith(f"{dataset.uri}/") or f"{dataset.uri}/".startswith(f"{uri}/"):
             raise OutputError(f"--output {uri} and the dataset {dataset.uri} lie in each other; give another folder")
-        storage.check_writable(uri)
         new._check(new._made())
+        storage.check_writable(uri)
         return new
 
     def _made(self) -> dict[str, Any] | None:
@@ -90,9 +90,7 @@ class NewOutput:
         if changed == ["digest"]:
             raise OutputError(f"{self.command['dataset']} has changed since --output {self.uri} was made; {cure}")
         others = [name for name in changed if name not in ("digest", "fingerprint")]
-        difference = ", ".join(
-            f"{name} was {made.get(name)!r} and is {self.command.get(name)!r} now" for name in others
-        )
+        difference = ", ".join(f"{name} was {_given(made, name)}, now {_given(self.command, name)}" for name in others)
         raise OutputError(f"--output {self.uri} was made by another command: {difference}; {cure}")
 
     def finished(self, parts: Collection[str] = (), folder: str = "") -> Mapping[str, Any] | None:
@@ -137,3 +135,7 @@ class NewOutput:
 def digest_of(digests: Mapping[str, str]) -> str:
     """Return one digest of part → digest, 64 hex digits. Another row anywhere in a dataset gives another."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def _given(command: Mapping[str, Any], name: str) -> str:
+    return repr(command[name]) if name in command else "not given"

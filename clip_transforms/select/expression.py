@@ -103,7 +103,7 @@ class Expression:
 
     def evaluate_each(self, tables: Sequence[pa.Table]) -> list[pa.Array]:
         """Evaluate the expression on the rows of some tables at once, which is faster than one after the other."""
-        if self.is_column or len(tables) == 1:
+        if self.is_column or not self.columns or len(tables) == 1:
             return [self.evaluate(table) for table in tables]
         values = self.evaluate(pa.concat_tables([table.select(self.columns) for table in tables]))
         starts = np.cumsum([0, *(table.num_rows for table in tables)])
