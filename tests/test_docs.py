@@ -106,7 +106,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             assert code == 0, (line, printed.err)
             assert_shown(shown, printed.out)
             compared += bool(shown)
-    assert typed == {"pipelines.embed", "pipelines.label", "pipelines.models"} and compared >= 6
+    assert typed == {"pipelines.embed", "pipelines.label", "pipelines.models", "pipelines.export"} and compared >= 7
 
 
 def test_the_analysts_query_of_the_readme_answers(workplace):
