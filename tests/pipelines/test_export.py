@@ -247,6 +247,40 @@ def test_pictures_that_are_lost_are_counted_and_left_out(embed, tmp_path, capsys
     assert "5 exported + 1 changed + 3 vanished" in capsys.readouterr().out
 
 
+def two_images_a_key(path):
+    write_tar(path / "a.tar", [("a.jpg", picture(0)), ("a.seg.png", picture(1, format_="PNG")), *pair("b", 2)])
+    return path / "a.tar", ["--image_extension", "seg.png"], [picture(1, format_="PNG")]
+
+
+def a_column_by_name(path):
+    pq.write_table(pa.table({"image": [picture(0)], "other": [picture(1)], "id": ["x"]}), path / "p.parquet")
+    return path / "p.parquet", ["--image_column", "other", "--key_column", "id"], [picture(1)]
+
+
+def the_first_of_a_list(path):
+    table = pa.table({"images": [[picture(0), picture(1)]], "text": [["one", "two"]]})
+    pq.write_table(table, path / "p.parquet")
+    return path / "p.parquet", ["--image_column", "images[1]", "--caption_column", "text[0]"], [picture(1)]
+
+
+def left_out_by_name(path):
+    make_folder(path / "photos", 3)
+    make_folder(path / "photos" / "old", 2, first=5)
+    return path / "photos", ["--exclude", "old", "--limit", 2], [picture(0), picture(1)]
+
+
+@pytest.mark.parametrize(
+    "source", [two_images_a_key, a_column_by_name, the_first_of_a_list, left_out_by_name], ids=lambda s: s.__name__
+)
+def test_pictures_are_read_with_the_options_that_they_were_embedded_with(source, embed, tmp_path):
+    inputs, flags, pictures = source(tmp_path)
+    embed(inputs, output=tmp_path / "out", flags=flags)
+    assert export_embeddings(tmp_path / "out", tmp_path / "e", "webdataset")["counts"]["left_out"] == {}
+    with tarfile.open(tmp_path / "e" / "shards" / "00000.tar") as tar:
+        found = [tar.extractfile(m).read() for m in tar if m.name.endswith(("jpg", "png"))]
+    assert found == pictures
+
+
 def test_a_listing_needs_the_permission_that_it_was_embedded_with(embed, tmp_path, capsys):
     make_folder(tmp_path / "elsewhere", 2)
     (tmp_path / "l").mkdir()
