@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from clip_transforms import storage
 from clip_transforms.exports import clip_retrieval, uids
@@ -13,7 +15,7 @@ from clip_transforms.exports.clip_retrieval import ClipRetrieval
 from clip_transforms.exports.faiss_index import write_faiss
 from clip_transforms.exports.groups import Group, groups_of
 from clip_transforms.exports.lance_table import write_lance
-from clip_transforms.exports.npy import write_npy
+from clip_transforms.exports.npy import Matrices, write_npy
 from clip_transforms.exports.plan import LAYOUTS, Layout
 from clip_transforms.exports.rows import ExportRows
 from clip_transforms.exports.webdataset import WebDataset
@@ -298,8 +300,9 @@ class _WriteWhole(Step):
             parts = [part for part, _ in item] or list(read_items(run.folder))[:1]  # of no rows the columns remain
             write_lance(run.rows, parts, layout.stored, run.places)
             return Counter(files=1)
-        write: Callable = {"npy": write_npy, "faiss": write_faiss}[layout.name]
-        write(run.rows, item, layout.shape, layout.modalities, run.places)
+        folder, dtype = storage.join(run.new.uri, layout.folders[0]), np.dtype(layout.dtype)
+        matrices = Matrices(run.rows, item, layout.modalities, layout.embed_dim, dtype, folder, run.folder)
+        write_npy(matrices) if layout.name == "npy" else write_faiss(matrices)
         return Counter(files=len(layout.modalities))
 
     def after(self, state: _State, total: Counter) -> _State:

@@ -8,28 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pyarrow as pa
 
 from clip_transforms import storage
+from clip_transforms.exports.extras import import_extra
 from clip_transforms.exports.rows import LABEL_FIELDS, ExportRows
 
 FOLDER, TABLE = "lance", "embeddings.lance"
-
-
-def import_lance() -> ModuleType:
-    """Import Lance.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        import lance
-    except ImportError:
-        cure = "pip install 'clip-transforms[lance]'"
-        raise ValueError(f"--as lance needs a package that is not installed: {cure}") from None
-    return lance
 
 
 def write_lance(rows: ExportRows, parts: Sequence[str], columns: Sequence[str], places: tuple[str, str]) -> None:
@@ -43,7 +30,7 @@ def write_lance(rows: ExportRows, parts: Sequence[str], columns: Sequence[str], 
         columns: columns of the embeddings.
         places: URI of the export, and of the run's temporary folder.
     """
-    lance = import_lance()
+    lance: Any = import_extra("lance")
     output, scratch = places
     folder = tempfile.mkdtemp(prefix="lance-", dir=storage.normalise(scratch) if storage.is_local(scratch) else None)
     try:
@@ -79,7 +66,7 @@ def _commit(local: str, uri: str) -> None:
     """Let the files appear; the manifest, which makes a dataset of them, comes last."""
     storage.remove(uri)
     files = sorted(path for path in Path(local).rglob("*") if path.is_file())
-    for path in sorted(files, key=lambda path: path.suffix == ".manifest"):
+    for path in sorted(files, key=lambda path: path.parent.name == "_versions"):
         place = storage.join(uri, *path.relative_to(local).parts)
         storage.make_folder(posixpath.dirname(place))
         storage.commit_file(str(path), place)

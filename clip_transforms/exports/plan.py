@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.exports import clip_retrieval, faiss_index, lance_table, npy, uids, webdataset
+from clip_transforms.exports.extras import EXTRAS, import_extra
 from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.parts.footers import has_captions, part_uri
 from schemas.embeddings import reserved_names
@@ -29,7 +29,6 @@ LAYOUTS = {
 }
 _WITH_LABELS = ("webdataset", "clip_retrieval", "lance")
 _OF_VECTORS = ("clip_retrieval", "npy", "faiss")
-_NEEDED = {"faiss": faiss_index.import_faiss, "lance": lance_table.import_lance}
 MODALITY = (*MODALITIES, "both")
 
 
@@ -86,8 +85,8 @@ class Layout:
         ):
             if value is not None and name not in layouts:
                 raise ValueError(f"--{flag} is for --as {' and '.join(layouts)}, not for --as {name}; omit it")
-        if name in _NEEDED:
-            _NEEDED[name]()
+        if name in EXTRAS:
+            import_extra(name)
         per_shard = SAMPLES_PER_SHARD if samples_per_shard is None else samples_per_shard
         if storage.as_setting(per_shard, "samples_per_shard", "int") < 1:
             raise ValueError(f"--samples_per_shard is {per_shard}, but it must be 1 or more")
@@ -130,11 +129,6 @@ class Layout:
     def needed(self) -> tuple[str, ...]:
         """Columns that a row must have."""
         return tuple(f"{modality}_embedding" for modality in self.modalities)
-
-    @property
-    def shape(self) -> tuple[int, np.dtype]:
-        """The number of values of an embedding, and their type."""
-        return self.embed_dim, np.dtype(self.dtype)
 
 
 def _schema(dataset: Dataset) -> pa.Schema:
