@@ -1,0 +1,163 @@
+"""Near duplicates among the rows of a block: all pairs, by blocked matrix products."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from clip_transforms.select.cosines import cosines, slack
+from clip_transforms.select.disjoint_sets import DisjointSets
+
+RULES = ("components", "semdedup")
+_NOBODY = np.empty(0, np.int64)
+_TILE = 512  # a product of two tiles is 1 MB, which stays in the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of one block.
+
+    Attributes:
+        ids: int64 [n], unique.
+        values: float16 or float32 [n, m, d]: m vectors a row as they are stored, none of length 0.
+        scores: float64 [n], cosine with the block's centroid.
+        home: bool [n], whether the row is at home in this block.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+    scores: np.ndarray
+    home: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.ids)
+
+    def sorted(self) -> Rows:
+        """Return the rows that are at home first, each from the centroid outwards: a crowd of copies lies together."""
+        order = np.lexsort([self.ids, -self.scores, ~self.home])
+        return Rows(self.ids[order], self.values[order], self.scores[order], self.home[order])
+
+    def followed_by(self, others: Rows) -> Rows:
+        """Return these rows and then others."""
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(others)
+        return Rows(*(np.concatenate(both) for both in zip(mine, theirs, strict=True)))
+
+
+def near_pairs(
+    rows: Rows, threshold: float, first: int = 0, sets: DisjointSets | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Find pairs of rows whose cosine is at least the threshold, both rounded to float32.
+
+    Args:
+        rows: n rows; pairs of two rows that are both not at home may be left out.
+        threshold: smallest cosine.
+        first: pairs are looked for between the rows before this place and those from it on; 0 means between all.
+        sets: sets of the places of the rows, if pairs within one set need not be found. The caller joins what is found.
+    Yields:
+        Places of two rows a and b, int64 [p] each, and their cosines, float32 [p]; every pair once, a < b.
+    """
+    scaled = _scaled(rows.values)
+    starts = [*range(0, first, _TILE), *range(first, len(rows), _TILE)]
+    tiles = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    for second in (tile for tile in tiles if tile.start >= first):
+        for one in (tile for tile in tiles if tile.start <= second.start and (not first or tile.start < first)):
+            if not (rows.home[one].any() or rows.home[second].any()):
+                continue
+            roots = None if sets is None else (sets.roots(one), sets.roots(second))
+            if roots and (roots[0] == roots[1][0]).all() and (roots[1] == roots[1][0]).all():
+                continue
+            a, b = _near(scaled[one], scaled[second], threshold, roots)
+            a, b = a + one.start, b + second.start
+            if one == second:
+                a, b = a[a < b], b[a < b]
+            if len(a):
+                found = cosines(rows.values, a, b)
+                near = found >= np.float32(threshold)
+                yield a[near], b[near], found[near]
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Scale vectors [n, m, d] to length 1 in float32: quick, and good enough to find candidates."""
+    narrow = values.astype(np.float32)
+    return narrow / np.sqrt(np.einsum("nmd,nmd->nm", narrow, narrow))[..., None]
+
+
+def _near(
+    one: np.ndarray, other: np.ndarray, threshold: float, roots: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of two tiles that may be near, and are not in one set yet."""
+    low = np.float32(threshold - slack(one.shape[-1]))
+    near = one[:, 0] @ other[:, 0].T >= low
+    for vector in range(1, one.shape[1]):
+        near &= one[:, vector] @ other[:, vector].T >= low
+    if not near.any():
+        return _NOBODY, _NOBODY
+    if roots:
+        near &= roots[0][:, None] != roots[1]
+    a, b = np.nonzero(near)
+    return a, b
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found in a block.
+
+    Attributes:
+        edges: int64 [e, 2], ids of rows; their connected components are those of all pairs that were found.
+        dropped: int64 [r], ids of the rows that SemDeDup's rule drops; none for the rule `components`.
+        cosines: float32 [r], the largest cosine of each with a row before it.
+    """
+
+    edges: np.ndarray
+    dropped: np.ndarray
+    cosines: np.ndarray
+
+
+def compare(pieces: Iterable[Rows], threshold: float, rule: str) -> Found:
+    """Compare the rows of one piece of a block with each other, and with those of the block's later pieces.
+
+    SemDeDup goes through a block from its edge to the centroid and drops each row that has a cosine above the threshold
+    with any row before it, whether that one was dropped or not. Of a pair, this drops the row nearer to the centroid,
+    and of two at the same distance the one with the larger id.
+
+    Args:
+        pieces: the piece, and then the later ones, of which one at a time is held.
+        threshold: smallest cosine of near duplicates; with `semdedup` the cosine must be above it.
+        rule: one of RULES.
+    """
+    pieces = iter(pieces)
+    piece = next(pieces).sorted()
+    sets, edges = DisjointSets(len(piece)), [np.empty((0, 2), np.int64)]
+    dropped, cosines_of_dropped = [_NOBODY], [np.empty(0, np.float32)]
+    for rows, first in itertools.chain([(piece, 0)], ((piece.followed_by(p.sorted()), len(piece)) for p in pieces)):
+        sets = sets.grown(len(rows))
+        for a, b, found in near_pairs(rows, threshold, first, sets if rule == "components" else None):
+            if rule == "semdedup":
+                above = found > np.float32(threshold)
+                a, b = a[above], b[above]
+                dropped.append(_nearer_to_the_centroid(rows, a, b))
+                cosines_of_dropped.append(found[above])
+            sets.join(a, b)
+        roots = sets.roots()
+        joined = np.flatnonzero(roots != np.arange(len(rows)))
+        edges.append(np.stack([rows.ids[joined], rows.ids[roots[joined]]], axis=1))
+        sets = sets.shrunk(len(piece))
+    return Found(np.concatenate(edges), *largest(np.concatenate(dropped), np.concatenate(cosines_of_dropped)))
+
+
+def largest(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each id once, sorted, with its largest value."""
+    order = np.lexsort([-values, ids])
+    first = order[np.flatnonzero(np.diff(ids[order], prepend=-1))]
+    return ids[first], values[first]
+
+
+def _nearer_to_the_centroid(rows: Rows, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the ids of the rows of each pair that come later on the way from the edge to the centroid."""
+    nearer = rows.scores[a] > rows.scores[b]
+    same = rows.scores[a] == rows.scores[b]
+    return rows.ids[np.where(nearer | (same & (rows.ids[a] > rows.ids[b])), a, b)]
