@@ -24,6 +24,8 @@ _HOMES = {
     "filter_embeddings": "filter_embeddings",
     "ExportEmbeddings": "export_embeddings",
     "export_embeddings": "export_embeddings",
+    "DeduplicateEmbeddings": "deduplicate_embeddings",
+    "deduplicate_embeddings": "deduplicate_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
 }

@@ -162,6 +162,11 @@ class Dataset:
         return int(self.provenance["embed_dim"])
 
     @functools.cached_property
+    def embedding_dtype(self) -> str:
+        """Type of the stored embeddings, `float32` or `float16`."""
+        return existing_dataset(self.uri)["settings"].get("embedding_dtype", "float32")
+
+    @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """Facts about how the parts were made: checkpoint, precision, versions, and so on.
 

@@ -12,15 +12,13 @@ from clip_transforms.select.near import Rows
 PIECE_ROWS = 32_768  # rows that a task holds, and once more while it compares a piece: 64 MB each at d = 512
 
 
-def record_dtype(values: np.dtype, vectors: int, d: int) -> np.dtype:
+def record_dtype(vectors: np.dtype) -> np.dtype:
     """Return the dtype of a record: id, cosine with the centroid, whether it is at home, and its vectors.
 
     Args:
-        values: float16 or float32, as the dataset stores them.
-        vectors: vectors a row.
-        d: length of a vector.
+        vectors: dtype of a row's vectors with their shape, such as `np.dtype(("<f4", (1, 512)))`.
     """
-    return np.dtype([("id", "<i8"), ("score", "<f8"), ("home", "<i4"), ("values", values, (vectors, d))])
+    return np.dtype([("id", "<i8"), ("score", "<f8"), ("home", "<i4"), ("values", vectors)])
 
 
 def as_buckets(records: np.ndarray, block: np.ndarray, count: int) -> list[np.ndarray]:

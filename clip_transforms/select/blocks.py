@@ -74,7 +74,7 @@ def one_block(sample: np.ndarray) -> Blocks:
     return Blocks((mean / (np.linalg.norm(mean) or 1.0)).astype(np.float32)[None])
 
 
-def make_blocks(sample: np.ndarray, k: int, threshold: float, recall: float, seed: int) -> Blocks:
+def make_blocks(sample: np.ndarray, k: int, threshold: float, recall: float | None, seed: int) -> Blocks:
     """Find centroids by k-means, and the margin with which pairs at the threshold are found.
 
     One thread does all of it, so that the result does not depend on the machine's cores.
@@ -83,7 +83,7 @@ def make_blocks(sample: np.ndarray, k: int, threshold: float, recall: float, see
         sample: float32 [s, d], vectors of length 1 in random order; the last HELD_OUT set the margin.
         k: number of blocks, at least 2; large blocks are split, and blocks of near copies are merged.
         threshold: smallest cosine of near duplicates.
-        recall: share of the pairs at the threshold that shall be found, 0 to 1.
+        recall: share of the pairs at the threshold that shall be found, 0 to 1; None for no margin.
         seed: seed of k-means, and of the copies that set the margin.
     """
     held = min(HELD_OUT, len(sample) // 2)
@@ -146,7 +146,7 @@ def _nearest(faiss: Any, centroids: np.ndarray, rows: np.ndarray, count: int) ->
 
 
 def _margin(
-    faiss: Any, centroids: np.ndarray, rows: np.ndarray, threshold: float, recall: float, seed: int
+    faiss: Any, centroids: np.ndarray, rows: np.ndarray, threshold: float, recall: float | None, seed: int
 ) -> tuple[float, float]:
     """Return the margin that finds the wanted share of copies at the threshold, and the share that it finds.
 
@@ -160,7 +160,7 @@ def _margin(
         for vectors, own, other in ((rows, home, homes_of_copies), (copies, homes_of_copies, home))
     ]
     needed = np.sort(np.minimum(*apart))
-    wanted = needed[min(len(rows) - 1, math.ceil(recall * len(rows)) - 1)]
+    wanted = 0.0 if recall is None else needed[max(0, math.ceil(recall * len(rows)) - 1)]
     gaps = np.sort((scores[:, :1] - scores).ravel())
     most = gaps[_MOST_BLOCKS * len(rows)] if _MOST_BLOCKS < scores.shape[1] else math.inf
     margin = max(0.0, float(min(wanted, most)))

@@ -1,14 +1,15 @@
 """A file of buckets: what one task writes for many others, each of which reads one range of it.
 
 The file is an index of int64, little-endian (how many buckets, and where each begins and the last ends, in bytes after
-the index), and then the buckets.
+the index), and then the buckets. The last bucket is a note in JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,18 @@ from clip_transforms import storage
 _PLACE = np.dtype("<i8")
 
 
-def write_buckets(uri: str, buckets: Iterable[bytes | np.ndarray], scratch: str) -> None:
+def write_buckets(
+    uri: str, buckets: Iterable[bytes | np.ndarray], scratch: str, note: Mapping[str, Any] | None = None
+) -> None:
     """Write a file of buckets whole, or nothing.
 
     Args:
         uri: URI of the file.
         buckets: the bytes of each bucket; many may be empty.
         scratch: URI of a folder on the same file system, for the unfinished file.
+        note: what the file has to tell, as JSON values.
     """
+    buckets = [*buckets, json.dumps(note or {}).encode()]
     parts: list[Any] = [np.frombuffer(bucket, np.uint8) if len(bucket) else b"" for bucket in buckets]
     ends = np.cumsum([0, *map(len, parts)], dtype=_PLACE)
     handle, local = tempfile.mkstemp(dir=storage.normalise(scratch) if storage.is_local(uri) else None)
@@ -67,6 +72,16 @@ def read_bucket(uri: str, bucket: int) -> bytes:
     """Return the bytes of one bucket."""
     start, stop = read_ends(uri, bucket, bucket + 1)
     return read_bytes(uri, int(start), int(stop))
+
+
+def read_note(uri: str) -> dict[str, Any] | None:
+    """Return the note of a file; None if there is no file."""
+    try:
+        with storage.open_input(uri) as file:
+            count = int(np.frombuffer(file.read(_PLACE.itemsize), _PLACE)[0])
+    except FileNotFoundError:
+        return None
+    return json.loads(read_bucket(uri, count - 1))
 
 
 def read_records(uris: Sequence[str], bucket: int, dtype: np.dtype) -> np.ndarray:

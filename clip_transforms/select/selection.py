@@ -71,6 +71,15 @@ class Selection:
                 raise SelectionError(f"--selection {uri} does not exist; give a folder that filter wrote, or a file")
         return cls(tuple(uris), tuple(folders), tuple(files), identity=tuple(identity))
 
+    def most_rows(self, rows: int) -> int:
+        """Return a bound of the number of rows that are selected, before `settled`.
+
+        Args:
+            rows: number of rows of the dataset.
+        """
+        kept = [json.loads(storage.read_bytes(storage.join(uri, RECORD)))["counts"]["kept"] for uri in self.folders]
+        return min([rows, *kept, *(sum(map(len, file.values())) for file in self.files)])
+
     def settled(self, scratch: str) -> Selection:
         """Write what files name below the run's folder, so that the selection is small and can be sent to workers."""
         folders = []

@@ -5,16 +5,17 @@ import pytest
 
 from clip_transforms.select import block_rows
 from clip_transforms.select.block_rows import as_buckets, read_blocks, record_dtype, tasks
-from clip_transforms.select.bucket_file import read_bucket, read_bytes, read_ends, write_buckets
+from clip_transforms.select.bucket_file import read_bucket, read_bytes, read_ends, read_note, write_buckets
 
 
 def test_each_bucket_is_read_back_alone(tmp_path):
     buckets = [b"ab", b"", np.arange(3, dtype="<i4"), b""]
-    write_buckets(f"{tmp_path}/one", buckets, str(tmp_path))
+    write_buckets(f"{tmp_path}/one", buckets, str(tmp_path), {"rows": 7})
     assert [read_bucket(f"{tmp_path}/one", i) for i in range(4)] == [bytes(memoryview(b)) for b in buckets]
     assert read_ends(f"{tmp_path}/one", 0, 4).tolist() == [0, 2, 2, 14, 14]
     assert read_bytes(f"{tmp_path}/one", 1, 6) == b"b" + np.arange(1, dtype="<i4").tobytes()
     assert [p.name for p in tmp_path.iterdir()] == ["one"]
+    assert (read_note(f"{tmp_path}/one"), read_note(f"{tmp_path}/two")) == ({"rows": 7}, None)
 
 
 def test_a_file_that_fails_half_way_leaves_nothing(tmp_path):
@@ -30,7 +31,7 @@ def test_a_file_that_fails_half_way_leaves_nothing(tmp_path):
 def test_a_file_that_is_cut_off_is_not_read_as_whole(tmp_path):
     write_buckets(f"{tmp_path}/one", [b"abcdef"], str(tmp_path))
     data = (tmp_path / "one").read_bytes()
-    (tmp_path / "one").write_bytes(data[:-2])
+    (tmp_path / "one").write_bytes(data[:-4])
     with pytest.raises(OSError, match="ends early, after 4 of 6 bytes"):
         read_bucket(f"{tmp_path}/one", 0)
 
@@ -57,7 +58,7 @@ def test_blocks_are_cut_into_tasks_of_some_rows(monkeypatch):
 @pytest.mark.parametrize("files", [1, 3])
 def test_a_task_reads_its_blocks_from_every_file(files, tmp_path, monkeypatch):
     monkeypatch.setattr(block_rows, "PIECE_ROWS", 7)
-    rng, dtype, uris, expected = np.random.default_rng(0), record_dtype(np.dtype("f4"), 2, 3), [], {}
+    rng, dtype, uris, expected = np.random.default_rng(0), record_dtype(np.dtype(("f4", (2, 3)))), [], {}
     for number in range(files):
         records = np.zeros(30, dtype)
         records["id"], records["values"] = np.arange(30) + 100 * number, rng.normal(size=(30, 2, 3))
