@@ -45,9 +45,10 @@ $(VENV)/.demo: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-# open_clip comes last and without its dependencies, for tests that read its files: its dependency torchvision cannot be
-# installed beside a torch for CPUs.
+# These come last and without their dependencies, for tests that read their files, or that they read ours. Of the
+# dependencies, torchvision cannot be installed beside a torch for CPUs, and others are pinned to old NumPy.
+READERS := open_clip_torch autofaiss embedding-reader clip_retrieval
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(READERS)
 	@touch $@

@@ -29,11 +29,14 @@ setup(
     extras_require={
         "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow
         "aws": ["s3fs>=2024.6"],  # s3://
+        "search": ["faiss-cpu>=1.9"],  # blocks of near duplicates in large datasets, and --as faiss
+        "lance": ["pylance>=1"],  # --as lance
         "heic": ["pillow-heif>=1.1"],  # HEIC, as phones write it
         "test": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
             *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
             "pillow-heif>=1.1",
+            *("faiss-cpu>=1.9", "pylance>=1", "lancedb", "webdataset", "fire"),  # fire is a dependency of autofaiss
             *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from schemas.captions import captions_schema
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
 from schemas.rejects import REASONS, rejects_schema
+from schemas.selection import selection_schema
 
 HEAD = """# Columns
 
@@ -24,6 +27,7 @@ def render() -> str:
         "labels/<taxonomy>/*.parquet": labels_schema(),
         "captions/*.parquet": captions_schema(),
         "rejects/*.parquet": rejects_schema(),
+        "<selection>/parts/*.parquet": selection_schema(pa.float32()),
     }
     lines = [HEAD]
     for name, schema in tables.items():

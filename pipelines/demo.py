@@ -15,7 +15,8 @@ from pathlib import Path
 import duckdb
 
 from clip_transforms.demo.shards import write_demo_inputs
-from pipelines import embed
+from pipelines import deduplicate, embed
+from pipelines import filter as filter_command
 from pipelines.command import DONE
 from pipelines.command_line import UsageError
 from pipelines.terminal import say
@@ -33,6 +34,14 @@ WHERE e.image_embedding IS NOT NULL"""
 _QUERY = """SELECT l.label, count(*) AS pictures, round(avg(e.clip_score), 3) AS mean_score
 FROM '{out}/embeddings/*.parquet' e JOIN '{out}/labels/shapes/*.parquet' l USING (shard, row)
 WHERE l.probability > 0.9 GROUP BY l.label ORDER BY pictures DESC"""
+
+_CHOICES = {
+    "filter": [
+        *("--output", "demo/kept", "--top_fraction", "0.5"),
+        *("--where", "shapes.probability > 0.9 and colors.probability > 0.9"),
+    ],
+    "deduplicate": ["--output", "demo/unique", "--selection", "demo/kept", "--by", "image", "--threshold", "0.99"],
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,6 +68,14 @@ def main(argv: Sequence[str]) -> int:
     say(f"labels that agree with what was drawn: shapes {shapes:,} of {total:,}, colors {colors:,} of {total:,}")
     say(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
     say(str(duckdb.sql(_QUERY.format(out=out))))
+    say("\nChoose the scenes whose labels are sure and whose captions fit best, then drop those that look alike:")
+    for name, command in (("filter", filter_command), ("deduplicate", deduplicate)):
+        argv = ["--input", out, *_CHOICES[name]]
+        say(f"\n$ python -m pipelines.{name} {shlex.join(argv)}")
+        code = command.main(argv)
+        if code != DONE:
+            return code
+    say("")
     python = Path(sys.executable)
     python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     say("Next, try your own images: a folder (with captions in .txt files beside them), .tar or .parquet files.")

@@ -6,6 +6,8 @@ import pyarrow as pa
 
 from schemas.embeddings import KEY, ROW, SHARD, described
 
+_BY = "the value that the row was ranked by, float64 unless that is a float32 column; only if rows were ranked"
+
 
 def selection_schema(by: pa.DataType | None = None) -> pa.Schema:
     """Return the schema of `kept/parts/*.parquet`.
@@ -13,5 +15,16 @@ def selection_schema(by: pa.DataType | None = None) -> pa.Schema:
     Args:
         by: type of the values that rows were ranked by, float32 or float64; None if they were not ranked.
     """
-    ranked = [] if by is None else [described("by", by, "the value that the row was ranked by", False)]
+    ranked = (
+        []
+        if by is None
+        else [
+            described(
+                "by",
+                by,
+                "the value that the row was ranked by, float64 unless it is a float32 column; only with a rank",
+                False,
+            )
+        ]
+    )
     return pa.schema([KEY, SHARD, ROW, *ranked])

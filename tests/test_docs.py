@@ -10,9 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-from conftest import ROOT, make_folder, make_parquet, make_tar
+from conftest import ROOT, make_folder, make_parquet, make_tar, pair, write_tar
 
 import clip_transforms
 from clip_transforms import ClipSpec, Taxonomy, embed_shards
@@ -20,6 +23,7 @@ from pipelines import demo
 
 README = (Path(ROOT) / "README.md").read_text()
 USAGE = (Path(ROOT) / "docs" / "usage.md").read_text()
+COOKBOOK = (Path(ROOT) / "docs" / "cookbook.md").read_text()
 MEASURED = re.compile(r"pairs/s|labels that agree|│")  # lines whose numbers differ between machines
 
 
@@ -106,11 +110,49 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             assert code == 0, (line, printed.err)
             assert_shown(shown, printed.out)
             compared += bool(shown)
-    assert typed == {"pipelines.embed", "pipelines.label", "pipelines.models", "pipelines.export"} and compared >= 7
+    names = ("embed", "label", "models", "filter", "deduplicate", "export")
+    assert typed == {f"pipelines.{name}" for name in names} and compared >= 10
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """The tars that the cookbook begins with: 20 pictures, of which the last repeats the first."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "animals.txt").write_text("cat\ndog\n")
+    licences = ["CC0", "CC-BY", None, "all rights reserved"]
+    for tar in range(2):
+        samples = []
+        for i in range(10 * tar, 10 * tar + 10):
+            facts = {"licence": licences[i % 4], "url": f"https://example.org/{i}.jpg", "uid": f"{i:032x}"}
+            members = pair(f"{i:06d}", i % 19, json=json.dumps(facts).encode())
+            samples += members
+        write_tar(tmp_path / "web" / f"{tar:05d}.tar", samples)
+    return tmp_path
+
+
+def test_every_recipe_of_the_cookbook_works(shop, capfd, monkeypatch):
+    """In the order of the page: what one recipe wrote, later ones read."""
+    monkeypatch.chdir(shop)
+    rows = {}
+    for language, block, shown in re.findall(r"```(bash|sql)\n(.*?)```(?:\n+```text\n(.*?)```)?", COOKBOOK, re.DOTALL):
+        if language == "sql":
+            rows[block] = duckdb.execute(block).fetchall()
+            continue
+        for line in commands(block):
+            argv = shlex.split(line.replace("ViT-B/32", "demo"))[2:]
+            assert importlib.import_module(argv[0]).main(argv[1:]) == 0, line
+        assert_shown(shown, capfd.readouterr().out)
+    assert len(COOKBOOK.split("\n## ")) >= 7 and len(rows) == 3
+    (groups,) = [of for block, of in rows.items() if "groups" in block]
+    assert {key for _, key, _, _ in groups} <= {f"{i:06d}" for i in range(20)} and len(groups) > 2
+    assert duckdb.execute("SELECT count(*), min(url) FROM 'best.parquet'").fetchall()[0][0] == 7
+    uids = np.load(next((shop / "for-datacomp").rglob("uids.npy")))
+    assert len(uids) == 7 and uids.dtype.descr == [("f0", "<u8"), ("f1", "<u8")]
+    selected = {path.name: pq.read_table(path).num_rows for path in (shop / "once" / "parts").iterdir()}
+    assert sum(selected.values()) == 19
 
 
 def test_the_analysts_query_of_the_readme_answers(workplace):
-    duckdb = pytest.importorskip("duckdb")
     taxonomy = Taxonomy.load(str(workplace / "animals.txt"))
     embed_shards([str(workplace / "photos")], str(workplace / "out"), ClipSpec("demo"), [taxonomy])
     query, rejects = blocks("sql")
@@ -143,7 +185,7 @@ def test_a_shown_line_that_was_not_printed_is_found():
             assert_shown(shown, "first\n2 units, 3 MB\n1,444 pairs/s; short\n")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/usage.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/usage.md", "docs/cookbook.md"])
 def test_every_link_leads_to_a_file(page):
     path = Path(ROOT) / page
     links = [link for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in link]
@@ -161,6 +203,10 @@ def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_seco
         "captions  2,000 = 1,976 embedded + 4 rejected (4 read: not UTF-8) + 20 absent; 4 cut at 77 tokens",
         "Five rows",
         "In DuckDB",
+        "$ python -m pipelines.filter --input demo/out",
+        "$ python -m pipelines.deduplicate --input demo/out",
+        "in demo/kept",
+        "in demo/unique",
         "--input ~/Pictures",
     ):
         assert piece.lower() in first.stdout.lower(), piece

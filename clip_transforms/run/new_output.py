@@ -55,7 +55,8 @@ class NewOutput:
         """
         uri = storage.normalise(storage.as_uri(output, "output"))
         source = {"dataset": dataset.uri, "fingerprint": dataset.fingerprint, "digest": digest_of(dataset.digests)}
-        content = json.loads(json.dumps({"format": FORMAT_VERSION, **command, **source}))
+        writes = [names["record"], *names["folders"]]
+        content = json.loads(json.dumps({"format": FORMAT_VERSION, **command, **source, "writes": writes}))
         new = cls(uri, content, overwrite=storage.as_setting(overwrite, "overwrite", "bool"), **names)
         if f"{uri}/".startswith(f"{dataset.uri}/") or f"{dataset.uri}/".startswith(f"{uri}/"):
             raise OutputError(f"--output {uri} and the dataset {dataset.uri} lie in each other; give another folder")
@@ -89,7 +90,7 @@ class NewOutput:
         cure = "give another --output, or --overwrite to replace what is there"
         if changed == ["digest"]:
             raise OutputError(f"{self.command['dataset']} has changed since --output {self.uri} was made; {cure}")
-        others = [name for name in changed if name not in ("digest", "fingerprint")]
+        others = [name for name in changed if name not in ("digest", "fingerprint", "writes")]
         difference = ", ".join(f"{name} was {_given(made, name)}, now {_given(self.command, name)}" for name in others)
         raise OutputError(f"--output {self.uri} was made by another command: {difference}; {cure}")
 
@@ -118,7 +119,7 @@ class NewOutput:
         self._check(made)
         clear_success(self.uri)
         if made != self.command:
-            for name in (self.record, *self.folders, WORK):
+            for name in {*((made or {}).get("writes", ())), *self.command["writes"], WORK}:
                 storage.remove(storage.join(self.uri, name))
             write_json(storage.join(self.uri, _COMMAND), self.command, scratch)  # last: until then the old one holds
         for name in self.folders:
