@@ -117,8 +117,9 @@ class ExportPlan:
         return self.new.uri
 
     def finished(self) -> Mapping[str, Any] | None:
-        """Return the content of `export.json` if the export is there already."""
-        return self.new.finished()
+        """Return the content of `export.json` if the export is there already, with all of its files."""
+        content = self.new.finished()
+        return content if content and content["entries"] == _entries(self.new) else None
 
 
 def plan_export(
@@ -138,6 +139,11 @@ def plan_export(
     command |= {"selection": list(chosen.identity)} if chosen.identity else {}
     new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=asked.folders)
     return ExportPlan(opened, asked, chosen, new)
+
+
+def _entries(new: NewOutput) -> dict[str, int]:
+    """Return folder → number of its entries."""
+    return {folder: len(storage.names_in(storage.join(new.uri, folder))) for folder in new.folders}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +180,8 @@ class _Exporting:
             )
         made_by = {name: value for name, value in self.new.command.items() if name not in ("format", "digest")}
         counts = {"selected": state.selected, "exported": state.exported, "left_out": left_out, "files": state.files}
-        return self.new.finish({"made_by": made_by, "counts": counts}, self.folder)
+        content = {"made_by": made_by, "counts": counts, "entries": _entries(self.new)}
+        return self.new.finish(content, self.folder)
 
     def read(self, part: str, wanted: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes | None, str]]:
         """Read pictures of a part again."""

@@ -45,14 +45,14 @@ class ClipRetrieval:
     embed_dim: int
 
     def write(self, group: Group) -> int:
-        """Write one file of each folder, with the same rows in the same order; the number of rows.
+        """Write one file of each folder, unless all are there, with the same rows in the same order; their number.
 
-        The metadata appear last: without them the next run writes all of them again.
+        The metadata appear last.
         """
         name = f"_{padded(group.first, self.files)}"
         uris = {m: storage.join(self.output, VECTORS[m], f"{VECTORS[m]}{name}.npy") for m in self.modalities}
         metadata = storage.join(self.output, METADATA, f"{METADATA}{name}.parquet")
-        if storage.exists(metadata):
+        if all(map(storage.exists, (metadata, *uris.values()))):
             return group.rows
         with contextlib.ExitStack() as files:
             rows = files.enter_context(RowsFile(files.enter_context(new_file(metadata, self.scratch))))

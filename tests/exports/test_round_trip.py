@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_folder, make_tar, picture, rows_of, write_tar
+from conftest import make_folder, make_tar, pair, picture, rows_of, write_tar
 from tfrecords import write_tfrecord
 
 from clip_transforms import export_embeddings, filter_embeddings
@@ -153,3 +153,25 @@ def test_other_batches_differ_by_rounding_alone(round_trip):
     for name in ("image_embedding", "caption_embedding"):
         old, new = (np.array([row[name] for row in rows]) for rows in (before, after))
         assert np.abs(old - new).max() < 1e-6
+
+
+def test_columns_of_ones_own_come_back_with_the_same_flags(round_trip):
+    fields = {
+        "d": "2024-01-02",
+        "b": True,
+        "i": 2**53 + 1,
+        "f": 0.1,
+        "t": "2024-01-02T03:04:05",
+        "s": "ü",
+        "o": {"a": [1]},
+    }
+    flags = ["--columns", "d:date32", "b:bool", "i:int64", "f:float32", "t:timestamp[s]", "s", "o", "--batch_size", 1]
+
+    def source(path):
+        samples = [pair("a", 0, json=json.dumps(fields).encode()), pair("b", 1, json=b"{}")]
+        return write_tar(path / "a.tar", [member for sample in samples for member in sample])
+
+    before, after = round_trip(source, "row >= 0", flags=flags)
+    names = [*fields, *COMPARED]
+    assert [[row[name] for name in names] for row in before] == [[row[name] for name in names] for row in after]
+    assert before[0]["i"] == 2**53 + 1 and before[0]["d"] is not None and before[1]["t"] is None

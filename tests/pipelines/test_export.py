@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,24 @@ def test_the_command_says_what_it_did_and_does_it_once(made, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [line, "nothing was left to do"]
     assert {path: os.stat(path).st_mtime_ns for path in (tmp_path / "e").rglob("*")} == before
     assert set(os.listdir(tmp_path / "e")) == {"_command.json", "_SUCCESS", "export.json", "shards"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_that_was_removed_is_made_again_by_the_same_command(layout, made, reference, tmp_path):
+    options = {"samples_per_shard": 4} if layout == "webdataset" else {}
+
+    def run():
+        return export_embeddings(made / "out", tmp_path / "e", layout, selection=made / "s.parquet", **options)
+
+    content = run()
+    for folder in content["entries"]:
+        first = sorted((tmp_path / "e" / folder).iterdir())[-1]
+        shutil.rmtree(first) if first.is_dir() else first.unlink()
+        assert run() == content
+        if layout in SAME_BYTES:
+            assert written(tmp_path / "e") == written(reference[layout])
+        else:
+            assert first.exists()
 
 
 class Killed(BaseException):
@@ -528,3 +547,18 @@ def test_a_dataset_and_an_export_on_an_object_store(embed, tmp_path):
         assert fs.glob("/export/lance/lance/embeddings.lance/_versions/*.manifest")
     finally:
         fs.rm("/export", recursive=True)
+
+
+def test_tars_go_from_a_bucket_into_a_bucket(s3, embed, tmp_path):
+    s3.fs.put_file(make_tar(tmp_path / "a.tar", 5), "bucket/a.tar")
+    embed("s3://bucket/a.tar", output="s3://bucket/out")
+    counts = export_embeddings("s3://bucket/out", "s3://bucket/e", "webdataset", samples_per_shard=3)["counts"]
+    assert counts == {"selected": 5, "exported": 5, "left_out": {}, "files": 2}
+    assert [path.rpartition("/")[2] for path in sorted(s3.fs.ls("bucket/e/shards"))] == [
+        *("00000.tar", "00000_stats.json", "00001.tar", "00001_stats.json")
+    ]
+    s3.fs.rm("bucket/e/shards/00001.tar")
+    assert export_embeddings("s3://bucket/out", "s3://bucket/e", "webdataset", samples_per_shard=3)["counts"] == counts
+    s3.fs.get_file("bucket/e/shards/00001.tar", tmp_path / "00001.tar")
+    with tarfile.open(tmp_path / "00001.tar") as tar:
+        assert tar.extractfile("000004.jpg").read() == picture(4)
