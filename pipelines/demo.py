@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> int:
     say(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
     say(str(duckdb.sql(_QUERY.format(out=out))))
     say("\nChoose the scenes whose labels are sure and whose captions fit best, then drop those that look alike:")
-    for name, command in (("filter", filter_command), ("deduplicate", deduplicate)):
-        argv = ["--input", out, *_CHOICES[name]]
-        say(f"\n$ python -m pipelines.{name} {shlex.join(argv)}")
-        code = command.main(argv)
+    for name, choose in (("filter", filter_command.main), ("deduplicate", deduplicate.main)):
+        arguments = ["--input", out, *_CHOICES[name]]
+        say(f"\n$ python -m pipelines.{name} {shlex.join(arguments)}")
+        code = choose(arguments)
         if code != DONE:
             return code
     say("")

@@ -205,8 +205,8 @@ def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_seco
         "In DuckDB",
         "$ python -m pipelines.filter --input demo/out",
         "$ python -m pipelines.deduplicate --input demo/out",
-        "in demo/kept",
-        "in demo/unique",
+        "/demo/kept\n",
+        "/demo/unique\n",
         "--input ~/Pictures",
     ):
         assert piece.lower() in first.stdout.lower(), piece
