@@ -15,16 +15,5 @@ def selection_schema(by: pa.DataType | None = None) -> pa.Schema:
     Args:
         by: type of the values that rows were ranked by, float32 or float64; None if they were not ranked.
     """
-    ranked = (
-        []
-        if by is None
-        else [
-            described(
-                "by",
-                by,
-                "the value that the row was ranked by, float64 unless it is a float32 column; only with a rank",
-                False,
-            )
-        ]
-    )
+    ranked = [] if by is None else [described("by", by, _BY, False)]
     return pa.schema([KEY, SHARD, ROW, *ranked])
