@@ -121,9 +121,9 @@ def runs_of_parts(parts: Sequence[tuple[str, str]], rows: Sequence[int]) -> list
         rows: rows of each part.
     """
     runs: list[Run] = []
-    filled = RUN_ROWS
+    filled = 0
     for place, ((name, digest), count) in enumerate(zip(parts, rows, strict=True)):
-        if filled + count > RUN_ROWS:
+        if not runs or filled + count > RUN_ROWS:
             runs.append((len(runs), []))
             filled = 0
         runs[-1][1].append((place, name, digest))

@@ -1,0 +1,514 @@
+"""deduplicate: equal files and near duplicates, the same rows and bytes on every runner."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from conftest import ROOT, command, make_tar, pair, rows_of, write_tar
+from test_runners import TWO_PROCESSES, portable, wait_for
+
+from benchmarks.datasets import write_rows
+from clip_transforms import DeduplicateEmbeddings, deduplicate_embeddings, filter_embeddings
+from clip_transforms.parts.dataset import DatasetError
+from clip_transforms.run import deduplicate_steps
+from clip_transforms.select import block_rows, blocks
+from pipelines import deduplicate
+
+D = 16
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def crowded(n, seed, spread=0.6):
+    """Vectors of which every third has copies at cosines around 0.95."""
+    rng = np.random.default_rng(seed)
+    rows = unit(rng.normal(size=(n, D)))
+    copies = n // 3
+    rows[:copies] = unit(rows[n - copies :] + unit(rng.normal(size=(copies, D))) * rng.uniform(0, spread, (copies, 1)))
+    return rows[rng.permutation(n)]
+
+
+def columns_of(n, seed):
+    """The columns that decide, with nulls and NaN among them."""
+    rng = np.random.default_rng(seed)
+    scores = [None if r < 0.1 else math.nan if r < 0.2 else round(float(r), 1) for r in rng.random(n)]
+    sides = [None if r < 0.1 else int(9 * r) + 1 for r in rng.random(n)]
+    hashes = [None if r < 0.1 else f"{int(r * 3 * n):064x}" for r in rng.random(n)]
+    return {"clip_score": scores, "width": sides, "height": sides, "image_sha256": hashes}
+
+
+def make_dataset(folder, sizes, dtype="float32", nulls=0.1):
+    """Parts of these sizes; some rows have no image embedding, others no caption embedding."""
+    n = sum(sizes)
+    images, captions, columns = crowded(n, 1), crowded(n, 2), columns_of(n, 3)
+    rng = np.random.default_rng(4)
+    columns["image_embedding"] = [
+        None if r < nulls else v.astype(dtype) for r, v in zip(rng.random(n), images, strict=True)
+    ]
+    captions[: n // 2] = images[: n // 2]  # pairs, too, have near duplicates
+    columns["caption_embedding"] = [
+        None if r < nulls else v.astype(dtype) for r, v in zip(rng.random(n), captions, strict=True)
+    ]
+    for i in range(n):
+        if columns["image_embedding"][i] is None and columns["caption_embedding"][i] is None:
+            columns["caption_embedding"][i] = captions[i].astype(dtype)
+    ends = np.cumsum([0, *sizes])
+    parts = [{k: v[a:b] for k, v in columns.items()} for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return write_rows(folder, [{**part, "d": D} for part in parts], embedding_dtype=dtype)
+
+
+def stored(dataset):
+    """The rows of a dataset in its order."""
+    paths = sorted((dataset / "embeddings").glob("*.parquet"))
+    return [row for path in paths for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def near(rows, names, threshold):
+    """Brute force in float64: pairs of places, none of a row whose embedding is missing."""
+    vectors = {}
+    for name in names:
+        wide = np.array([row[name] if row[name] is not None else [np.nan] * D for row in rows], np.float64)
+        vectors[name] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    for first in range(0, len(rows), 500):
+        block = [(v[first : first + 500] @ v.T).astype(np.float32) >= np.float32(threshold) for v in vectors.values()]
+        a, b = np.nonzero(np.all(block, axis=0))
+        yield from ((i, j) for i, j in zip((a + first).tolist(), b.tolist(), strict=True) if i < j)
+
+
+def components(pairs):
+    """Groups of places, each sorted; rows that are in no pair are left out."""
+    neighbours = {}
+    for i, j in pairs:
+        neighbours.setdefault(i, set()).add(j)
+        neighbours.setdefault(j, set()).add(i)
+    seen, groups = set(), []
+    for start in sorted(neighbours):
+        group, waiting = set(), [start]
+        while waiting:
+            if (here := waiting.pop()) not in seen:
+                seen.add(here)
+                group.add(here)
+                waiting += neighbours[here]
+        groups += [sorted(group)] if group else []
+    return groups
+
+
+def place_of(row, keep):
+    """What sorts the one that stays first."""
+    score = -math.inf if row["clip_score"] is None or math.isnan(row["clip_score"]) else row["clip_score"]
+    size = -1 if row["width"] is None else row["width"] * row["height"]
+    ranks = {"score": (-score, -size), "pixels": (-size, -score), "first": ()}[keep]
+    return (*ranks, row["shard"], row["row"])
+
+
+def name_of(row):
+    return row["shard"], row["row"]
+
+
+def kept_of(output):
+    return [name_of(row) for row in rows_of(output, "parts")]
+
+
+def groups_of(output):
+    """Groups of names, the kept one first, and the similarity of every row."""
+    groups = {}
+    for row in rows_of(output, "groups"):
+        groups.setdefault(row["group"], []).append(row)
+    found = [[name_of(r) for r in sorted(group, key=lambda r: not r["kept"])] for group in groups.values()]
+    return sorted(found), {name_of(row): row["similarity"] for group in groups.values() for row in group}
+
+
+def written(output):
+    paths = (path for path in output.rglob("*") if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "out"
+    make_dataset(folder, [100, 0, 37, 213])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """More rows than one block."""
+    folder = tmp_path_factory.mktemp("large") / "out"
+    make_dataset(folder, [3400] * 6)
+    return folder
+
+
+WAYS = {
+    "exact": {},
+    "image": {"by": "image", "measure_recall": 500},
+    "semdedup": {"by": "caption", "rule": "semdedup"},
+}
+
+
+@pytest.fixture(scope="module")
+def reference(large, tmp_path_factory):
+    """Each way, by the plain function: way → folder."""
+    made = {}
+    for way, settings in WAYS.items():
+        made[way] = tmp_path_factory.mktemp("reference") / "kept"
+        deduplicate_embeddings(large, made[way], **settings)
+    return made
+
+
+@pytest.mark.parametrize("keep", ["score", "pixels", "first"])
+@pytest.mark.parametrize("by", ["exact", "image", "caption", "pair"])
+def test_one_row_of_each_group_stays_and_every_row_is_accounted_for(by, keep, small, tmp_path):
+    content = deduplicate_embeddings(small, tmp_path / "kept", by=by, keep=keep)
+    rows = stored(small)
+    names = {"image": ["image_embedding"], "caption": ["caption_embedding"]}.get(
+        by, ["image_embedding", "caption_embedding"]
+    )
+    if by == "exact":
+        hashes = [row["image_sha256"] for row in rows]
+        pairs = [(i, j) for j, b in enumerate(hashes) for i, a in enumerate(hashes[:j]) if a == b and a is not None]
+        names = ["image_sha256"]
+    else:
+        pairs = near(rows, names, 0.95)
+    groups = [sorted((rows[i] for i in group), key=lambda r: place_of(r, keep)) for group in components(pairs)]
+    assert len(groups) > 5
+    dropped = {name_of(row) for group in groups for row in group[1:]}
+    assert kept_of(tmp_path / "kept") == sorted(name_of(row) for row in rows if name_of(row) not in dropped)
+    found, similarity = groups_of(tmp_path / "kept")
+    assert [(g[0], set(g)) for g in found] == sorted((name_of(g[0]), {name_of(r) for r in g}) for g in groups)
+    for group in groups:
+        for row in group:
+            expected = min(np.dot(row[n], group[0][n]) for n in names) if by != "exact" else 1
+            assert similarity[name_of(row)] == pytest.approx(expected, abs=1e-6)
+    left_out = sum(any(row[name] is None for name in names) for row in rows)
+    assert content["counts"] == {
+        "seen": 350,
+        "kept": 350 - len(dropped),
+        "dropped": {by: len(dropped)},
+        "null": 0,
+    }
+    assert content["duplicates"]["not_compared"] == left_out > 0
+    assert content["duplicates"]["compared"] == 350 - left_out
+    assert (content["duplicates"]["groups"], content["duplicates"]["grouped"]) == (len(groups), sum(map(len, groups)))
+    assert json.loads((tmp_path / "kept" / "selection.json").read_text()) == content
+    assert sorted(p.name for p in (tmp_path / "kept" / "parts").iterdir()) == sorted(
+        p.name for p in (small / "embeddings").iterdir()
+    )
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {
+        *("_command.json", "_SUCCESS", "groups", "parts", "selection.json")
+    }
+
+
+def test_many_blocks_find_the_pairs_that_all_pairs_are_and_no_others(large, reference):
+    rows = stored(large)
+    pairs = list(near(rows, ["image_embedding"], 0.95))
+    found, _ = groups_of(reference["image"])
+    place = {name_of(row): i for i, row in enumerate(rows)}
+    group_of = {place[name]: number for number, group in enumerate(found) for name in group}
+    right = [group_of.get(i, -1) == group_of.get(j, -2) for i, j in pairs]
+    assert len(right) > 2000 and np.mean(right) >= 0.998
+    whole = [set(group) for group in components(pairs)]
+    component = {i: number for number, group in enumerate(whole) for i in group}
+    for group in found:
+        assert len({component[place[name]] for name in group}) == 1, "rows that no chain of near ones joins"
+    record = json.loads((reference["image"] / "selection.json").read_text())["duplicates"]
+    assert record["blocks"] > 100 and record["recall"] >= 0.998
+    assert record["measured"]["pairs"] > 50
+    assert 0.99 * record["measured"]["pairs"] <= record["measured"]["found"] <= record["measured"]["pairs"]
+
+
+def test_the_measured_recall_is_that_of_the_rows_it_compares(small, tmp_path, monkeypatch):
+    """Blocks without a margin miss pairs; the number says how many."""
+    monkeypatch.setattr(blocks, "ONE_BLOCK_ROWS", 10)
+    settings = {"by": "image", "threshold": 0.9, "recall": 0.01, "measure_recall": 1000}
+    measured = deduplicate_embeddings(small, tmp_path / "kept", **settings)["duplicates"]["measured"]
+    rows = stored(small)
+    group_of = {name: i for i, group in enumerate(groups_of(tmp_path / "kept")[0]) for name in group}
+    names = [name_of(row) for row in rows]
+    pairs = list(near(rows, ["image_embedding"], 0.9))
+    right = sum(names[i] in group_of and group_of[names[i]] == group_of.get(names[j], -1) for i, j in pairs)
+    assert measured == {"pairs": 2 * len(pairs), "found": 2 * right} and 0 < right < len(pairs), "from both sides"
+
+
+def test_beam_in_this_process_gives_the_same_bytes(large, reference, tmp_path):
+    for way, settings in WAYS.items():
+        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+            parts = pipeline | DeduplicateEmbeddings(large, tmp_path / way, **settings)
+            _ = parts | beam.Map(lambda part: part[0]) | beam.io.WriteToText(str(tmp_path / f"{way}.txt"))
+        assert written(tmp_path / way) == written(reference[way])
+        lines = [line for path in tmp_path.glob(f"{way}.txt*") for line in path.read_text().splitlines()]
+        assert sorted(lines) == sorted(str(path) for path in (tmp_path / way / "parts").iterdir())
+
+
+def arguments(dataset, output, way, *flags):
+    given = [part for name, value in WAYS[way].items() for part in (f"--{name}", value)]
+    return [str(part) for part in ("--input", dataset, "--output", output, *given, *flags)]
+
+
+@pytest.mark.timeout(200)
+def test_two_processes_give_the_same_bytes(large, reference, tmp_path):
+    done = command("pipelines.deduplicate", *arguments(large, tmp_path / "kept", "image", *TWO_PROCESSES))
+    assert done.returncode == 0, done.stderr
+    assert written(tmp_path / "kept") == written(reference["image"])
+
+
+@pytest.mark.timeout(200)
+def test_the_portable_runner_with_workers_gives_the_same_bytes(large, reference, tmp_path):
+    with portable() as flags:
+        for way in ("exact", "image"):
+            done = command("pipelines.deduplicate", *arguments(large, tmp_path / way, way, *flags))
+            assert done.returncode == 0, done.stderr
+            assert written(tmp_path / way) == written(reference[way])
+
+
+def test_neither_the_runs_of_parts_nor_pieces_of_blocks_change_the_rows(large, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(deduplicate_steps, "RUN_ROWS", 4000)
+    monkeypatch.setattr(block_rows, "PIECE_ROWS", 500)
+    for way, settings in WAYS.items():
+        deduplicate_embeddings(large, tmp_path / way, **settings)
+        assert written(tmp_path / way) == written(reference[way])
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 14, 17])
+def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(way, at, small, tmp_path, monkeypatch):
+    from clip_transforms import storage
+
+    monkeypatch.setattr(deduplicate_steps, "RUN_ROWS", 150)
+    monkeypatch.setattr(blocks, "ONE_BLOCK_ROWS", 200)
+    real, committed = storage.commit_file, []
+
+    def commit(local, uri):
+        committed.append(uri)
+        if len(committed) == at:
+            raise Killed
+        real(local, uri)
+
+    with monkeypatch.context() as patch:
+        for module in ("clip_transforms.storage", "clip_transforms.storage.writing"):
+            patch.setattr(f"{module}.commit_file", commit)
+        try:
+            deduplicate_embeddings(small, tmp_path / "killed", **WAYS[way])
+        except Killed:
+            assert not (tmp_path / "killed" / "_SUCCESS").exists()
+    deduplicate_embeddings(small, tmp_path / "killed", **WAYS[way])
+    deduplicate_embeddings(small, tmp_path / "undisturbed", **WAYS[way])
+    assert written(tmp_path / "killed") == written(tmp_path / "undisturbed")
+
+
+def test_a_process_that_is_killed_goes_on_where_it_was(large, reference, slow_commits, tmp_path):
+    argv = arguments(large, tmp_path / "slow", "image")
+    process = subprocess.Popen([sys.executable, "-m", "pipelines.deduplicate", *argv], cwd=ROOT, env=slow_commits)
+    try:
+        wait_for(lambda: list(tmp_path.glob("slow/_work/pairs/*")), 60)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    centroids = (tmp_path / "slow" / "_work" / "centroids").read_bytes()
+    assert deduplicate.main(argv) == 0
+    assert centroids and written(tmp_path / "slow") == written(reference["image"])
+
+
+def test_the_command_says_what_it_did_and_does_it_once(small, tmp_path, capsys):
+    out = tmp_path / "kept"
+    argv = ["--input", str(small), "--output", str(out), "--by", "image", "--measure_recall", "1000"]
+    assert deduplicate.main(argv) == 0
+    content = json.loads((out / "selection.json").read_text())
+    counts, found = content["counts"], content["duplicates"]
+    lines = [
+        f"350 rows = {counts['kept']} kept + {counts['dropped']['image']} dropped by image, in {out}",
+        f"{found['groups']} groups of {found['grouped']} rows in {out}/groups",
+        f"note: {found['not_compared']} rows without embedding stayed and were not compared",
+        f"recall: {found['measured']['pairs']} of {found['measured']['pairs']} pairs share a group (100.00 %), of "
+        f"{found['compared']} rows",
+    ]
+    assert capsys.readouterr().out.splitlines() == lines
+    before = {path: os.stat(path).st_mtime_ns for path in out.rglob("*")}
+    assert deduplicate.main(argv) == 0
+    assert capsys.readouterr().out.splitlines() == [*lines, "nothing was left to do"]
+    assert {path: os.stat(path).st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_what_another_command_made_is_replaced_only_with_overwrite(small, tmp_path):
+    deduplicate_embeddings(small, tmp_path / "kept", by="image")
+    with pytest.raises(ValueError, match=r"threshold was 0\.95 and is 0\.9 now.*--overwrite"):
+        deduplicate_embeddings(small, tmp_path / "kept", by="image", threshold=0.9)
+    deduplicate_embeddings(small, tmp_path / "kept", by="image", threshold=0.9, overwrite=True)
+    deduplicate_embeddings(small, tmp_path / "new", by="image", threshold=0.9)
+    assert written(tmp_path / "kept") == written(tmp_path / "new")
+
+
+def test_a_selection_narrows_it_and_its_output_narrows_the_next_verb(small, tmp_path):
+    filter_embeddings(small, tmp_path / "wide", where="width >= 5")
+    content = deduplicate_embeddings(small, tmp_path / "kept", by="image", selection=tmp_path / "wide")
+    wide = {name_of(row) for row in stored(small) if (row["width"] or 0) >= 5}
+    rows = [row for row in stored(small) if name_of(row) in wide]
+    groups = components(near(rows, ["image_embedding"], 0.95))
+    dropped = {
+        name_of(row)
+        for group in groups
+        for row in sorted((rows[i] for i in group), key=lambda r: place_of(r, "score"))[1:]
+    }
+    assert dropped and kept_of(tmp_path / "kept") == sorted(wide - dropped)
+    assert content["counts"]["dropped"] == {"selection": 350 - len(wide), "image": len(dropped)}
+    again = filter_embeddings(small, tmp_path / "again", sample_fraction=1.0, selection=tmp_path / "kept")
+    assert again["counts"]["kept"] == len(wide - dropped)
+
+
+def test_semdedup_keeps_the_rows_of_its_own_code(tmp_path):
+    """SemDeDup's example: five vectors in a plane, the farthest from the centroid first."""
+    angles = np.deg2rad([0, 10, 20, 50, 60])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    write_rows(tmp_path / "out", [{"image_embedding": vectors, "d": 2}])
+    settings = {"by": "image", "threshold": math.cos(math.radians(12))}
+    content = deduplicate_embeddings(tmp_path / "out", tmp_path / "kept", rule="semdedup", **settings)
+    assert [row for _, row in kept_of(tmp_path / "kept")] == [0, 4]
+    assert content["duplicates"]["groups"] == 2
+    similarity = {row["row"]: row["similarity"] for row in rows_of(tmp_path / "kept", "groups")}
+    ten = math.cos(math.radians(10))
+    assert similarity == pytest.approx({0: 1, 1: ten, 2: ten, 3: ten, 4: 1}, abs=1e-6)
+    deduplicate_embeddings(tmp_path / "out", tmp_path / "ours", **settings)
+    assert [row for _, row in kept_of(tmp_path / "ours")] == [0, 3], "components with the smallest row kept"
+
+
+def test_half_precision_is_compared_as_it_is_stored(tmp_path):
+    make_dataset(tmp_path / "out", [120, 80], "float16")
+    deduplicate_embeddings(tmp_path / "out", tmp_path / "kept", by="image", keep="first")
+    rows = stored(tmp_path / "out")
+    groups = components(near(rows, ["image_embedding"], 0.95))
+    assert len(groups) > 5
+    assert groups_of(tmp_path / "kept")[0] == [[name_of(rows[i]) for i in group] for group in groups]
+
+
+def test_vectors_that_are_not_finite_or_have_no_length_stay_and_are_not_compared(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 2, 2]]
+    vectors[2:4, 0], vectors[4:] = np.nan, 0
+    write_rows(tmp_path / "out", [{"image_embedding": vectors, "d": 4}])
+    content = deduplicate_embeddings(tmp_path / "out", tmp_path / "kept", by="image")
+    assert [row for _, row in kept_of(tmp_path / "kept")] == [0, 2, 3, 4, 5]
+    assert (content["duplicates"]["compared"], content["duplicates"]["not_compared"]) == (2, 4)
+
+
+@pytest.mark.parametrize("by", ["exact", "image", "caption", "pair"])
+def test_a_dataset_without_rows_gives_an_empty_selection(by, tmp_path, capsys):
+    write_rows(tmp_path / "out", [{"image_embedding": [], "d": 4}])
+    assert deduplicate.main(["--input", str(tmp_path / "out"), "--output", str(tmp_path / "kept"), "--by", by]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"0 rows = 0 kept + 0 dropped by {by}, in {tmp_path}/kept",
+        "note: the selection is empty",
+        f"0 groups of 0 rows in {tmp_path}/kept/groups",
+    ]
+    assert rows_of(tmp_path / "kept", "groups") == rows_of(tmp_path / "kept", "parts") == []
+
+
+def test_captions_alone_have_no_equal_files_and_their_captions_are_compared(embed, tmp_path):
+    write_tar(tmp_path / "a.tar", [member for i in range(4) for member in pair(f"{i}", i, caption="a cat")[1:]])
+    embed(tmp_path / "a.tar", output=tmp_path / "out")
+    content = deduplicate_embeddings(tmp_path / "out", tmp_path / "exact")
+    assert (content["counts"]["kept"], content["duplicates"]["not_compared"]) == (4, 4)
+    content = deduplicate_embeddings(tmp_path / "out", tmp_path / "near", by="caption")
+    assert content["counts"]["dropped"] == {"caption": 3} and content["duplicates"]["groups"] == 1
+    assert deduplicate_embeddings(tmp_path / "out", tmp_path / "image", by="image")["duplicates"]["compared"] == 0
+
+
+def test_equal_pictures_of_an_embedded_dataset_are_found(embed, tmp_path):
+    write_tar(tmp_path / "a.tar", [m for i in range(4) for m in pair(f"{i}", i % 2, caption=f"number {i}")])
+    make_tar(tmp_path / "b.tar", 3)
+    embed(tmp_path / "*.tar", output=tmp_path / "out")
+    content = deduplicate_embeddings(tmp_path / "out", tmp_path / "exact", keep="first")
+    assert [(os.path.basename(shard), row) for shard, row in kept_of(tmp_path / "exact")] == [
+        ("a.tar", 0),
+        ("a.tar", 1),
+        ("b.tar", 2),
+    ]
+    assert content["counts"] == {"seen": 7, "kept": 3, "dropped": {"exact": 4}, "null": 0}
+    near_ones = deduplicate_embeddings(tmp_path / "out", tmp_path / "near", by="image", threshold=1.0)
+    assert near_ones["duplicates"]["grouped"] >= 6, "equal pictures have equal embeddings"
+
+
+def test_a_dataset_without_success_is_deduplicated_with_a_warning(small, tmp_path, caplog):
+    make_dataset(tmp_path / "out", [20])
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    assert deduplicate_embeddings(tmp_path / "out", tmp_path / "kept")["counts"]["seen"] == 20
+    assert "has no _SUCCESS" in caplog.text
+
+
+def test_two_fingerprints_in_one_dataset_are_refused(small, tmp_path):
+    make_dataset(tmp_path / "out", [20])
+    make_dataset(tmp_path / "other", [20, 20], "float16")
+    name = "part-00001.parquet"
+    for kind in ("embeddings", "rejects"):
+        (tmp_path / "out" / kind / name).write_bytes((tmp_path / "other" / kind / name).read_bytes())
+    with pytest.raises(DatasetError, match="made with other settings"):
+        deduplicate_embeddings(tmp_path / "out", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--by", "sound"], ["sound", "exact", "pair"]),
+        (["--keep", "best"], ["best", "score", "first"]),
+        (["--threshold", "0.9"], ["--threshold is 0.9", "--by exact", "--by image"]),
+        (["--by", "image", "--threshold", "0"], ["--threshold is 0", "above 0 and at most 1"]),
+        (["--by", "image", "--threshold", "nan"], ["--threshold is nan", "above 0 and at most 1"]),
+        (["--by", "image", "--recall", "1.5"], ["--recall is 1.5", "above 0 and at most 1"]),
+        (["--by", "image", "--seed", "-1"], ["--seed is -1", "0 or more"]),
+        (["--by", "image", "--measure_recall", "-1"], ["--measure_recall is -1", "0 or more"]),
+        (["--by", "image", "--rule", "semdedup", "--keep", "first"], ["--keep", "--rule semdedup", "omit it"]),
+        (["--by", "image", "--rule", "semdedup", "--recall", "0.9"], ["--recall", "--rule semdedup", "omit it"]),
+        (["--selection", "nowhere.parquet"], ["nowhere.parquet", "does not exist"]),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_write_nothing(argv, said, small, tmp_path):
+    with pytest.raises(ValueError) as error:
+        deduplicate.main(["--input", str(small), "--output", str(tmp_path / "kept"), *argv])
+    assert all(word in str(error.value) for word in said) and "\n" not in str(error.value)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_without_faiss_many_rows_are_refused_and_equal_files_are_not(large, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"needs? faiss.*clip-transforms\[search\]"):
+        deduplicate_embeddings(large, tmp_path / "kept", by="image")
+    assert not (tmp_path / "kept").exists()
+    assert deduplicate_embeddings(large, tmp_path / "exact")["counts"]["seen"] == 20_400
+
+
+def test_a_dataset_and_a_selection_on_an_object_store(small, tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setattr(blocks, "ONE_BLOCK_ROWS", 100)
+    fs = fsspec.filesystem("memory")
+    fs.put(f"{small}/", "/deduplicate/out/", recursive=True)
+    try:
+        deduplicate_embeddings("memory://deduplicate/out", "memory://deduplicate/kept", by="image")
+        fs.get("/deduplicate/kept/", f"{tmp_path}/there/", recursive=True)
+        deduplicate_embeddings(small, tmp_path / "here", by="image")
+        assert kept_of(tmp_path / "there") == kept_of(tmp_path / "here")
+        assert sorted(os.listdir(tmp_path / "there")) == sorted(os.listdir(tmp_path / "here"))
+    finally:
+        fs.rm("/deduplicate", recursive=True)
+
+
+def test_groups_have_the_columns_that_are_documented(small, tmp_path):
+    deduplicate_embeddings(small, tmp_path / "kept", by="image")
+    (path,) = (tmp_path / "kept" / "groups").iterdir()
+    schema = pq.read_schema(path)
+    assert schema.names == ["group", "key", "shard", "row", "kept", "similarity"]
+    assert (schema.field("similarity").type, schema.field("row").type) == (pa.float32(), pa.int64())
