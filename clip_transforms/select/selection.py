@@ -168,7 +168,9 @@ def write_part(output: str, part: str, kept: pa.Table, footer: Footer, scratch: 
     """
     schema = selection_schema(kept.schema.field("by").type if "by" in kept.column_names else None)
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    # Keys and rows differ from row to row, so a dictionary of them would only take time.
+    options = {"compression": "zstd", "use_dictionary": ["shard"], "write_statistics": False}
+    with pq.ParquetWriter(sink, schema, **options) as writer:
         if kept.num_rows:  # some readers fail on an empty row group
             writer.write_table(kept.cast(schema))
         writer.add_key_value_metadata(encode_footer(footer))
