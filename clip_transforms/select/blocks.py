@@ -195,7 +195,8 @@ def give_blocks(rows: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarra
         blocks: the blocks.
     Returns:
         Four arrays [e], e ≥ n, sorted by row: the row, its block, its cosine with that block's centroid as float64, and
-        whether the row is at home there. Every row has one home: of equal cosines the first block.
+        whether the row is at home there. Every row has one home: of equal cosines the first block. Neither these nor
+        the cosines at home depend on threads or batches; those of guests may, in their last bits.
     """
     found = [_give(rows[first : first + _BATCH], first, blocks) for first in range(0, len(rows), _BATCH)]
     empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, bool)
@@ -205,13 +206,16 @@ def give_blocks(rows: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarra
 
 def _give(rows: np.ndarray, first: int, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     guess = rows @ blocks.centroids.T
-    low = guess.max(axis=1, keepdims=True) - (blocks.margin + 2 * slack(rows.shape[1]))
-    row, block = np.nonzero(guess >= low)
-    score = dots(rows[row], blocks.centroids[block])
+    below, error = guess.max(axis=1, keepdims=True) - guess, 2 * slack(rows.shape[1])
+    row, block = np.nonzero(below <= blocks.margin + error)
+    score, below = guess[row, block].astype(np.float64), below[row, block]
+    close = np.flatnonzero((below <= error) | (below >= blocks.margin - error))  # the product cannot decide these
+    score[close] = dots(rows[row[close]], blocks.centroids[block[close]])
     best = np.full(len(rows), -np.inf)
-    np.maximum.at(best, row, score)
-    ties = np.flatnonzero(score == best[row])
+    np.maximum.at(best, row[close], score[close])  # the nearest are close
+    ties = close[score[close] == best[row[close]]]
     home = np.zeros(len(row), bool)
     home[ties[np.diff(row[ties], prepend=-1) > 0]] = True
-    stays = score >= best[row] - blocks.margin
+    stays = np.ones(len(row), bool)
+    stays[close] = score[close] >= best[row[close]] - blocks.margin
     return first + row[stays], block[stays], score[stays], home[stays]

@@ -22,7 +22,8 @@ class ComparedRows:
     Attributes:
         table: the columns that were asked for, of n rows.
         ids: int64 [n].
-        values: float16 or float32 [n, m, d] as stored, if rows are compared by vectors; none of length 0, all finite.
+        values: float16 or float32 [n, m, d] as stored, if rows are compared by vectors; their lengths are neither 0 nor
+            infinite nor NaN, as float32.
         left_out: rows of the selection that cannot be compared: they lack the file's hash, or a vector.
         shard: URI of the part's shard; empty if the part has no rows, or the column was not asked for.
     """
@@ -51,13 +52,14 @@ def compared_rows(dataset: str, part: str, place: int, rows: Duplicates, also: S
     for name in columns:
         stays &= table.column(name).is_valid().to_numpy()
     places = np.flatnonzero(stays)
+    values = np.empty((len(places), 0, 0), np.float32)
     if rows.modalities:
-        values = np.stack([_matrix(table.column(name).take(places)) for name in columns], axis=1)
-        usable = np.isfinite(values).all(axis=(1, 2)) & (values != 0).any(axis=2).all(axis=1)
-        places, values = places[usable], values[usable]
-    else:
-        values = np.empty((len(places), 0, 0), np.float32)
-    others = table.drop_columns(columns) if rows.modalities else table
+        values = _matrices([table.column(name) for name in columns], stays)
+        squares = np.einsum("nmd,nmd->nm", values, values, dtype=np.float32, casting="same_kind")
+        usable = ((squares > 0) & (squares < np.inf)).all(axis=1)
+        if not usable.all():
+            places, values = places[usable], values[usable]
+    others = table.select([name for name in table.column_names if not rows.modalities or name not in columns])
     left_out = int(np.count_nonzero(selected)) - len(places)
     shard = table.column("shard")[0].as_py() if "shard" in also and table.num_rows else ""
     return ComparedRows(others.take(places), row_ids(place, places), values, left_out, shard)
@@ -74,9 +76,13 @@ def pixels(table: pa.Table) -> pa.ChunkedArray:
     return pc.multiply(table.column("width").cast(pa.int64()), table.column("height").cast(pa.int64()))
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Return embeddings without nulls as float16 or float32 [n, d]."""
-    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *flat]).reshape(
-        -1, column.type.list_size
-    )
+def _matrices(columns: Sequence[pa.ChunkedArray], stays: np.ndarray) -> np.ndarray:
+    """Return the embeddings of some rows as float16 or float32 [n, m, d]; none of them is null."""
+    found = []
+    for column in columns:
+        some = column if stays.all() else column.filter(pa.array(stays))
+        flat = [chunk.flatten().to_numpy() for chunk in some.chunks]
+        empty = np.empty(0, some.type.value_type.to_pandas_dtype())
+        values = flat[0] if len(flat) == 1 else np.concatenate([empty, *flat])
+        found.append(values.reshape(-1, some.type.list_size))
+    return found[0][:, None] if len(found) == 1 else np.stack(found, axis=1)
