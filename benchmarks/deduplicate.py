@@ -1,4 +1,4 @@
-"""Find planted near copies among 200,000 vectors: `python -m benchmarks.deduplicate [rows]`.
+"""Find planted near copies among 200,000 vectors: `python -m benchmarks.deduplicate`.
 
 A tenth of the rows are copies of others at cosines from 0.90 to 0.999. The benchmark prints the recall and the
 precision of the pairs at or above 0.95, the CPU seconds of `deduplicate_embeddings` with all its reading and writing as
@@ -9,12 +9,13 @@ library's threads that wait for each other would count as CPU seconds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,10 @@ print(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime)
 """
 
 
-def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else ROWS
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=ROWS, help="number of rows, in parts of 10,000 (%(default)s)")
+    rows = parser.parse_args(argv).rows
     print_facts()
     tiles = (rows / TILE) ** 2 / 2
     product = float(_child(PRODUCT, TILE, D, TILES, THRESHOLD)) * tiles / TILES

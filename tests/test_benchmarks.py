@@ -136,6 +136,18 @@ def test_both_programs_must_hold_the_same_pairs(tmp_path):
         peer._compare(ours, theirs, 2)
 
 
+def test_near_duplicates(bench, monkeypatch):
+    """In parts of 500 rows there is one block, so every planted pair must be found, and no other."""
+    from benchmarks import deduplicate
+
+    for name, value in {"PART_ROWS": 500, "D": 64, "TILE": 64, "TILES": 2}.items():
+        monkeypatch.setattr(deduplicate, name, value)
+    lines = bench("deduplicate", "--rows", 2000).splitlines()
+    pattern = r"recall 1\.00000 of \d+ pairs, precision 1\.00000, [\d.]+ CPU s, ratio to the product [\d.]+"
+    assert [line.split(":")[0] for line in lines[1:]] == ["clusters", "alike"]
+    assert all(re.search(pattern, line) for line in lines[1:]), lines
+
+
 @pytest.mark.slow  # each starts the command several times, and each start takes seconds
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_a_file_that_is_cut_off_is_not_read_as_whole(tmp_path):
 def test_an_object_store_works_like_a_folder(s3):
     write_buckets("s3://bucket/buckets", [b"ab", b"cd"], "s3://bucket/scratch")
     assert read_bucket("s3://bucket/buckets", 1) == b"cd"
+    assert (read_note("s3://bucket/buckets"), read_note("s3://bucket/others")) == ({}, None)
 
 
 def test_blocks_are_cut_into_tasks_of_some_rows(monkeypatch):
