@@ -61,13 +61,13 @@ def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[s
     """
     for taxonomy in taxonomies:
         makes = f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
-        if missing := sorted(set(digests) - part_names(output, f"labels/{taxonomy}")):
+        labels = read_footers(output, f"labels/{taxonomy}", sorted(digests))
+        if missing := sorted(digests.keys() - labels.keys()):
             raise DatasetError(
                 f"{output} has no labels/{taxonomy} for {len(missing)} of {counted(len(digests), 'part')}, "
                 f"{missing[0]} among them; {makes}"
             )
-        labels = read_footers(output, f"labels/{taxonomy}", sorted(digests))
-        if stale := [part for part in sorted(digests) if labels.get(part, {}).get("digest") != digests[part]]:
+        if stale := [part for part in sorted(digests) if labels[part].get("digest") != digests[part]]:
             raise DatasetError(
                 f"{output} has labels/{taxonomy} made from other embeddings for {counted(len(stale), 'part')}, "
                 f"{stale[0]} among them; {makes}"
