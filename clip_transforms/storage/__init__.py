@@ -21,7 +21,6 @@ from clip_transforms.storage.finding import (
     list_folder,
     list_folders,
     names_in,
-    sizes_in,
 )
 from clip_transforms.storage.globbing import Matches, glob_regex, is_glob, list_matching
 from clip_transforms.storage.location import (
@@ -82,6 +81,5 @@ __all__ = [
     "several",
     "sha256",
     "sha256_of",
-    "sizes_in",
     "write_bytes",
 ]

@@ -214,8 +214,8 @@ def _info_of(uri: str) -> FileInfo | None:
         return FileInfo(path, 0, "broken link") if os.path.islink(path) else None
 
 
-def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
-    """Map the names in a folder to sizes in bytes, in one request; empty if there is no such folder.
+def names_in(uri: str, suffix: str = "") -> list[str]:
+    """Return the names in a folder that end in `suffix`, from one request; none if there is no such folder.
 
     Folders and broken links are included.
     """
@@ -227,16 +227,9 @@ def sizes_in(uri: str, suffix: str = "") -> dict[str, int]:
 
     try:
         if isinstance(fs, LocalFileSystem):
-            with os.scandir(path) as here:
-                # The size of a link itself, since its target may be missing.
-                return {e.name: e.stat(follow_symlinks=False).st_size for e in here if e.name.endswith(suffix)}
-        entries = retried(list_it, uri)
+            names = os.listdir(path)
+        else:
+            names = [posixpath.basename(entry["name"].rstrip("/")) for entry in retried(list_it, uri)]
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    sizes = {posixpath.basename(entry["name"].rstrip("/")): entry.get("size") or 0 for entry in entries}
-    return {name: size for name, size in sizes.items() if name.endswith(suffix)}
-
-
-def names_in(uri: str, suffix: str = "") -> list[str]:
-    """Return the names in a folder, as `sizes_in` does."""
-    return list(sizes_in(uri, suffix))
+        return []
+    return [name for name in dict.fromkeys(names) if name.endswith(suffix)]
