@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ _SLOW = 0.0005  # seconds per footer; threads help if reading takes longer
 _TAIL_BYTES = 32 << 10  # most footers fit
 _MAGIC = b"PAR1"
 _ENTRY = b"\x18" + bytes([len(FOOTER_KEY)]) + FOOTER_KEY + b"\x18"  # Thrift: a text of this length, then a second text
+_PROVENANCE = b'"provenance": '
 _KEYS = {"fingerprint", "maker"}  # a part has the first key, a file of class embeddings the second
 _T = TypeVar("_T")
 
@@ -52,14 +52,18 @@ def read_footer(uri: str) -> Footer | None:
         FormatError: if a newer version of this program wrote it.
         OSError: if storage fails, so that it cannot be told.
     """
+    return _read(uri, json.loads)
+
+
+def _read(uri: str, decode: Callable[[bytes], Any]) -> Footer | None:
+    """Do the work of `read_footer`; `decode` turns the JSON into a value."""
     try:
-        with storage.open_input(uri) as file:
-            tail = _tail(file)
+        tail = _tail(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     try:
         text = tail and (_own_entry(tail) or (pq.read_metadata(pa.BufferReader(tail)).metadata or {}).get(FOOTER_KEY))
-        footer = json.loads(text) if text else None
+        footer = decode(text) if text else None
     except (OSError, ValueError, pa.ArrowException):  # the bytes in memory cannot be parsed
         return None
     if not isinstance(footer, dict) or not _KEYS & footer.keys():
@@ -68,18 +72,17 @@ def read_footer(uri: str) -> Footer | None:
     return cast(Footer, footer)
 
 
-def _tail(file: IO[bytes]) -> bytes | None:
+def _tail(uri: str) -> bytes | None:
     """Read the end of a Parquet file, with all of its footer; None if the file is not whole."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _TAIL_BYTES))
-    tail = file.read(_TAIL_BYTES)
-    length = int.from_bytes(tail[-8:-4], "little")
-    if tail[-4:] != _MAGIC or length + len(_MAGIC) + 8 > size:
-        return None
-    if length + 8 > len(tail):
-        file.seek(size - length - 8)
-        tail = file.read(length + 8)
-    return tail
+    wanted = _TAIL_BYTES
+    while True:  # twice at most, unless the file is replaced meanwhile
+        tail, size = storage.read_end(uri, wanted)
+        length = int.from_bytes(tail[-8:-4], "little")
+        if tail[-4:] != _MAGIC or length + len(_MAGIC) + 8 > size:
+            return None
+        if length + 8 <= len(tail):
+            return tail
+        wanted = length + 8
 
 
 def _own_entry(tail: bytes) -> bytes | None:
@@ -102,16 +105,12 @@ def _own_entry(tail: bytes) -> bytes | None:
 
 def read_footers(output: str, kind: str, parts: Sequence[str]) -> dict[str, Footer]:
     """Part → footer of the parts that are whole and ours. Content that footers share is held in memory once."""
-    provenances: list[Any] = []  # few: one for each kind of worker
 
     def pick(footer: Footer) -> Footer:
         slim = cast(Footer, {sys.intern(key): value for key, value in footer.items()})
         slim["fingerprint"] = sys.intern(footer.get("fingerprint", ""))
         slim["counts"] = {sys.intern(key): value for key, value in footer.get("counts", {}).items()}
-        same = next((known for known in provenances if known == footer.get("provenance")), None)
-        if same is None:
-            provenances.append(same := footer.get("provenance", {}))
-        slim["provenance"] = same
+        slim.setdefault("provenance", {})
         return slim
 
     return _read_all(output, kind, parts, pick)
@@ -122,9 +121,35 @@ def read_digests(output: str, kind: str, parts: Sequence[str]) -> dict[str, str 
     return _read_all(output, kind, parts, lambda footer: footer.get("digest"))
 
 
+class _Decoder:
+    """Decodes the footers of many parts. A provenance that they share is decoded and held in memory once.
+
+    It makes up most of a footer, and there are few of them: one for each kind of worker.
+    """
+
+    def __init__(self) -> None:
+        self._known: list[tuple[bytes, Any]] = []  # the text of a provenance, and its value
+
+    def __call__(self, text: bytes) -> Any:
+        start = text.find(_PROVENANCE) + len(_PROVENANCE)  # a key: inside a string its quotes would be escaped
+        for known, provenance in self._known:
+            if text.startswith(known, start):
+                footer = json.loads(text[:start] + b"null" + text[start + len(known) :])
+                if isinstance(footer, dict) and footer.get("provenance", provenance) is None:  # else it lies deeper
+                    return {**footer, "provenance": provenance}
+        footer = json.loads(text)
+        if isinstance(footer, dict) and isinstance(footer.get("provenance"), dict):
+            written = json.dumps(footer["provenance"], sort_keys=True).encode()
+            if text.startswith(written, start):
+                self._known.append((written, footer["provenance"]))
+        return footer
+
+
 def _read_all(output: str, kind: str, parts: Sequence[str], pick: Callable[[Footer], _T]) -> dict[str, _T]:
+    decode, folder = _Decoder(), storage.join(output, kind)
+
     def read(some: Sequence[str]) -> list[tuple[str, _T]]:
-        footers = ((part, read_footer(part_uri(output, kind, part))) for part in some)
+        footers = ((part, _read(f"{folder}/{part}.parquet", decode)) for part in some)
         return [(part, pick(footer)) for part, footer in footers if footer is not None]
 
     chunks = [parts[i : i + _CHUNK] for i in range(0, len(parts), _CHUNK)]

@@ -32,7 +32,15 @@ from clip_transforms.storage.location import (
     normalise,
     refuse_secrets,
 )
-from clip_transforms.storage.reading import ResumingFile, local_copy, open_input, read_bytes, sha256, sha256_of
+from clip_transforms.storage.reading import (
+    ResumingFile,
+    local_copy,
+    open_input,
+    read_bytes,
+    read_end,
+    sha256,
+    sha256_of,
+)
 from clip_transforms.storage.retry import retried
 from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
 
@@ -74,6 +82,7 @@ __all__ = [
     "normalise",
     "open_input",
     "read_bytes",
+    "read_end",
     "refuse_secrets",
     "refuse_type",
     "remove",

@@ -44,6 +44,25 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
     return retried(lambda: fs.cat_file(path, start=None if size is None else 0, end=size), uri)
 
 
+def read_end(uri: str, size: int) -> tuple[bytes, int]:
+    """Return the last `size` bytes of a file, or all if it has fewer, and the size of the whole file."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        with ResumingFile(fs, path, uri) as file:
+            total = file.seek(0, os.SEEK_END)
+            file.seek(max(0, total - size))
+            return file.read(size), total
+    handle = os.open(path, os.O_RDONLY)  # a buffered file takes twice as long, which counts for 100,000 parts
+    try:
+        total = os.fstat(handle).st_size
+        place, end = max(0, total - size), b""
+        while place < total and (block := os.pread(handle, total - place, place)):
+            place, end = place + len(block), end + block
+        return end, total
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
     """Yield a path on this machine: the file itself, or a copy of it that is removed after the block."""

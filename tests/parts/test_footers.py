@@ -75,10 +75,10 @@ def test_a_folder_or_nothing_is_none_and_storage_that_fails_is_an_error(tmp_path
     (tmp_path / "a.parquet").mkdir()
     assert read_footer(str(tmp_path / "a.parquet")) is None and read_footer(str(tmp_path / "b.parquet")) is None
 
-    def forbidden(uri):
+    def forbidden(uri, size):
         raise PermissionError(13, "Permission denied", uri)
 
-    monkeypatch.setattr(storage, "open_input", forbidden)
+    monkeypatch.setattr(storage, "read_end", forbidden)
     with pytest.raises(PermissionError):  # not: this unit was never committed
         read_footer(str(tmp_path / "b.parquet"))
 
@@ -95,3 +95,35 @@ def test_many_footers_share_what_they_have_in_common(tmp_path):
     assert len({id(footer["provenance"]) for footer in footers.values()}) == 2
     digests = read_digests(str(tmp_path), "embeddings", names)
     assert digests == {name: name for name in names if name != "p7"}
+
+
+ENTRY = '"provenance": {"d": 1}'
+TEXTS = {
+    "as we write it": json.dumps(FOOTER, sort_keys=True),
+    "the same again": json.dumps({**FOOTER, "digest": "e"}, sort_keys=True),
+    "keys in another order": json.dumps({**FOOTER, "provenance": {"e": 2, "d": 1}}),
+    "a longer provenance": json.dumps({**FOOTER, "provenance": {"d": 1, "e": 2}}, sort_keys=True),
+    "a number that begins alike": json.dumps({**FOOTER, "provenance": 1}),
+    "a longer number": json.dumps({**FOOTER, "provenance": 12}),
+    "nothing": json.dumps({**FOOTER, "provenance": {}}),
+    "no provenance": json.dumps({"fingerprint": "f", "shard": "a.tar"}),
+    "in a name": json.dumps({**FOOTER, "shard": ENTRY, "counts": {ENTRY: 1}, "provenance": {"e": 3}}, sort_keys=True),
+    "in an object": json.dumps({"fingerprint": "f", "counts": json.loads(f"{{{ENTRY}}}"), "provenance": {"e": 3}}),
+    "cut off behind it": json.dumps(FOOTER, sort_keys=True).partition(ENTRY)[0] + ENTRY,
+    "a list": f"[{{{ENTRY}}}]",
+}
+
+
+@pytest.mark.parametrize("first", TEXTS)
+def test_many_footers_are_read_as_each_alone(first, tmp_path):
+    (tmp_path / "embeddings").mkdir()
+    for name, text in TEXTS.items():
+        table = pa.table({"a": [1]}).replace_schema_metadata({b"clip": text.encode()})
+        pq.write_table(table, tmp_path / "embeddings" / f"{name}.parquet")
+    names = [first, *TEXTS, *TEXTS]
+    alone = {name: read_footer(f"{tmp_path}/embeddings/{name}.parquet") for name in names}
+    assert [name for name in TEXTS if alone[name] is None] == ["cut off behind it", "a list"]
+    digests = {name: footer.get("digest") for name, footer in alone.items() if footer}
+    assert read_digests(str(tmp_path), "embeddings", names) == digests
+    whole = {name: {"provenance": {}, "counts": {}} | footer for name, footer in alone.items() if footer}
+    assert read_footers(str(tmp_path), "embeddings", names) == whole

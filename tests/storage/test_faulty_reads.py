@@ -70,6 +70,23 @@ def test_random_access_survives_failures_too(s3, tmp_path, small_blocks):
     assert len(s3.faults()) > 3
 
 
+@pytest.mark.parametrize("size", [0, 1, len(DATA) - 1, len(DATA), len(DATA) + 1])
+def test_the_end_of_a_file_is_read_here_and_elsewhere(size, s3, tmp_path):
+    upload(tmp_path, "s3://bucket/x")
+    (tmp_path / "x").write_bytes(DATA)
+    s3.fault = every_second("cut", "503", "reset")
+    expected = DATA[-size:] if size else b""
+    assert storage.read_end("s3://bucket/x", size) == storage.read_end(str(tmp_path / "x"), size)
+    assert storage.read_end(str(tmp_path / "x"), size) == (expected, len(DATA))
+
+
+def test_the_end_of_a_file_that_comes_in_pieces_is_whole(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(DATA)
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, size, place: read(handle, min(size, 7_000), place))
+    assert storage.read_end(str(tmp_path / "x"), 50_000) == (DATA[-50_000:], len(DATA))
+
+
 @pytest.mark.parametrize("broken", [True, False], ids=["between two connections", "on one connection"])
 def test_a_file_that_changes_while_it_is_read_is_an_error(broken, s3, tmp_path, small_blocks):
     upload(tmp_path, "s3://bucket/x")
