@@ -17,6 +17,7 @@ from clip_transforms.storage import FileInfo
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _PARQUET = ("parquet", "parq", "pq")
+_SHARD_SUFFIXES = (*_TAR_SUFFIXES, *(f".{extension}" for extension in _PARQUET))
 _TFRECORD = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?$")
 _COMPRESSED_LISTINGS = tuple(f".{name}{end}" for name in (*LISTING_EXTENSIONS, "json") for end in COMPRESSIONS)
 
@@ -55,8 +56,9 @@ def by_kind(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
 
 def stem(uri: str) -> str:
     """Return the URI of a shard without its extension; its sidecar has the same stem."""
-    for suffix in (*_TAR_SUFFIXES, *(f".{extension}" for extension in _PARQUET)):
-        if uri.lower().endswith(suffix):
+    lower = uri.lower()
+    for suffix in _SHARD_SUFFIXES:
+        if lower.endswith(suffix):
             return uri[: -len(suffix)]
-    found = _TFRECORD.search(uri.lower())
+    found = _TFRECORD.search(lower)
     return uri[: found.start()] if found else uri

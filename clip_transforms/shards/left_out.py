@@ -60,9 +60,9 @@ def worth_telling(chosen: Chosen, options: ReaderOptions, beside: Collection[str
         options: names the format that was asked for.
         beside: the folders and the stems of tars that the inputs name.
     """
-    told = {}
-    targets = {os.path.realpath(uri) for uri in chosen.read if os.path.islink(uri)}
-    for kind, uris in left_out(chosen, options).items():
+    told, left = {}, left_out(chosen, options)
+    targets = {os.path.realpath(uri) for uri in chosen.read if os.path.islink(uri)} if left else set()
+    for kind, uris in left.items():
         if kind in _NO_LOSS or (options.input_format != "auto" and kind.startswith(_ASKED_FOR)):
             continue
         if kind == "sidecar Parquet":

@@ -90,6 +90,8 @@ def sort_parquet(
         options: names the columns to take.
         named: folders and stems of tars that other inputs name; a file beside one is a sidecar if it has no images.
     """
+    if not files:
+        return ParquetFiles()
     alone = options.input_format != "auto"  # a format that was asked for has no sidecars
     tars = set() if alone else {stem(file.uri) for file in visible if kind_of(file.uri) in ("tar", "tfrecord")}
     folders = {posixpath.dirname(file.uri) for file in visible if kind_of(file.uri) == "image"}

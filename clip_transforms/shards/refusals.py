@@ -37,6 +37,8 @@ def refuse_two_kinds(
     Raises:
         PlanError: with both counts.
     """
+    if not pictures:
+        return
     kinds = {"webdataset": tars, "tfrecord": tfrecords, "parquet": [file for file, _ in parquet.images]}
     there = {kind: files for kind, files in kinds.items() if files}
     stems = {stem(file.uri) for files in there.values() for file in files}

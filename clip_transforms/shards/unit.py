@@ -29,6 +29,7 @@ INPUT_FORMATS = ("auto", "folder", "webdataset", "tfrecord", "parquet", "listing
 _EXTENSION = re.compile(
     r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz|tzst|tfrecords?(\.gz)?|parquet|parq|pq|csv|tsv|jsonl|ndjson)$"
 )
+_OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9.-]+")
 UNLISTED = "unlisted"  # the format and the stamp of a folder that cannot be listed
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # of listings
 
@@ -200,10 +201,6 @@ def part_name(shard: str, cut: str = "") -> str:
     The name depends on nothing else in the run. It never starts with `_` or `.`: pandas and Spark skip such files.
     """
     stem = posixpath.basename(shard.split("#")[0].rstrip("/"))
-    stem = re.sub(
-        r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz|tzst|tfrecords?(\.gz)?|parquet|parq|pq|csv|tsv|jsonl|ndjson)$",
-        "",
-        stem,
-    )
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", stem).lstrip(".-")[:80] or "part"
+    stem = _EXTENSION.sub("", stem)
+    stem = _OTHER_CHARACTERS.sub("-", stem).lstrip(".-")[:80] or "part"
     return f"{stem}-{hashlib.sha256(f'{shard}|{cut}'.encode()).hexdigest()[:12]}"

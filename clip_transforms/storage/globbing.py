@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
@@ -56,7 +55,10 @@ def list_matching(pattern: str) -> Matches:
     """
     fs, path = filesystem(pattern)
     if isinstance(fs, LocalFileSystem):
-        return _glob_here(path) if is_glob(pattern) else _matching_here([path])
+        if is_glob(pattern):
+            return _glob_here(path)
+        _add_to(matches := Matches([], []), path)
+        return matches
     globbed = is_glob(pattern)
     unlisted: dict[str, str] = {}
 
@@ -77,18 +79,19 @@ def list_matching(pattern: str) -> Matches:
     return Matches(infos_among(fs, found), sorted(folders), unlisted_folders(fs, unlisted))
 
 
-def _matching_here(paths: Iterable[str]) -> Matches:
-    infos, folders = [], []
-    for path in paths:
-        try:
-            status = os.stat(path)  # of the target, if it is a link
-        except FileNotFoundError:
-            continue
-        if stat.S_ISREG(status.st_mode):
-            infos.append(local_info(path, status))
-        elif stat.S_ISDIR(status.st_mode):
-            folders.append(path)
-    return Matches(sorted(infos, key=lambda info: info.uri), sorted(folders))
+def _add_to(matches: Matches, path: str) -> bool:
+    """Add a path of this machine to the files or the folders; return False if it is neither."""
+    try:
+        status = os.stat(path)  # of the target, if it is a link
+    except FileNotFoundError:
+        return False
+    if stat.S_ISREG(status.st_mode):
+        matches.files.append(local_info(path, status))
+    elif stat.S_ISDIR(status.st_mode):
+        matches.folders.append(path)
+    else:
+        return False
+    return True
 
 
 def _glob_here(pattern: str) -> Matches:
@@ -112,25 +115,24 @@ def _glob_here(pattern: str) -> Matches:
         else:
             found = [f"{path.rstrip('/')}/{segment}" for path in paths]
         paths = list(dict.fromkeys(found))
-    infos, folders = [], []
+    found_here = Matches([], [])
     for path in paths:
         try:
-            files, below, _ = _matching_here([path])
+            is_there = _add_to(found_here, path)
         except NotADirectoryError:
             continue
         except OSError as error:
             if is_of_the_machine(error):
                 raise
             if os.path.islink(path):  # to itself
-                infos.append(FileInfo(path, 0, "broken link"))
+                found_here.files.append(FileInfo(path, 0, "broken link"))
                 continue
             unlisted.setdefault(os.path.dirname(path), Unlisted(os.path.dirname(path), reason_of(error)))
             continue
-        infos += files
-        folders += below
-        if not files and not below and os.path.islink(path) and not os.path.exists(path):
-            infos.append(FileInfo(path, 0, "broken link"))  # reading it becomes a reject
-    return Matches(sorted(infos, key=lambda info: info.uri), sorted(folders), sorted(unlisted.values()))
+        if not is_there and os.path.islink(path) and not os.path.exists(path):
+            found_here.files.append(FileInfo(path, 0, "broken link"))  # reading it becomes a reject
+    files = sorted(found_here.files, key=lambda info: info.uri)
+    return Matches(files, sorted(found_here.folders), sorted(unlisted.values()))
 
 
 def _names(folder: str, unlisted: dict[str, Unlisted]) -> list[str]:
