@@ -143,9 +143,9 @@ def seen_fields(counts: Mapping[str, int]) -> str:
     return f"samples have the fields {', '.join(first)} and {last}" if first else f"samples have the field {last}"
 
 
-def add(counters: Iterable[Mapping[str, int]]) -> Counter:
+def add(counters: Iterable[Mapping[str, float]]) -> Counter:
     """Add counters up."""
-    total: dict[str, int] = {}
+    total: dict[str, float] = {}
     for counter in counters:  # Counter.update takes twice as long for small counters
         for key, count in counter.items():
             total[key] = total.get(key, 0) + count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from clip_transforms.labels.part import stale_labels
@@ -15,7 +14,7 @@ from schemas.provenance import Footer
 
 def committed_parts(
     settings: Settings, units: Sequence[Unit], footers: Mapping[str, Footer], fingerprint: str
-) -> dict[str, Counter]:
+) -> dict[str, Mapping[str, int]]:
     """Find the units whose parts have the right fingerprint and stamp and belong together.
 
     Args:
@@ -30,7 +29,7 @@ def committed_parts(
     there = [unit.part for unit in units if unit.part in footers]
     digests = [read_digests(settings.output, kind, there) for kind in settings.kinds]
     return {
-        unit.part: Counter(footer["counts"])
+        unit.part: footer["counts"]
         for unit in units
         if (footer := footers.get(unit.part))
         and footer["fingerprint"] == fingerprint
@@ -40,8 +39,8 @@ def committed_parts(
 
 
 def without_damaged_shards(
-    settings: Settings, units: Sequence[Unit], known: Mapping[str, Counter]
-) -> dict[str, Counter]:
+    settings: Settings, units: Sequence[Unit], known: Mapping[str, Mapping[str, int]]
+) -> dict[str, Mapping[str, int]]:
     """Keep the committed parts of other shares that may stay; the next run of its share does a damaged shard again.
 
     Args:
@@ -55,11 +54,11 @@ def without_damaged_shards(
         unit.part: counts
         for unit in units
         if (counts := known.get(unit.part)) is not None
-        and (settings.allow_damaged_shards or not counts["shards.rejected"])
+        and (settings.allow_damaged_shards or not counts.get("shards.rejected"))
     }
 
 
-def committed_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Counter]:
+def committed_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Mapping[str, int]]:
     """Look again which units of other shares are committed, with the labels of this run's taxonomies.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +48,7 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
 
 
 def _finish(
-    job: Job, beginning: Beginning, summary: RunSummary, siblings: set[str], theirs: Mapping[str, Counter]
+    job: Job, beginning: Beginning, summary: RunSummary, siblings: set[str], theirs: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
     """Write what the run leaves.
 

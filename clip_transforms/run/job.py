@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -44,7 +43,7 @@ class PlannedUnit:
     """
 
     unit: Unit
-    counts: Counter | None = None
+    counts: Mapping[str, int] | None = None
     labels: Sequence[str] = ()
     obtained: str = ""
 
@@ -123,10 +122,9 @@ def _read_plan(uri: str) -> pa.Table:
 def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
     """Read the units in rows [start, stop) of the plan."""
     planned = []
-    for row in _read_plan(job.plan_uri).slice(start, stop - start).to_pylist():
-        counts, labels, obtained = (row.pop(name) for name in ("counts", "labels", "obtained"))
-        counts = None if counts is None else Counter(json.loads(counts))
-        planned.append(PlannedUnit(Unit(**row), counts, labels, obtained))
+    columns = [column.to_pylist() for column in _read_plan(job.plan_uri).slice(start, stop - start).columns]
+    for *unit, counts, labels, obtained in zip(*columns, strict=True):
+        planned.append(PlannedUnit(Unit(*unit), None if counts is None else json.loads(counts), labels, obtained))
     return planned
 
 

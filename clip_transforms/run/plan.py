@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+import gc
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
@@ -92,6 +93,19 @@ class _Stored:
     footers: dict[str, Footer] = dataclasses.field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def _garbage_waits() -> Iterator[None]:
+    """Pause the search for cyclic garbage: a plan is a million objects that stay, and has no cycles to speak of."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_garbage_waits()
 def plan_run(settings: Settings) -> RunPlan:
     """Decide what a run must do.
 
@@ -162,11 +176,13 @@ def _compare(
     kept = {unit.part: known[unit.part] for unit in mine if unit.part in known and _stays(settings, known[unit.part])}
     done = {part: footers[part] for part in kept}
     stale = stale_labels(settings.output, done, settings.digests, settings.top_labels)
-    planned = [PlannedUnit(unit) for unit in mine]
-    for place, unit in enumerate(mine):
-        if (footer := done.get(unit.part)) is not None:
+    planned = []
+    for unit in mine:
+        if (footer := done.get(unit.part)) is None:
+            planned.append(PlannedUnit(unit))
+        else:
             obtained = "{precision} on {device}".format(**footer["provenance"])
-            planned[place] = PlannedUnit(unit, kept[unit.part], stale.get(unit.part, []), obtained)
+            planned.append(PlannedUnit(unit, kept[unit.part], stale.get(unit.part, []), obtained))
     theirs = without_damaged_shards(settings, siblings, known)
     return planned, [PlannedUnit(unit, theirs.get(unit.part)) for unit in siblings]
 
@@ -179,10 +195,10 @@ def _shared(units: Sequence[Unit], i: int, n: int) -> tuple[list[Unit], list[Uni
     return plan[i::n], [unit for place, unit in enumerate(plan) if place % n != i]
 
 
-def _stays(settings: Settings, counts: Counter) -> bool:
+def _stays(settings: Settings, counts: Mapping[str, int]) -> bool:
     """Whether a committed part need not be made again."""
     retried = settings.retry_rejects and has_rejects(counts, settings.retry_rejects)
-    return not counts["shards.rejected"] and not retried
+    return not counts.get("shards.rejected") and not retried
 
 
 def _sources(shards: Sequence[str]) -> dict[str, str]:
@@ -196,7 +212,7 @@ def _sources(shards: Sequence[str]) -> dict[str, str]:
         places = (place for place in range(len(shard) - 1, -1, -1) if shard[place] == "#")
         return next((shard[:place] for place in places if shard[:place] in folders), shard)
 
-    return {shard: source(shard) for shard in shards}
+    return {shard: source(shard) if "#" in shard else shard for shard in shards}
 
 
 def _sort_others(

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -75,10 +75,10 @@ class RunSummary:
     units: int = 0
     skipped: int = 0
     labelled: int = 0
-    counts: Counter = dataclasses.field(default_factory=Counter)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=Counter)
     fresh: int = 0
-    seconds: Counter = dataclasses.field(default_factory=Counter)
-    obtained: Counter = dataclasses.field(default_factory=Counter)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=Counter)
+    obtained: Mapping[str, int] = dataclasses.field(default_factory=Counter)
     processes: frozenset[str] = frozenset()
     ceiling: float | None = None
 
@@ -89,10 +89,10 @@ class RunSummary:
             units=1,
             skipped=int(result.skipped),
             labelled=int(result.labelled),
-            counts=Counter(result.counts),
+            counts=result.counts,
             fresh=0 if result.skipped else result.counts["samples"],
-            seconds=Counter(result.seconds),
-            obtained=Counter([result.obtained]),
+            seconds=result.seconds,
+            obtained={result.obtained: 1},
             processes=frozenset([result.process] if result.process else []),
             ceiling=result.ceiling,
         )
@@ -141,28 +141,29 @@ def speed(summary: RunSummary, elapsed: float) -> dict[str, Any]:
         summary: the sum over the run's units.
         elapsed: seconds since the run began, including start-up. With several processes the rate is computed from them.
     """
-    stages = {name: round(seconds, 3) for name, seconds in sorted(summary.seconds.items())}
+    clocks = defaultdict(float, summary.seconds)
+    stages = {name: round(seconds, 3) for name, seconds in sorted(clocks.items())}
     if not summary.fresh:
         return {"samples": 0, "seconds": stages}
     alone = len(summary.processes) == 1
-    rate = summary.fresh / (summary.seconds["task"] if alone else elapsed)
+    rate = summary.fresh / (clocks["task"] if alone else elapsed)
     content: dict[str, Any] = {
         "samples": summary.fresh,
         "samples_per_second": round(rate, 2),
         "processes": len(summary.processes),
         "seconds": stages,
     }
-    shares = _shares(summary.seconds)
+    shares = _shares(clocks)
     if not alone:
         total = sum(shares.values()) or 1
         content["shares"] = {name: round(seconds / total, 4) for name, seconds in shares.items()}
-    elif summary.ceiling or summary.seconds["task"] >= _TELLING_SECONDS:
+    elif summary.ceiling or clocks["task"] >= _TELLING_SECONDS:
         bottleneck = max(shares, key=shares.__getitem__)
         on_gpu = bottleneck == "the model" and any("cuda" in obtained for obtained in summary.obtained)
         content |= {"bottleneck": bottleneck, "hint": _HINTS[f"{bottleneck}, on a GPU" if on_gpu else bottleneck]}
     if alone and summary.ceiling:
         forward = summary.fresh / summary.ceiling
-        decode = summary.seconds["decode / cores"]
+        decode = clocks["decode / cores"]
         reached, bound = round(rate / summary.ceiling, 4), round(forward / (forward + decode), 4)
         content |= {"ceiling": round(summary.ceiling, 2), "fraction_of_ceiling": reached, "bound": bound}
         is_slowed = reached < _NEAR * bound
