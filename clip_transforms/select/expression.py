@@ -11,13 +11,15 @@ import difflib
 import functools
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from schemas.labels import labels_schema
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
@@ -28,7 +30,6 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "error_on_division_by_zero": "false",  # x / 0 is null
     "ieee_floating_point_ops": "false",  # and neither infinite nor NaN
     "threads": "1",
-    "lock_configuration": "true",
 }
 # Kinds of nodes that look at nothing but the row. Not here: sub-selects, window functions, `*`, parameters.
 _ALLOWED = {
@@ -42,6 +43,9 @@ _NAMES = {
     "PARAMETER": "a parameter",
     "LAMBDA": "a lambda",
 }
+# DuckDB calls them consistent, but they tell the date, the version, or what DuckDB makes of other SQL.
+_NOT_OF_THE_ROW = {"age", "version", "json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"}
+_LABELS = frozenset(labels_schema().names)
 _COMPARING = {"COMPARISON", "BETWEEN"}
 _CLAUSES = ("where_clause", "group_expressions", "having", "sample", "qualify", "modifiers")
 _local = threading.local()
@@ -86,6 +90,7 @@ class Expression:
         known = _known_columns(schema)
         for node in _nodes(tree):
             _check_node(flag, node, known)
+        _check_apart(flag, tree, known)
         columns = tuple(sorted({name for node in _nodes(tree) for name in _columns_of(node, known)}))
         sql = _with_float32(text, tree, known, schema)
         is_column = (
@@ -121,8 +126,9 @@ class Expression:
         """
         if self.is_column:
             return _readable(table.column(self.columns[0])).combine_chunks()
-        # `_row` keeps a table without columns from having no rows: `1 = 1` is an expression too.
-        rows = pa.table({"_row": pa.nulls(table.num_rows, pa.int8()), **_as_structs(table.select(self.columns))})
+        columns = _as_structs(table.select(self.columns))
+        # A table without columns has no rows, but `1 = 1` is an expression too.
+        rows = pa.table(columns or {"_row": pa.nulls(table.num_rows, pa.int8())})
         connection = _connection()
         try:
             connection.register("rows", rows)
@@ -137,8 +143,19 @@ class Expression:
 def _connection() -> duckdb.DuckDBPyConnection:
     """Return the connection of this thread, which can reach nothing outside itself."""
     if not hasattr(_local, "connection"):
-        _local.connection = duckdb.connect(":memory:", config=_SETTINGS)
+        _local.connection = _connect()
     return _local.connection
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:", config=_SETTINGS)
+    connection.execute("SET TimeZone = 'UTC'")  # not the worker's; it is no option of `connect`
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) < 200 else f"{text[:100]} … {text[-50:]}")
 
 
 def _said(error: Exception) -> str:
@@ -150,7 +167,14 @@ def _parse(flag: str, text: str) -> Any:
     """Parse a text as one expression; DuckDB's tree of it."""
     if not text.strip():
         raise ExpressionError(f"{flag} is empty; give an expression over the columns, such as 'clip_score >= 0.28'")
-    found = json.loads(_connection().execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{text}\n)"]).fetchall()[0][0])
+    try:
+        text.encode()
+        tree = _connection().execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{text}\n)"]).fetchall()[0][0]
+        found = json.loads(tree)
+    except UnicodeEncodeError:
+        raise ExpressionError(f"{flag} {text!r} is not UTF-8; write it in UTF-8") from None
+    except RecursionError:
+        raise ExpressionError(f"{flag} {_short(text)} is nested too deeply; write it with fewer brackets") from None
     if found["error"] and found["error_type"] == "parser":
         raise ExpressionError(f"{flag} {text!r} is not SQL: {' '.join(found['error_message'].split())}")
     node = {} if found["error"] or len(found["statements"]) != 1 else found["statements"][0]["node"]
@@ -162,14 +186,28 @@ def _parse(flag: str, text: str) -> Any:
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     """Yield the nodes of an expression, each before those below it."""
-    if isinstance(tree, dict):
-        if "class" in tree:
-            yield tree
-        for below in tree.values():
-            yield from _nodes(below)
-    elif isinstance(tree, list):
-        for below in tree:
-            yield from _nodes(below)
+    left = [tree]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            if "class" in one:
+                yield one
+            left += reversed(one.values())
+        elif isinstance(one, list):
+            left += reversed(one)
+
+
+def _check_apart(flag: str, tree: Any, known: Mapping[str, list[str]]) -> None:
+    """Refuse columns that are one to SQL, which takes `Width` and `width` for the same name."""
+    seen: dict[str, tuple[str, str]] = {}  # name in SQL → taxonomy, or column and none; and the column itself
+    for column in (name for node in _nodes(tree) for name in _columns_of(node, known)):
+        taxonomy = _taxonomy_of(column)
+        source = (taxonomy, "") if taxonomy else ("", column)
+        other = seen.setdefault((taxonomy or column).lower(), source)
+        if other != source:
+            raise ExpressionError(
+                f"{flag} names {''.join(other)} and {''.join(source)}, which SQL cannot tell apart; use one of them"
+            )
 
 
 def _check_node(flag: str, node: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
@@ -180,7 +218,8 @@ def _check_node(flag: str, node: Mapping[str, Any], known: Mapping[str, list[str
     if kind == "COLUMN_REF" and not _columns_of(node, known):
         name = ".".join(node["column_names"])
         near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        there = [written for written, columns in known.items() if columns[0] == written or len(columns) > 1]
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}"
         raise ExpressionError(f"{flag} names {name}, but the dataset has no such column; {hint}")
     if kind == "FUNCTION" and not node.get("is_operator") and node["function_name"].lower() not in _functions():
         raise ExpressionError(
@@ -192,28 +231,64 @@ def _check_node(flag: str, node: Mapping[str, Any], known: Mapping[str, list[str
 @functools.lru_cache(maxsize=1)
 def _functions() -> frozenset[str]:
     """Names of DuckDB's functions of one row whose result depends on nothing else."""
-    rows = duckdb.connect(":memory:", config=_SETTINGS).execute(
-        "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('scalar', 'macro') "
-        "GROUP BY function_name HAVING bool_and(function_type = 'macro' OR stability = 'CONSISTENT') "
+    connection = _connect()
+    rows = connection.execute(
+        "SELECT lower(function_name) FROM duckdb_functions() WHERE function_type IN ('scalar', 'macro') "
+        "GROUP BY ALL HAVING bool_and(function_type = 'macro' OR stability = 'CONSISTENT') "
         "AND NOT bool_or(function_name LIKE 'pg\\_%' ESCAPE '\\' OR function_name LIKE 'current\\_%' ESCAPE '\\')"
     )
-    return frozenset(name.lower() for (name,) in rows.fetchall())
+    known = {name for (name,) in rows.fetchall()} - _NOT_OF_THE_ROW
+    macros = connection.execute(
+        "SELECT lower(function_name), parameters, json_serialize_sql('SELECT ' || macro_definition) "
+        "FROM duckdb_functions() WHERE function_type = 'macro'"
+    ).fetchall()
+    trees = [(name, parameters, json.loads(tree)) for name, parameters, tree in macros]
+    while wrong := {name for name, given, tree in trees if name in known and not _is_of_one_row(given, tree, known)}:
+        known -= wrong
+    return frozenset(known)
+
+
+def _is_of_one_row(parameters: Container[str], tree: Any, known: Container[str]) -> bool:
+    """Return whether a macro is made of its parameters and known functions alone.
+
+    Others sum up rows, make several of one, or tell the time.
+    """
+    nodes = list(_nodes(tree))
+    named = [node["column_names"][0] for node in nodes if node["class"] == "COLUMN_REF"]
+    called = [
+        node["function_name"].lower() for node in nodes if node["class"] == "FUNCTION" and not node["is_operator"]
+    ]
+    plain = all(node["class"] in _ALLOWED for node in nodes)
+    return plain and all(name in parameters for name in named) and all(name in known for name in called)
+
+
+def _taxonomy_of(name: str) -> str:
+    """Return the taxonomy that a column of labels belongs to; empty for a column of the embeddings, dots or not."""
+    taxonomy, dot, field = name.rpartition(".")
+    return taxonomy if dot and field in _LABELS else ""
 
 
 def _known_columns(schema: pa.Schema) -> dict[str, list[str]]:
-    """Lower-case name, as a user writes it → names of the columns it stands for; a taxonomy stands for all of its."""
-    known = {name.lower(): [name] for name in schema.names}
+    """Name, as it is and in lower case → names of the columns it stands for; a taxonomy stands for all of its."""
+    known: dict[str, list[str]] = {}
     for name in schema.names:
-        taxonomy, dot, _ = name.partition(".")
-        if dot:
-            known.setdefault(taxonomy.lower(), []).append(name)
-    return known
+        known.setdefault(name.lower(), [name])
+        known[name] = [name]
+    taxonomies: dict[str, list[str]] = {}
+    for name in schema.names:
+        if taxonomy := _taxonomy_of(name):
+            taxonomies.setdefault(taxonomy.lower(), []).append(name)
+    return known | {name: of for name, of in taxonomies.items() if name not in known}
 
 
 def _columns_of(node: Mapping[str, Any], known: Mapping[str, list[str]]) -> list[str]:
     """Return the columns that a node names itself: the longest of its dotted names that is one."""
-    names = [name.lower() for name in node.get("column_names", ())]
-    return next((known[".".join(names[:n])] for n in range(len(names), 0, -1) if ".".join(names[:n]) in known), [])
+    names = node.get("column_names", ())
+    for n in range(len(names), 0, -1):
+        name = ".".join(names[:n])
+        if found := known.get(name) or known.get(name.lower()):
+            return found
+    return []
 
 
 def _with_float32(text: str, tree: Any, known: Mapping[str, list[str]], schema: pa.Schema) -> str:
@@ -244,9 +319,8 @@ def _as_structs(table: pa.Table) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     fields: dict[str, dict[str, pa.Array]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        taxonomy, dot, field = name.partition(".")
-        if dot:
-            fields.setdefault(taxonomy, {})[field] = _readable(column).combine_chunks()
+        if taxonomy := _taxonomy_of(name):
+            fields.setdefault(taxonomy, {})[name.rpartition(".")[2]] = _readable(column).combine_chunks()
         else:
             plain[name] = _readable(column)
     structs = {name: pa.StructArray.from_arrays(list(of.values()), list(of)) for name, of in fields.items()}

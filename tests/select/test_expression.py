@@ -1,5 +1,9 @@
 """SQL expressions: what they mean, and what they cannot reach."""
 
+import os
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 
@@ -63,12 +67,47 @@ T, F, N = True, False, None
         ("array_cosine_similarity(image_embedding, [1, 0]::FLOAT[2]) > 0.5", [T, F, T, T]),
         ("regexp_matches(key, '[ab]')", [T, T, F, F]),
         ("case when width > 2 then clip_score is null else false end", [F, F, T, T]),
+        ("list_sum([width, 1]) > 2 and if(width > 1, true, false)", [F, T, T, T]),  # macros of one row
+        ("strftime(to_timestamp(0), '%H') = '00'", [T, T, T, T]),
         ("try_cast(licence as integer) is null", [T, T, T, T]),
     ],
 )
 def test_an_expression_means_what_it_says(sql, expected):
     expression = Expression.of("--where", sql, SCHEMA)
     assert expression.evaluate(ROWS).to_pylist() == expected
+
+
+def test_times_do_not_depend_on_where_the_worker_stands():
+    sql = "strftime(timestamptz '2020-01-01 00:00:00', '%Z') = 'UTC' and strftime(to_timestamp(0), '%H') = '00'"
+    code = (
+        "import pyarrow as pa; from clip_transforms.select.expression import Expression; "
+        f"e = Expression.of('--where', {sql!r}, pa.schema([('key', pa.string())])); "
+        "assert e.evaluate(pa.table({'key': ['a']})).to_pylist() == [True]"
+    )
+    env = {**os.environ, "TZ": "Asia/Tokyo"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+ODD = ("a.b", "animals", "Width", "width", "select", "it's", 'say "x"', "_ROW", "rows", "ü", "my column")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_columns_may_have_any_name(name):
+    """Also one that differs from another in case alone, and that of a taxonomy."""
+    schema = pa.schema([*((odd, pa.int32()) for odd in ODD), ("animals.label", pa.string())])
+    rows = pa.table({odd: [place, -1] for place, odd in enumerate(ODD)} | {"animals.label": ["cat", "dog"]}, schema)
+    quoted = '"' + name.replace('"', '""') + '"'
+    expression = Expression.of("--where", f"{quoted} = {ODD.index(name)}", schema)
+    assert expression.columns == (name,) and expression.evaluate(rows).to_pylist() == [True, False]
+    assert Expression.of("--where", "animals.label = 'cat'", schema).evaluate(rows).to_pylist() == [True, False]
+
+
+@pytest.mark.parametrize("sql", ['"Width" > "width"', "animals > 1 and animals.label = 'cat'"])
+def test_columns_that_are_one_to_sql_are_not_mixed_up(sql):
+    schema = pa.schema([*((odd, pa.int32()) for odd in ODD), ("animals.label", pa.string())])
+    with pytest.raises(ExpressionError, match="which SQL cannot tell apart; use one of them"):
+        Expression.of("--where", sql, schema)
 
 
 def test_an_expression_reads_only_the_columns_that_it_names():
@@ -114,6 +153,16 @@ def secret(tmp_path):
         ("current_setting('threads') = '1'", "calls current_setting()"),
         ("sum(width) > 1", "calls sum()"),
         ("random() > 0.5", "calls random()"),
+        ("geomean(width) > 1", "calls geomean()"),  # macros: sums over rows, several rows of one, sub-selects
+        ("wavg(width, 1) > 1", "calls wavg()"),
+        ("json_group_array(key) is null", "calls json_group_array()"),
+        ("generate_subscripts([1, 2], 1) > 1", "calls generate_subscripts()"),
+        ("regexp_split_to_table(key, 'a') = 'a'", "calls regexp_split_to_table()"),
+        ("get_block_size('memory') > 1", "calls get_block_size()"),
+        ("ago('1 day') > '2020-01-01'", "calls ago()"),
+        ("age(timestamp '2020-01-01') > interval 1 day", "calls age()"),
+        ("version() = 'v1'", "calls version()"),
+        ("json_serialize_plan('from x') is null", "calls json_serialize_plan()"),
         ("now() > '2020-01-01'", "calls now()"),
         ("nextval('x') > 1", "calls nextval()"),
         ("row_number() over () > 1", "has a window function"),
@@ -128,6 +177,9 @@ def secret(tmp_path):
         ("zzzzzzz = 1", "there are key, clip_score, width"),
         ("clip_score", "is of the type float, but it must be true or false"),
         ("", "is empty"),
+        ("not " * 900 + "true", "is nested too deeply"),
+        ("abs(" * 900 + "width" + ")" * 900 + " > 0", "is nested too deeply"),
+        ("width > 0 \ud800", "is not UTF-8"),
         ("width = 'a'", "Could not convert"),
     ],
 )
