@@ -29,6 +29,8 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.memory --huge
 	$(BIN)/python -m benchmarks.label
+	$(BIN)/python -m benchmarks.filter
+	$(BIN)/python -m benchmarks.deduplicate
 
 clean:
 	rm -rf $(VENV) demo
