@@ -28,6 +28,7 @@ def write_rows(
     labels: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     columns: Sequence[str] = (),
     embedding_dtype: str = "float32",
+    classes: Sequence[str] = ("cat", "dog"),
 ) -> str:
     """Write a dataset, complete with `_SUCCESS`, and return its folder.
 
@@ -38,9 +39,10 @@ def write_rows(
         labels: taxonomy → for each part its `label`, `probability` and so on.
         columns: the user's columns, written as for `--columns`.
         embedding_dtype: `float32` or `float16`.
+        classes: names of the classes of each taxonomy.
     """
     folder = os.fspath(folder)
-    taxonomies = {name: Taxonomy.from_json(name, {"classes": ["cat", "dog"]}).digest for name in labels or {}}
+    taxonomies = {name: Taxonomy.from_json(name, {"classes": list(classes)}).digest for name in labels or {}}
     settings = {**SETTINGS, "embedding_dtype": embedding_dtype, "columns": str(list(columns))}
     scratch = os.path.join(folder, "_temporary", "made")
     make_folders(folder, [f"labels/{name}" for name in taxonomies])

@@ -65,7 +65,7 @@ class DeduplicateEmbeddings(OverParts):
 
     def begin(self, plan: DuplicatesPlan, folder: RunFolder) -> _Work:
         """Make the output ready, and leave the parts in the run's folder."""
-        plan.new.begin(folder.uri)
+        plan.new.begin(folder)
         dataset, rows = plan.dataset, plan.rows
         runs = runs_of_parts(sorted(dataset.digests.items()), [dataset.rows[part] for part in dataset.parts])
         write_items(folder.uri, runs)

@@ -19,10 +19,11 @@ from clip_transforms.exports.npy import Matrices, write_npy
 from clip_transforms.exports.plan import LAYOUTS, Layout
 from clip_transforms.exports.rows import ExportRows
 from clip_transforms.exports.webdataset import WebDataset
-from clip_transforms.parts.dataset import Dataset
-from clip_transforms.parts.footers import part_uri, read_footer
+from clip_transforms.parts.dataset import Dataset, check_labels
+from clip_transforms.parts.footers import part_names, part_uri, read_digests, read_footer
 from clip_transforms.parts.manifest import existing_dataset
-from clip_transforms.run.new_output import WORK, NewOutput
+from clip_transforms.parts.reader import DatasetError
+from clip_transforms.run.new_output import WORK, NewOutput, digest_of
 from clip_transforms.run.over_parts import OverParts, Step, read_items, write_items
 from clip_transforms.run.run_folder import RunFolder
 from clip_transforms.run.settings import reader_options
@@ -80,7 +81,7 @@ class ExportEmbeddings(OverParts):
 
     def begin(self, plan: ExportPlan, folder: RunFolder) -> _Exporting:
         """Make the output ready, and leave the parts and the rows of listings in the run's folder."""
-        plan.new.begin(folder.uri)
+        plan.new.begin(folder)
         for name in {name for names in LAYOUTS.values() for name in names} - set(plan.new.folders):
             storage.remove(storage.join(plan.output, name))
         write_items(folder.uri, plan.dataset.parts)
@@ -90,7 +91,7 @@ class ExportEmbeddings(OverParts):
         if plan.layout.name == "datacomp_uids":
             storage.make_folder(storage.join(plan.output, WORK))
         rows = ExportRows(
-            plan.dataset.uri, plan.selection.settled(folder.uri), plan.layout.needed, plan.layout.taxonomies
+            plan.dataset.uri, plan.selection.settled(folder.uri), plan.layout.needed, tuple(plan.layout.classes)
         )
         return _Exporting(plan.new, plan.layout, rows, reader, folder.uri)
 
@@ -178,10 +179,25 @@ class _Exporting:
                 f"the counts do not add up: {state.selected} rows selected, {state.exported} exported, left out "
                 f"{left_out}; please report this"
             )
+        self._check_unchanged()
         made_by = {name: value for name, value in self.new.command.items() if name not in ("format", "digest")}
         counts = {"selected": state.selected, "exported": state.exported, "left_out": left_out, "files": state.files}
         content = {"made_by": made_by, "counts": counts, "entries": _entries(self.new)}
         return self.new.finish(content, self.folder)
+
+    def _check_unchanged(self) -> None:
+        """Refuse a dataset that changed while it was read: parts of two states must not become one export."""
+        dataset = self.rows.dataset
+        parts = sorted(part_names(dataset, "embeddings"))
+        digests = read_digests(dataset, "embeddings", parts)
+        now = {part: digests.get(part) or "" for part in parts}
+        if digest_of(now) != self.new.command["digest"] or (
+            check_labels(dataset, now, tuple(self.layout.classes)) != self.layout.classes
+        ):
+            raise DatasetError(
+                f"{dataset} has changed while this command read it; give the command again, with --overwrite, when "
+                "nothing writes to the dataset"
+            )
 
     def read(self, part: str, wanted: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes | None, str]]:
         """Read pictures of a part again."""

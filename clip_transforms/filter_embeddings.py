@@ -23,6 +23,7 @@ from clip_transforms.select.filtering import Candidates, Filter
 from clip_transforms.select.selection import PARTS, RECORD, committed_counts, record_of, write_part
 from schemas.provenance import Footer
 
+Parts = list[tuple[str, str]]  # (part, digest)
 _GROUP_ROWS = 100_000  # parts are done together up to so many rows
 
 
@@ -67,7 +68,7 @@ class FilterEmbeddings(OverParts):
 
     def begin(self, plan: FilterPlan, folder: RunFolder) -> _Filtering:
         """Make the output ready, and leave the parts in the run's folder."""
-        plan.new.begin(folder.uri)
+        plan.new.begin(folder)
         write_items(folder.uri, plan.groups())
         rows = dataclasses.replace(plan.filter, selection=plan.filter.selection.settled(folder.uri))
         return _Filtering(plan.new, rows, plan.dataset.fingerprint, folder.uri)
@@ -132,9 +133,9 @@ class _Filtering:
     def dataset(self) -> str:
         return self.new.command["dataset"]
 
-    def parts(self) -> Iterator[list[str]]:
-        """Yield the names of each group of parts."""
-        return ([part for part, _ in group] for group in read_items(self.folder))
+    def groups(self) -> Iterator[list[tuple[str, str]]]:
+        """Yield groups of parts, as (part, digest)."""
+        return ([(part, digest) for part, digest in group] for group in read_items(self.folder))
 
     @property
     def steps(self) -> list[Step]:
@@ -159,16 +160,16 @@ class _Count(Step):
     level: int
     threaded = True
 
-    def items(self, state: Cut | None) -> Iterator[tuple[list[str], int, int | None]]:
+    def items(self, state: Cut | None) -> Iterator[tuple[Parts, int, int | None]]:
         if state is None:
             guess = None
-            for parts in self.run.parts():
+            for parts in self.run.groups():
                 guess = self._guess(parts[0]) if guess is None else guess
                 yield parts, 0, guess
         elif state.search and state.search.prefix not in state.ahead:
-            yield from ((parts, state.search.prefix, None) for parts in self.run.parts())
+            yield from ((parts, state.search.prefix, None) for parts in self.run.groups())
 
-    def _guess(self, part: str) -> int | None:
+    def _guess(self, part: tuple[str, str]) -> int | None:
         """Guess the upper 16 bits of the cut from one part. If the guess is right, the next pass is not needed."""
         found = self.run.filter.candidates(self.run.dataset, [part])[0]
         if self.run.filter.top_fraction is None or not len(found.keys):
@@ -176,7 +177,7 @@ class _Count(Step):
         place = min(place_of_fraction(found.ranked, self.run.filter.top_fraction), len(found.keys) - 1)
         return Search(place).narrowed(histogram(found.keys, 0, 0)).prefix
 
-    def do(self, item: tuple[list[str], int, int | None]) -> Counts:
+    def do(self, item: tuple[Parts, int, int | None]) -> Counts:
         parts, prefix, guess = item
         found = self.run.filter.candidates(self.run.dataset, parts)
         keys = np.concatenate([of_part.keys for of_part in found])
@@ -199,15 +200,15 @@ class _CountTies(Step):
     run: _Filtering
     threaded = True
 
-    def items(self, state: Cut) -> Iterator[tuple[list[str], int]]:
+    def items(self, state: Cut) -> Iterator[tuple[Parts, int]]:
         search = state.search
         if search and search.above + state.ties > (self.run.filter.top_count or 0):
-            yield from ((parts, search.prefix) for parts in self.run.parts())
+            yield from ((parts, search.prefix) for parts in self.run.groups())
 
-    def do(self, item: tuple[list[str], int]) -> list[tuple[str, int, str, int]]:
+    def do(self, item: tuple[Parts, int]) -> list[tuple[str, int, str, int]]:
         parts, key = item
         found = self.run.filter.candidates(self.run.dataset, parts, ["shard", "row"])
-        return [tie for part, of_part in zip(parts, found, strict=True) for tie in _ties(part, of_part, key)]
+        return [tie for (part, _), of_part in zip(parts, found, strict=True) for tie in _ties(part, of_part, key)]
 
     def add(self, summaries: Iterable[list]) -> list:
         return [tie for ties in summaries for tie in ties]
@@ -247,10 +248,9 @@ class _WriteParts(Step):
         group, cut = item
         run = self.run
         counts = {part: committed_counts(run.new.uri, part, digest) for part, digest, _ in group}
-        missing = [part for part, found in counts.items() if found is None]
-        candidates = (
-            dict(zip(missing, run.filter.candidates(run.dataset, missing, KEYS), strict=True)) if missing else {}
-        )
+        missing = [(part, digest) for part, digest, _ in group if counts[part] is None]
+        names = [part for part, _ in missing]
+        candidates = dict(zip(names, run.filter.candidates(run.dataset, missing, KEYS), strict=True)) if missing else {}
         for part, digest, quota in group:
             if part in candidates:
                 kept, counted = candidates[part].kept(cut, quota)

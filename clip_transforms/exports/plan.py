@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -40,7 +40,7 @@ class Layout:
         name: one of LAYOUTS.
         per_shard: the most samples of a tar.
         modalities: the modalities whose embeddings are written, of layouts of vectors; rows without are left out.
-        taxonomies: taxonomies whose labels go along.
+        classes: taxonomy whose labels go along → digest of its classes.
         stored: names of all columns of the embeddings.
         columns: names of the user's own columns.
         all_captions: whether the dataset has all captions of a sample.
@@ -52,7 +52,7 @@ class Layout:
     name: str
     per_shard: int
     modalities: tuple[str, ...]
-    taxonomies: tuple[str, ...]
+    classes: Mapping[str, str]
     stored: tuple[str, ...]
     columns: tuple[str, ...]
     all_captions: bool
@@ -91,13 +91,13 @@ class Layout:
         if storage.as_setting(per_shard, "samples_per_shard", "int") < 1:
             raise ValueError(f"--samples_per_shard is {per_shard}, but it must be 1 or more")
         modalities = _modalities(dataset, name, modality) if name in _OF_VECTORS else ()
-        taxonomies = _taxonomies(dataset, labels) if name in _WITH_LABELS else ()
+        classes = _classes(dataset, labels) if name in _WITH_LABELS else {}
         schema = _schema(dataset)
         return cls(
             name,
             per_shard,
             modalities,
-            taxonomies,
+            classes,
             tuple(schema.names),
             tuple(column for column in schema.names if column not in reserved_names()),
             name == "webdataset" and has_captions(dataset.uri),
@@ -120,7 +120,8 @@ class Layout:
             "as": self.name,
             "samples_per_shard": self.per_shard if self.name == "webdataset" else None,
             "modality": list(self.modalities) or None,
-            "labels": list(self.taxonomies) if self.name in _WITH_LABELS else None,
+            "labels": list(self.classes) if self.name in _WITH_LABELS else None,
+            "classes": self.classes or None,
             "allow_uri": list(self.allow_uri) or None,
         }
         return {name: value for name, value in given.items() if value is not None}
@@ -154,12 +155,11 @@ def _modalities(dataset: Dataset, name: str, asked: str | None) -> tuple[str, ..
     return tuple(wanted)
 
 
-def _taxonomies(dataset: Dataset, labels: storage.Places | None) -> tuple[str, ...]:
-    """Decide whose labels go along: those that were asked for, or all."""
+def _classes(dataset: Dataset, labels: storage.Places | None) -> dict[str, str]:
+    """Decide whose labels go along: those that were asked for, or all. Taxonomy → digest of its classes."""
     known = dataset.taxonomies
     wanted = known if labels is None else list(storage.as_names(labels, "labels")) if labels else []
     if unknown := [taxonomy for taxonomy in wanted if taxonomy not in known]:
         there = f"its taxonomies are {', '.join(known)}" if known else "it has no labels"
         raise ValueError(f"--labels names {unknown[0]}, but {dataset.uri} has none of that name: {there}")
-    check_labels(dataset.uri, dataset.digests, wanted)
-    return tuple(wanted)
+    return check_labels(dataset.uri, dataset.digests, wanted)

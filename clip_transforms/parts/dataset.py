@@ -49,16 +49,19 @@ def check_dataset(output: str) -> dict[str, Footer]:
     return {name: footers[name] for name in names}
 
 
-def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[str]) -> None:
+def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[str]) -> dict[str, str]:
     """Check that all parts have labels of these taxonomies, made from their embeddings and of the same classes.
 
     Args:
         output: URI of the dataset.
         digests: part → digest, of all parts.
         taxonomies: names of taxonomies.
+    Returns:
+        Taxonomy → digest of its classes.
     Raises:
         DatasetError: naming the taxonomy.
     """
+    classes: dict[str, str] = {}
     for taxonomy in taxonomies:
         makes = f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
         labels = read_footers(output, f"labels/{taxonomy}", sorted(digests))
@@ -72,10 +75,13 @@ def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[s
                 f"{output} has labels/{taxonomy} made from other embeddings for {counted(len(stale), 'part')}, "
                 f"{stale[0]} among them; {makes}"
             )
-        if len({footer.get("taxonomy_digest") for footer in labels.values()}) > 1:
+        found = {str(footer.get("taxonomy_digest", "")) for footer in labels.values()}
+        if len(found) > 1:
             raise DatasetError(
                 f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
             )
+        classes[taxonomy] = found.pop()
+    return classes
 
 
 def check_rows(output: str, parts: Sequence[str], rows: str) -> None:

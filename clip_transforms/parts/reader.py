@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,6 +39,8 @@ def read_table(
     columns: Sequence[str] | None = None,
     taxonomies: Sequence[str] = (),
     rows: str = "embeddings",
+    *,
+    made_from: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Read the rows of one part, with labels beside them. Of the files only the columns asked for are read.
 
@@ -49,10 +51,12 @@ def read_table(
         taxonomies: taxonomies whose labels are joined, as columns `<taxonomy>.label`, `.probability`, `.similarity`,
             `.margin` and `.top`.
         rows: one of ROWS: `embeddings`, a row per sample, or `captions`, a row per caption with its sample's labels.
+        made_from: kind of file → digest that was seen in it earlier: of `embeddings` that of the rows, of
+            `labels/<taxonomy>` that of the classes.
     Returns:
         The rows in the order of the part; embeddings are FixedSizeList of d float32 or float16.
     Raises:
-        DatasetError: if files of the part do not belong together, or a column does not exist.
+        DatasetError: if files of the part do not belong together or have changed, or a column does not exist.
     """
     with contextlib.ExitStack() as stack:
         kinds = [rows, *(f"labels/{taxonomy}" for taxonomy in taxonomies)]
@@ -64,6 +68,13 @@ def read_table(
                 raise DatasetError(
                     f"the {kind.partition('/')[0]} of {part} in {output} were made from other embeddings; run the same "
                     "command again"
+                )
+        for kind, footer in zip(kinds, footers, strict=True):
+            digest = footer.get("digest" if kind == rows else "taxonomy_digest")
+            if made_from and digest != made_from.get(kind, digest):
+                raise DatasetError(
+                    f"{part_uri(output, kind, part)} was replaced while this command read the dataset; give the "
+                    "command again when nothing writes to the dataset"
                 )
         prefixes = ["", *(f"{taxonomy}." for taxonomy in taxonomies)]
         offered = [

@@ -12,6 +12,7 @@ from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.footers import part_names
 from clip_transforms.parts.manifest import OutputError, clear_success, write_json
+from clip_transforms.run.run_folder import RunFolder
 from schemas.provenance import FORMAT_VERSION, check_format
 
 _COMMAND, WORK = "_command.json", "_work"
@@ -58,8 +59,10 @@ class NewOutput:
         writes = [names["record"], *names["folders"]]
         content = json.loads(json.dumps({"format": FORMAT_VERSION, **command, **source, "writes": writes}))
         new = cls(uri, content, overwrite=storage.as_setting(overwrite, "overwrite", "bool"), **names)
-        if f"{uri}/".startswith(f"{dataset.uri}/") or f"{dataset.uri}/".startswith(f"{uri}/"):
-            raise OutputError(f"--output {uri} and the dataset {dataset.uri} lie in each other; give another folder")
+        selections = (given["selection"] for given in command.get("selection", ()))
+        for what, read in (("the dataset", dataset.uri), *(("--selection", selection) for selection in selections)):
+            if f"{uri}/".startswith(f"{read}/") or f"{read}/".startswith(f"{uri}/"):
+                raise OutputError(f"--output {uri} and {what} {read} lie in each other; give another folder")
         new._check(new._made())
         storage.check_writable(uri)
         return new
@@ -88,7 +91,7 @@ class NewOutput:
             return
         changed = [name for name in {**made, **self.command} if made.get(name) != self.command.get(name)]
         cure = "give another --output, or --overwrite to replace what is there"
-        if changed == ["digest"]:
+        if set(changed) <= {"digest", "classes"}:
             raise OutputError(f"{self.command['dataset']} has changed since --output {self.uri} was made; {cure}")
         others = [name for name in changed if name not in ("digest", "fingerprint", "writes")]
         difference = ", ".join(f"{name} was {_given(made, name)}, now {_given(self.command, name)}" for name in others)
@@ -105,18 +108,23 @@ class NewOutput:
             return None
         if parts and not set(parts) <= part_names(self.uri, folder):
             return None
-        return json.loads(storage.read_bytes(storage.join(self.uri, self.record)))
+        return _record(storage.join(self.uri, self.record))
 
-    def begin(self, scratch: str) -> None:
+    def begin(self, folder: RunFolder) -> None:
         """Make the folder ready: what another command made goes, what the same one made stays.
 
         Args:
-            scratch: URI of the run's temporary folder.
+            folder: the run's temporary folder.
         Raises:
-            OutputError: if another command has begun here in the meantime.
+            OutputError: if another command has begun here in the meantime, or is at work here still.
         """
+        scratch = folder.uri
         made = self._made()
         self._check(made)
+        if made not in (None, self.command) and folder.others_live():
+            raise OutputError(
+                f"--output {self.uri} is being written by another command; wait for its end, or give another --output"
+            )
         clear_success(self.uri)
         if made != self.command:
             for name in {*((made or {}).get("writes", ())), *self.command["writes"], WORK}:
@@ -131,6 +139,15 @@ class NewOutput:
         write_json(storage.join(self.uri, self.record), content, scratch)
         storage.write_bytes(storage.join(self.uri, "_SUCCESS"), b"", scratch)
         return content
+
+
+def _record(uri: str) -> Mapping[str, Any] | None:
+    """Read a record; None if it is gone or damaged, so that it is made again."""
+    try:
+        content = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def digest_of(digests: Mapping[str, str]) -> str:

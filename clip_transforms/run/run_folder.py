@@ -151,6 +151,14 @@ class RunFolder:
         finally:
             os.close(handle)
 
+    def others_live(self) -> bool:
+        """Whether another run on this machine is known to be at work in the output."""
+        if not self._local:
+            return False
+        others = (storage.join(self._parent, name) for name in storage.names_in(self._parent))
+        locks = (os.path.join(storage.normalise(uri), _LOCK) for uri in others if uri != self.uri)
+        return any(self._is_unlocked(lock) is False for lock in locks)
+
     def _remove_dead(self) -> None:
         oldest = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - _WEEK))
         for name in storage.names_in(self._parent):

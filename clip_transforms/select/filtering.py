@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels
-from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.footers import part_names, part_uri
 from clip_transforms.parts.reader import KEYS, DatasetError, read_table
 from clip_transforms.select.cut import ordered
 from clip_transforms.select.expression import Expression, names_of
@@ -36,7 +36,7 @@ class Filter:
         top_fraction, top_count: how much of the ranked rows stays; at most one of them.
         sample_fraction, seed: the seeded sample that is taken; None for no sample.
         selection: which rows are looked at.
-        taxonomies: taxonomies whose labels are read.
+        classes: taxonomy whose labels are read → digest of its classes.
     """
 
     where: Expression | None
@@ -46,7 +46,7 @@ class Filter:
     sample_fraction: float | None
     seed: int
     selection: Selection
-    taxonomies: tuple[str, ...]
+    classes: Mapping[str, str]
 
     @classmethod
     def of(
@@ -75,9 +75,8 @@ class Filter:
         condition = _expression("--where", where, schema)
         rank = _expression("--by", (by or "clip_score") if ranks else None, schema)
         used = {name.partition(".")[0] for name in names_of([condition, rank]) if "." in name}
-        taxonomies = tuple(sorted(used & set(dataset.taxonomies)))
-        check_labels(dataset.uri, dataset.digests, taxonomies)
-        return cls(condition, rank, *numbers, Selection.open(dataset, selection), taxonomies)
+        classes = check_labels(dataset.uri, dataset.digests, sorted(used & set(dataset.taxonomies)))
+        return cls(condition, rank, *numbers, Selection.open(dataset, selection), classes)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,6 +89,7 @@ class Filter:
             "sample_fraction": self.sample_fraction,
             "seed": None if self.sample_fraction is None else self.seed,
             "selection": list(self.selection.identity) or None,
+            "classes": self.classes or None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -103,23 +103,34 @@ class Filter:
         """Type of the values that rows are ranked by: float32, or float64 for everything else."""
         return np.dtype(np.float32 if self.by and self.by.is_float32 else np.float64)
 
-    def candidates(self, dataset: str, parts: Sequence[str], also: Sequence[str] = ()) -> list[Candidates]:
+    def candidates(self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str] = ()) -> list[Candidates]:
         """Find the rows of some parts that may stay, before the best of them are known.
 
         Args:
             dataset: URI of the dataset.
-            parts: names of the parts, of which all columns that are needed must fit into memory.
+            parts: (name, digest) of the parts, of which all columns that are needed must fit into memory.
             also: columns to read besides.
         Returns:
             The candidates of each part.
+        Raises:
+            DatasetError: if a part has another digest by now, or labels of other classes.
         """
         names = {*names_of([self.where, self.by]), *also}
         names |= {"row"} if self.selection.places else set()
         names |= {"shard", "row"} if self.sample_fraction is not None else set()
-        tables = [read_table(dataset, part, sorted(names or {"row"}), self.taxonomies) for part in parts]
+        labels = {f"labels/{taxonomy}": digest for taxonomy, digest in self.classes.items()}
+        tables = [
+            read_table(
+                dataset, part, sorted(names or {"row"}), [*self.classes], made_from={"embeddings": digest, **labels}
+            )
+            for part, digest in parts
+        ]
         truths = self.where.evaluate_each(tables) if self.where else [None] * len(tables)
         ranks = self.by.evaluate_each(tables) if self.by else [None] * len(tables)
-        return [self._candidates(*of_part) for of_part in zip(parts, tables, truths, ranks, strict=True)]
+        return [
+            self._candidates(*of_part)
+            for of_part in zip((part for part, _ in parts), tables, truths, ranks, strict=True)
+        ]
 
     def _candidates(self, part: str, table: pa.Table, truth: pa.Array | None, rank: pa.Array | None) -> Candidates:
         """Return the candidates of one part.
@@ -223,8 +234,9 @@ def columns_of(dataset: Dataset) -> pa.Schema:
     """Return the columns of a dataset; those of labels are called `<taxonomy>.<column>`."""
     fields = list(_schema(part_uri(dataset.uri, "embeddings", dataset.parts[0]), dataset.embed_dim))
     for taxonomy in dataset.taxonomies:
-        uri = part_uri(dataset.uri, f"labels/{taxonomy}", dataset.parts[0])
-        if storage.exists(uri):
+        labelled = sorted(part_names(dataset.uri, f"labels/{taxonomy}") & set(dataset.parts))
+        if labelled:  # where some parts have no labels, `check_labels` says so
+            uri = part_uri(dataset.uri, f"labels/{taxonomy}", labelled[0])
             columns = [field for field in _schema(uri, dataset.embed_dim) if field.name not in KEYS]
             fields += [field.with_name(f"{taxonomy}.{field.name}") for field in columns]
     return pa.schema(fields)

@@ -114,9 +114,18 @@ class Selection:
 
 def _named(rows: pa.ChunkedArray, uri: str) -> np.ndarray:
     """Say which rows a part of a selection names."""
-    with storage.open_input(uri) as file:
-        named = pq.ParquetFile(file).read(["row"], use_threads=False).column("row")
-    return pc.is_in(rows, value_set=named.combine_chunks()).to_numpy()
+    try:
+        with storage.open_input(uri) as file:
+            named = pq.ParquetFile(file).read(["row"], use_threads=False).column("row").cast(pa.int64())
+    except (OSError, KeyError, pa.ArrowException) as error:
+        if storage.is_of_the_machine(error):
+            raise
+        state = "is gone" if isinstance(error, FileNotFoundError) else f"is damaged ({' '.join(str(error).split())})"
+        raise SelectionError(f"{uri} {state}; run the command that made this --selection again") from error
+    found = pc.is_in(rows, value_set=named.combine_chunks()).to_numpy()
+    if np.count_nonzero(found) != len(named):
+        raise SelectionError(f"{uri} names rows that the dataset does not have; make this --selection again")
+    return found
 
 
 def _check_folder(uri: str, dataset: Dataset) -> dict[str, str]:
@@ -128,7 +137,13 @@ def _check_folder(uri: str, dataset: Dataset) -> dict[str, str]:
         )
     if not storage.exists(storage.join(uri, "_SUCCESS")):
         raise SelectionError(f"--selection {uri} is not complete; run the command that made it again")
-    content = json.loads(storage.read_bytes(record))
+    try:
+        content = json.loads(storage.read_bytes(record))
+        counts_of = content["counts"]["kept"]
+    except (FileNotFoundError, ValueError, RecursionError, TypeError, KeyError):
+        counts_of = None
+    if not isinstance(counts_of, int):
+        raise SelectionError(f"{record} is gone or damaged; run the command that made --selection {uri} again")
     if content.get("fingerprint") != dataset.fingerprint:
         raise SelectionError(
             f"--selection {uri} was made from {content.get('dataset')}, which had other settings than {dataset.uri}; "

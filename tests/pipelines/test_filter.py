@@ -16,6 +16,8 @@ from test_runners import TWO_PROCESSES, portable
 
 from benchmarks.datasets import write_rows
 from clip_transforms import Dataset, FilterEmbeddings, filter_embeddings
+from clip_transforms.clip.taxonomy import Taxonomy
+from clip_transforms.filter_embeddings import _Count, _WriteParts
 from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.parts.manifest import OutputError
 from clip_transforms.select.filtering import Filter
@@ -25,15 +27,16 @@ from pipelines import filter as filter_command
 
 SCORES = [[0.5, 0.1, None, 0.3], [0.3, 0.3], [], [0.9, float("nan"), 0.3]]
 LABELS = [["cat", "dog", None, "cat"], ["cat", "cat"], [], ["dog", "cat", "cat"]]
+ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]}).digest
 CONDITIONS = {"where": "animals.label = 'cat'", "by": "clip_score", "top_count": 3}
 
 
-def write(folder, scores=SCORES):
+def write(folder, scores=SCORES, labels=LABELS, classes=("cat", "dog")):
     parts = [{"clip_score": of, "width": [10] * len(of), "image_embedding": np.eye(len(of), 4)} for of in scores]
     labels = [
-        {"label": of[: len(part)], "probability": [0.5] * len(part)} for of, part in zip(LABELS, scores, strict=True)
+        {"label": of[: len(part)], "probability": [0.5] * len(part)} for of, part in zip(labels, scores, strict=True)
     ]
-    return write_rows(folder, parts, {"animals": labels})
+    return write_rows(folder, parts, {"animals": labels}, classes=classes)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_a_selection_names_the_kept_rows_of_each_part(dataset, tmp_path):
         == {
             "dataset": dataset,
             "fingerprint": Dataset.open(dataset).fingerprint,
-            "made_by": {"verb": "filter", **CONDITIONS},
+            "made_by": {"verb": "filter", **CONDITIONS, "classes": {"animals": ANIMALS}},
             "counts": {"seen": 9, "kept": 3, "dropped": {"top": 2, "where": 2}, "null": 2},
             "cut": {"n": 6, "values": 5, "threshold": float(np.float32(0.3)), "above": 1, "ties": 4},
         }
@@ -178,6 +181,73 @@ def test_an_output_in_or_around_the_dataset_is_refused(dataset, place):
     with pytest.raises(OutputError, match="lie in each other"):
         filter_embeddings(dataset, f"{dataset}/{place}".rstrip("/"), where="1 = 1")
     assert files(Path(dataset)) == before
+
+
+@pytest.mark.parametrize("place", ["kept", "kept/parts", "."])
+def test_an_output_in_or_around_a_selection_is_refused(dataset, tmp_path, place):
+    """With --overwrite the selection was removed before it was read."""
+    (tmp_path / "s").mkdir()
+    selection = select(dataset, tmp_path / "s", "kept", where="clip_score > 0.2")
+    before = files(selection)
+    with pytest.raises(OutputError, match="--output .* and --selection .* lie in each other; give another folder"):
+        filter_embeddings(dataset, tmp_path / "s" / place, selection=selection, where="true", overwrite=True)
+    assert files(selection) == before
+
+
+def test_two_commands_at_once_on_one_output_do_not_mix(dataset, reference, tmp_path, monkeypatch):
+    """The first went on writing into what the second had begun to replace."""
+    items, refused = _WriteParts.items, []
+
+    def overwritten(self, state):
+        monkeypatch.undo()
+        with pytest.raises(OutputError, match="is being written by another command; wait for its end") as refusal:
+            filter_embeddings(dataset, tmp_path / "kept", where="true", overwrite=True)
+        refused.append(refusal)
+        filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)  # the same one may come in between
+        yield from items(self, state)
+
+    monkeypatch.setattr(_WriteParts, "items", overwritten)
+    filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
+    assert refused and files(tmp_path / "kept") == reference
+    filter_embeddings(dataset, tmp_path / "kept", where="true", overwrite=True)
+    assert len(kept(tmp_path / "kept")) == 9
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"], ids=["gone", "cut off", "other"])
+def test_a_record_that_is_gone_or_damaged_is_made_again(dataset, reference, tmp_path, content):
+    filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
+    record = tmp_path / "kept" / "selection.json"
+    record.unlink() if content is None else record.write_text(content)
+    with pytest.raises(
+        SelectionError, match="selection.json is gone or damaged; run the command"
+    ):
+        filter_embeddings(dataset, tmp_path / "again", selection=tmp_path / "kept")
+    filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
+    assert files(tmp_path / "kept") == reference
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"row": ["a"]}, "part-00001.parquet is damaged"),
+        ({"key": ["a"]}, "part-00001.parquet is damaged"),
+        ({"row": [77]}, "part-00001.parquet names rows that the dataset does not have"),
+        ({"row": [0, 0]}, "part-00001.parquet names rows that the dataset does not have"),
+        ({"row": pa.nulls(1, pa.int64())}, "part-00001.parquet names rows that the dataset does not have"),
+    ],
+    ids=["types", "columns", "other rows", "rows twice", "nulls"],
+)
+def test_a_selection_that_was_tampered_with_is_one_sentence(dataset, tmp_path, columns, said):
+    filter_embeddings(dataset, tmp_path / "kept", where="true")
+    part = tmp_path / "kept" / "parts" / "part-00001.parquet"
+    footer = pq.ParquetFile(part).metadata.metadata[b"clip"]
+    table = pa.table(columns)
+    with pq.ParquetWriter(part, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"clip": footer})
+    with pytest.raises(SelectionError, match=said) as refusal:
+        filter_embeddings(dataset, tmp_path / "again", selection=tmp_path / "kept")
+    assert "\n" not in str(refusal.value) and not (tmp_path / "again" / "_SUCCESS").exists()
 
 
 def test_an_output_that_holds_something_else_is_refused(dataset, tmp_path):
@@ -290,6 +360,35 @@ def test_a_selection_of_a_dataset_that_has_changed_is_refused_by_name(tmp_path):
     assert filter_embeddings(out, tmp_path / "kept", where="1 = 1", overwrite=True)["counts"]["kept"] == 9
 
 
+@pytest.mark.parametrize("step", [_Count, _WriteParts], ids=["before the first pass", "before the last"])
+@pytest.mark.parametrize("change", ["rows", "classes"])
+def test_a_dataset_that_changes_while_a_filter_runs_is_not_mixed(tmp_path, monkeypatch, step, change):
+    """Counted in one state and written in another, three rows at most became all."""
+    out, items = write(tmp_path / "out"), step.items
+
+    def change_first(self, state):
+        others = {"scores": [[0.9] * len(of) for of in SCORES]} if change == "rows" else {"classes": ["dog", "cat"]}
+        write(tmp_path / "out", **others)
+        yield from items(self, state)
+
+    monkeypatch.setattr(step, "items", change_first)
+    with pytest.raises(DatasetError, match="part-00000.parquet was replaced while this command read the dataset"):
+        filter_embeddings(out, tmp_path / "kept", **CONDITIONS)
+    assert not (tmp_path / "kept" / "_SUCCESS").exists() and kept(tmp_path / "kept") == []
+
+
+def test_labels_of_other_classes_make_another_selection(tmp_path):
+    out = write(tmp_path / "out")
+    filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
+    (tmp_path / "kept" / "parts" / "part-00000.parquet").unlink()  # as if it had been killed there
+    turned = [[{"cat": "dog", "dog": "cat", None: None}[label] for label in of] for of in LABELS]
+    write(tmp_path / "out", labels=turned, classes=("cat", "dog", "cow"))
+    with pytest.raises(OutputError, match="has changed since --output .* was made; give another --output, or --over"):
+        filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
+    filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'", overwrite=True)
+    assert kept(tmp_path / "kept") == [(0, 1), (3, 0)]
+
+
 def test_samples_are_the_same_everywhere_and_larger_ones_contain_smaller_ones(dataset, tmp_path):
     parts = [{"shard": f"/s{n}.tar", "clip_score": np.zeros(1000)} for n in range(4)]
     out = write_rows(tmp_path / "out", parts)
@@ -335,6 +434,9 @@ def test_labels_that_are_missing_or_stale_are_refused_where_they_are_read(tmp_pa
     (labels / "part-00003.parquet").unlink()
     with pytest.raises(DatasetError, match="no labels/animals for 1 of 4 parts, part-00003 among them; python -m pip"):
         filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
+    (labels / "part-00000.parquet").unlink()
+    with pytest.raises(DatasetError, match="no labels/animals for 2 of 4 parts, part-00000 among them; python -m pip"):
+        filter_embeddings(out, tmp_path / "none", where="animals.label = 'cat'")
     assert filter_embeddings(out, tmp_path / "kept", where="clip_score > 0")["counts"]["kept"] == 7
 
 
