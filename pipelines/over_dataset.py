@@ -11,8 +11,15 @@ from clip_transforms.run.over_parts import OverParts, Plan
 from pipelines.command import DONE, FAILED
 from pipelines.command_line import Parser, UsageError
 from pipelines.launch import launch, make_pipeline
-from pipelines.options import EXIT_CODES, parse
+from pipelines.options import parse
 from pipelines.terminal import say
+
+_EXIT_CODES = (
+    "Exit codes: 0: done, also if nothing is left of the rows. 1: the run failed. 2: the command line, the dataset or "
+    "the existing output is wrong; nothing was started. Beam's own flags may follow; the default of --runner is "
+    "FnApiRunner, which works in this process."
+)
+_ORDER = ("selection", "where", "sample", "top")  # in which the conditions of a filter apply
 
 
 def dataset_parser(name: str, description: str, output: str) -> argparse.ArgumentParser:
@@ -26,7 +33,7 @@ def dataset_parser(name: str, description: str, output: str) -> argparse.Argumen
     parser = Parser(
         prog=f"python -m pipelines.{name}",
         description=description,
-        epilog=EXIT_CODES,
+        epilog=_EXIT_CODES,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -90,7 +97,8 @@ def selection_lines(output: str, content: Mapping[str, Any]) -> list[str]:
     """Return the closing lines of a command that wrote a selection."""
     counts = content["counts"]
     kept = [f"{counts['kept']:,} kept"]
-    kept += [f"{number:,} dropped by {reason}" for reason, number in counts["dropped"].items() if number]
+    dropped = sorted(counts["dropped"].items(), key=lambda item: (*_ORDER, item[0]).index(item[0]))
+    kept += [f"{number:,} dropped by {reason}" for reason, number in dropped if number]
     kept += [f"{counts['null']:,} null"] if counts["null"] else []
     line = f"{counted(counts['seen'], 'row')} = {' + '.join(kept)}, in {output}"
     return [line, *([] if counts["kept"] else ["note: the selection is empty"])]

@@ -170,15 +170,23 @@ def as_taxonomies(taxonomies: Taxonomies) -> tuple[Taxonomy, ...]:
     )
 
 
-def check_names(taxonomies: Iterable[Taxonomy]) -> None:
-    """Refuse two taxonomies with the same name.
+def check_names(taxonomies: Iterable[Taxonomy], columns: Iterable[str] = ()) -> None:
+    """Refuse two taxonomies with the same name, and one with the name of a column.
 
+    In an expression such as `animals.label = 'cat'`, a taxonomy stands beside the columns.
+
+    Args:
+        taxonomies: the taxonomies.
+        columns: names of columns of the embeddings; upper and lower case are the same.
     Raises:
-        TaxonomyError: if two have the same name; the message gives the name.
+        TaxonomyError: naming the taxonomy.
     """
+    lower = {column.lower() for column in columns}
     for name, count in Counter(t.name for t in taxonomies).items():
         if count > 1:
             raise TaxonomyError(f"--taxonomy {name} is given {count} times; the names of the files must differ")
+        if name.lower() in lower:
+            raise TaxonomyError(f"--taxonomy {name} has the name of a column of the dataset; rename the file")
 
 
 def _read(uri: str) -> str:

@@ -12,6 +12,7 @@ from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import TOP_LABELS, stale_labels
 from clip_transforms.parts.dataset import check_dataset
+from clip_transforms.parts.footers import column_names
 from clip_transforms.parts.manifest import (
     OutputError,
     check_taxonomies,
@@ -95,7 +96,6 @@ def plan_labels(
     overwrite = storage.as_setting(overwrite, "overwrite", "bool")
     if top_labels < 1:
         raise ValueError(f"--top_labels is {top_labels}, but it must be 1 or more")
-    check_names(taxonomies)
     output = storage.normalise(dataset)
     made = existing_dataset(output)
     check_classes(output, taxonomies)
@@ -104,6 +104,7 @@ def plan_labels(
     if not overwrite:
         check_taxonomies(output, made, digests)
     footers = check_dataset(output)
+    check_names(taxonomies, column_names(output, min(footers)))
     stale = stale_labels(output, footers, digests, top_labels)
     return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(footers), stale)
 

@@ -45,6 +45,12 @@ def part_uri(output: str, kind: str, part: str) -> str:
     return storage.join(output, kind, f"{part}.parquet")
 
 
+def column_names(output: str, part: str) -> list[str]:
+    """Return the names of the columns of a part of the embeddings."""
+    with storage.open_input(part_uri(output, "embeddings", part)) as file:
+        return pq.read_schema(file).names
+
+
 def read_footer(uri: str) -> Footer | None:
     """Read what a part says of itself; None if the file is missing, not whole, or not one of ours.
 

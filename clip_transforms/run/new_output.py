@@ -62,7 +62,11 @@ class NewOutput:
         selections = (given["selection"] for given in command.get("selection", ()))
         for what, read in (("the dataset", dataset.uri), *(("--selection", selection) for selection in selections)):
             if f"{uri}/".startswith(f"{read}/") or f"{read}/".startswith(f"{uri}/"):
-                raise OutputError(f"--output {uri} and {what} {read} lie in each other; give another folder")
+                raise OutputError(f"--output {uri} and {what} {read} lie in each other; give a folder outside of it")
+        folders = {shard.partition("#")[0].rstrip("/") for shard in dataset.shards.values() if "#" in shard}
+        for folder in folders:
+            if f"{uri}/".startswith(f"{folder}/"):
+                raise OutputError(f"--output {uri} lies in {folder}, which was embedded; give a folder outside of it")
         new._check(new._made())
         storage.check_writable(uri)
         return new
@@ -156,4 +160,6 @@ def digest_of(digests: Mapping[str, str]) -> str:
 
 
 def _given(command: Mapping[str, Any], name: str) -> str:
+    if name == "selection" and name in command:
+        return " ".join(given["selection"] for given in command[name])
     return repr(command[name]) if name in command else "not given"

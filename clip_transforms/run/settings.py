@@ -13,7 +13,7 @@ from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS, MAX_IMAGE_PIXELS
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.part import TOP_LABELS
 from clip_transforms.shards.unit import ReaderOptions
-from schemas.embeddings import EMBEDDING_DTYPES
+from schemas.embeddings import EMBEDDING_DTYPES, embeddings_schema
 
 RETRY_REJECTS = ("", "read", "all")
 # This names the tokenizer in the fingerprint. Change it if tokens ever change.
@@ -103,7 +103,7 @@ class Settings:
             raise ValueError(
                 f"--units is {self.units!r}, but it must be i/n with i from 0 to n - 1: 0/4 is the first of four shares"
             )
-        check_names(self.taxonomies)
+        check_names(self.taxonomies, embeddings_schema(columns=self.reader.columns).names)
 
     def resolve_checkpoint(self) -> Checkpoint:
         """Find the checkpoint, and give it the preprocessing that this run asks for.

@@ -176,7 +176,9 @@ def _parse(flag: str, text: str) -> Any:
     except RecursionError:
         raise ExpressionError(f"{flag} {_short(text)} is nested too deeply; write it with fewer brackets") from None
     if found["error"] and found["error_type"] == "parser":
-        raise ExpressionError(f"{flag} {text!r} is not SQL: {' '.join(found['error_message'].split())}")
+        bare = json.loads(_connection().execute("SELECT json_serialize_sql(?)", [f"SELECT {text}"]).fetchall()[0][0])
+        said = (bare if bare["error"] else found).get("error_message", "")  # without our brackets, if it fails without
+        raise ExpressionError(f"{flag} {text!r} is not SQL: {' '.join(said.split())}")
     node = {} if found["error"] or len(found["statements"]) != 1 else found["statements"][0]["node"]
     plain = node.get("type") == "SELECT_NODE" and not any(node.get(clause) for clause in _CLAUSES)
     if not plain or node["cte_map"]["map"] or node["from_table"]["type"] != "EMPTY" or len(node["select_list"]) != 1:

@@ -220,7 +220,8 @@ def _numbers(
         raise ValueError("--top_fraction and --top_count are both given; give one of them")
     for name, value in (("top_fraction", top_fraction), ("sample_fraction", sample_fraction)):
         if value is not None and not 0 <= storage.as_setting(value, name, "float") <= 1:
-            raise ValueError(f"--{name} is {value}, but it is a fraction of the rows and must lie in [0, 1]")
+            hint = f"; for {value:g} % give {value / 100:g}" if 1 < value <= 100 else ""
+            raise ValueError(f"--{name} is {value}, but it is a fraction of the rows and must lie in [0, 1]{hint}")
     if top_count is not None and storage.as_setting(top_count, "top_count", "int") < 1:
         raise ValueError(f"--top_count is {top_count}, but it is a number of rows and must be 1 or more")
     return top_fraction, top_count, sample_fraction, storage.as_setting(seed, "seed", "int")

@@ -146,8 +146,7 @@ def _check_folder(uri: str, dataset: Dataset) -> dict[str, str]:
         raise SelectionError(f"{record} is gone or damaged; run the command that made --selection {uri} again")
     if content.get("fingerprint") != dataset.fingerprint:
         raise SelectionError(
-            f"--selection {uri} was made from {content.get('dataset')}, which had other settings than {dataset.uri}; "
-            "make it again"
+            f"--selection {uri} is of another dataset, {content.get('dataset')}; make one of {dataset.uri}"
         )
     found = read_digests(uri, PARTS, dataset.parts)
     changed = [part for part, digest in dataset.digests.items() if found.get(part) != digest]

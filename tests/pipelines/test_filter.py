@@ -11,11 +11,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from conftest import command
+from conftest import command, make_folder, make_tar
 from test_runners import TWO_PROCESSES, portable
 
 from benchmarks.datasets import write_rows
-from clip_transforms import Dataset, FilterEmbeddings, filter_embeddings
+from clip_transforms import Dataset, FilterEmbeddings, filter_embeddings, label_embeddings
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.filter_embeddings import _Count, _WriteParts
 from clip_transforms.parts.dataset import DatasetError
@@ -156,8 +156,8 @@ def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(
 
 def test_the_same_command_again_does_only_what_is_missing(dataset, reference, tmp_path, capsys, without_beam):
     argv = ["--input", dataset, "--output", str(tmp_path / "kept"), *ARGV]
-    lines = f"9 rows = 3 kept + 2 dropped by top + 2 dropped by where + 2 null, in {tmp_path}/kept\n"
-    lines += "clip_score >= 0.300000012 stays: 1 above and 4 equal\n"
+    lines = f"9 rows = 3 kept + 2 dropped by where + 2 dropped by top + 2 null, in {tmp_path}/kept\n"
+    lines += "clip_score >= 0.300000012 stays: 1 above and 4 equal, of 6\n"
     assert filter_command.main(argv) == 0 and capsys.readouterr().out == lines
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept" / "parts").iterdir()}
     assert filter_command.main(argv) == 0 and capsys.readouterr().out == f"{lines}nothing was left to do\n"
@@ -189,7 +189,9 @@ def test_an_output_in_or_around_a_selection_is_refused(dataset, tmp_path, place)
     (tmp_path / "s").mkdir()
     selection = select(dataset, tmp_path / "s", "kept", where="clip_score > 0.2")
     before = files(selection)
-    with pytest.raises(OutputError, match="--output .* and --selection .* lie in each other; give another folder"):
+    with pytest.raises(
+        OutputError, match="--output .* and --selection .* lie in each other; give a folder outside of it"
+    ):
         filter_embeddings(dataset, tmp_path / "s" / place, selection=selection, where="true", overwrite=True)
     assert files(selection) == before
 
@@ -218,9 +220,7 @@ def test_a_record_that_is_gone_or_damaged_is_made_again(dataset, reference, tmp_
     filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
     record = tmp_path / "kept" / "selection.json"
     record.unlink() if content is None else record.write_text(content)
-    with pytest.raises(
-        SelectionError, match="selection.json is gone or damaged; run the command"
-    ):
+    with pytest.raises(SelectionError, match="selection.json is gone or damaged; run the command"):
         filter_embeddings(dataset, tmp_path / "again", selection=tmp_path / "kept")
     filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
     assert files(tmp_path / "kept") == reference
@@ -344,7 +344,7 @@ def test_a_selection_that_cannot_be_used_is_one_sentence(dataset, tmp_path):
     (whole / "_SUCCESS").unlink()
     refused(whole, "is not complete; run the command that made it again")
     other = write_rows(tmp_path / "other", [{"clip_score": [1.0]}], columns=["licence"])
-    refused(select(other, tmp_path, "of other", where="1 = 1"), "which had other settings than")
+    refused(select(other, tmp_path, "of other", where="1 = 1"), "is of another dataset, ")
 
 
 def test_a_selection_of_a_dataset_that_has_changed_is_refused_by_name(tmp_path):
@@ -474,7 +474,10 @@ def test_expressions_over_embeddings_read_them_and_null_embeddings_are_null(tmp_
     [
         ([], "nothing is asked for; give --where, --top_fraction, --top_count or --sample_fraction"),
         (["--by", "width"], "--by 'width' ranks rows, so it needs --top_fraction or --top_count"),
-        (["--top_fraction", "1.5"], "--top_fraction is 1.5, but it is a fraction of the rows and must lie in [0, 1]"),
+        (
+            ["--top_fraction", "1.5"],
+            "--top_fraction is 1.5, but it is a fraction of the rows and must lie in [0, 1]; for 1.5 %",
+        ),
         (["--top_fraction", "nan"], "--top_fraction is nan, but it is a fraction"),
         (["--sample_fraction", "-1"], "--sample_fraction is -1.0, but it is a fraction"),
         (["--top_count", "0"], "--top_count is 0, but it is a number of rows and must be 1 or more"),
@@ -545,3 +548,28 @@ def test_more_than_there_is_keeps_everything_with_a_value_and_says_so(
     assert filter_command.main(["--input", dataset, "--output", str(tmp_path / "kept"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{line} with a value stays"
     assert len(kept(tmp_path / "kept")) == 7
+
+
+@pytest.mark.parametrize("name", ["clip_score", "Caption", "licence"])
+def test_a_taxonomy_named_like_a_column_is_refused(embed, tmp_path, name):
+    """In SQL it would stand for the column's name too."""
+    make_tar(tmp_path / "a.tar", 2)
+    embed(tmp_path / "a.tar", output=tmp_path / "out", flags=["--columns", "licence"])
+    (tmp_path / f"{name}.txt").write_text("cat\ndog\n")
+    said = f"--taxonomy {name} has the name of a column of the dataset; rename the file"
+    with pytest.raises(ValueError, match=said):
+        label_embeddings(tmp_path / "out", tmp_path / f"{name}.txt")
+    with pytest.raises(ValueError, match=said):
+        embed(
+            tmp_path / "a.tar",
+            output=tmp_path / "new",
+            flags=["--columns", "licence", "--taxonomy", tmp_path / f"{name}.txt"],
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_output_in_an_embedded_folder_is_refused(embed, tmp_path):
+    make_folder(tmp_path / "photos", 2)
+    embed(tmp_path / "photos", output=tmp_path / "out")
+    with pytest.raises(OutputError, match="kept lies in .*/photos, which was embedded; give a folder outside of it"):
+        filter_embeddings(tmp_path / "out", tmp_path / "photos" / "kept", where="1 = 1")
