@@ -97,7 +97,7 @@ class NewOutput:
         cure = "give another --output, or --overwrite to replace what is there"
         if set(changed) <= {"digest", "classes"}:
             raise OutputError(f"{self.command['dataset']} has changed since --output {self.uri} was made; {cure}")
-        others = [name for name in changed if name not in ("digest", "fingerprint", "writes")]
+        others = [name for name in changed if name not in ("digest", "classes", "fingerprint", "writes")]
         difference = ", ".join(f"{name} was {_given(made, name)}, now {_given(self.command, name)}" for name in others)
         raise OutputError(f"--output {self.uri} was made by another command: {difference}; {cure}")
 

@@ -17,7 +17,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
 from test_runners import TWO_PROCESSES, portable, wait_for
 
-from clip_transforms import ClipSpec, ExportEmbeddings, Taxonomy, embed_shards, export_embeddings
+from benchmarks.datasets import write_rows
+from clip_transforms import ClipSpec, ExportEmbeddings, Taxonomy, embed_shards, export_embeddings, filter_embeddings
+from clip_transforms.export_embeddings import _Count
 from clip_transforms.exports.plan import LAYOUTS
 from clip_transforms.parts.dataset import DatasetError
 from pipelines import export, label
@@ -515,7 +517,7 @@ def test_outputs_of_others_are_refused_and_overwrite_leaves_no_other_layout(made
         with pytest.raises(ValueError, match=r"holds something else|lie in each other"):
             export_embeddings(made / "out", output, "npy")
     export_embeddings(made / "out", tmp_path / "e", "clip_retrieval")
-    with pytest.raises(ValueError, match=r"as was 'clip_retrieval' and is 'npy' now.*--overwrite"):
+    with pytest.raises(ValueError, match=r"as was 'clip_retrieval', now 'npy'.*--overwrite"):
         export_embeddings(made / "out", tmp_path / "e", "npy")
     export_embeddings(made / "out", tmp_path / "e", "npy", overwrite=True)
     assert set(os.listdir(tmp_path / "e")) == {"_command.json", "_SUCCESS", "export.json", "npy"}
@@ -562,3 +564,36 @@ def test_tars_go_from_a_bucket_into_a_bucket(s3, embed, tmp_path):
     s3.fs.get_file("bucket/e/shards/00001.tar", tmp_path / "00001.tar")
     with tarfile.open(tmp_path / "00001.tar") as tar:
         assert tar.extractfile("000004.jpg").read() == picture(4)
+
+
+@pytest.mark.parametrize(
+    "layout, change",
+    [("npy", "rows"), ("clip_retrieval", "rows"), ("datacomp_uids", "rows"), ("clip_retrieval", "classes")],
+)
+def test_a_dataset_that_changes_while_an_export_runs_is_not_mixed(tmp_path, monkeypatch, layout, change):
+    def write(score, classes):
+        rows = [{"clip_score": [score] * 3, "image_embedding": np.eye(3, 4)}] * 2
+        return write_rows(tmp_path / "out", rows, {"animals": [{"label": ["cat"] * 3}] * 2}, classes=classes)
+
+    out, items = write(0.1, ["cat", "dog"]), _Count.items
+
+    def change_first(self, state):
+        write(*((0.9, ["cat", "dog"]) if change == "rows" else (0.1, ["cat", "cow"])))
+        return items(self, state)
+
+    monkeypatch.setattr(_Count, "items", change_first)
+    with pytest.raises(DatasetError, match=r"/out has changed while this command read it; give the command again"):
+        export_embeddings(out, tmp_path / "e", layout)
+    assert not (tmp_path / "e" / "_SUCCESS").exists()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has changed since --output .* was made; .*--overwrite"):
+        export_embeddings(out, tmp_path / "e", layout)
+    assert export_embeddings(out, tmp_path / "e", layout, overwrite=True)["counts"]["selected"] == 6
+
+
+def test_an_export_over_its_own_selection_is_refused(tmp_path):
+    out = write_rows(tmp_path / "out", [{"clip_score": [0.1, 0.2], "image_embedding": np.eye(2, 4)}])
+    filter_embeddings(out, tmp_path / "kept", where="true")
+    with pytest.raises(ValueError, match="--output .*/kept and --selection .*/kept lie in each other"):
+        export_embeddings(out, tmp_path / "kept", "npy", selection=tmp_path / "kept", overwrite=True)
+    assert (tmp_path / "kept" / "_SUCCESS").exists()
