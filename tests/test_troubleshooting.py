@@ -7,9 +7,13 @@ import pytest
 from conftest import ROOT
 
 from pipelines.beam_options import beam_parser
+from pipelines.deduplicate import deduplicate_parser
+from pipelines.export import export_parser
+from pipelines.filter import filter_parser
 from pipelines.options import embed_parser, label_parser
 from schemas.rejects import REASONS
 
+PARSERS = (embed_parser, label_parser, filter_parser, deduplicate_parser, export_parser)
 PAGE = (Path(ROOT) / "docs" / "troubleshooting.md").read_text()
 REASONS_OF_CODE = [f"{stage}: {reason}" for stage, reason in REASONS]
 _STAGES = "|".join(sorted({stage for stage, _ in REASONS} | {"tokenize"}))
@@ -46,7 +50,7 @@ def test_every_row_has_a_cause_and_a_cure_and_none_comes_twice():
 def test_every_flag_on_a_page_is_one_of_ours_or_of_beam(name):
     known = {
         name
-        for parser in (embed_parser(), label_parser(), beam_parser())
+        for parser in (*(make() for make in PARSERS), beam_parser())
         for action in parser._actions
         for name in action.option_strings
     }
