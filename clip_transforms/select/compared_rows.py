@@ -82,7 +82,8 @@ def _matrices(columns: Sequence[pa.ChunkedArray], stays: np.ndarray) -> np.ndarr
     for column in columns:
         some = column if stays.all() else column.filter(pa.array(stays))
         flat = [chunk.flatten().to_numpy() for chunk in some.chunks]
-        empty = np.empty(0, some.type.value_type.to_pandas_dtype())
+        # Arrow's to_pandas_dtype would give the type directly, but needs pandas.
+        empty = np.empty(0, np.float16 if pa.types.is_float16(some.type.value_type) else np.float32)
         values = flat[0] if len(flat) == 1 else np.concatenate([empty, *flat])
         found.append(values.reshape(-1, some.type.list_size))
     return found[0][:, None] if len(found) == 1 else np.stack(found, axis=1)

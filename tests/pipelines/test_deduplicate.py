@@ -512,3 +512,26 @@ def test_groups_have_the_columns_that_are_documented(small, tmp_path):
     schema = pq.read_schema(path)
     assert schema.names == ["group", "key", "shard", "row", "kept", "similarity"]
     assert (schema.field("similarity").type, schema.field("row").type) == (pa.float32(), pa.int64())
+
+
+def test_no_verb_over_a_dataset_needs_pandas(small, tmp_path):
+    """It comes with the tests' packages only, so its absence would be noticed by users alone."""
+    code = """
+import sys
+class NoPandas:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name=name)
+sys.meta_path.insert(0, NoPandas())
+from clip_transforms import deduplicate_embeddings, export_embeddings, filter_embeddings
+small, out = sys.argv[1:]
+for by in ("exact", "image", "caption", "pair"):
+    deduplicate_embeddings(small, f"{out}/{by}", by=by)
+filter_embeddings(small, f"{out}/kept", where="clip_score > 0", by="image_embedding[1]", top_count=3)
+for layout in ("clip_retrieval", "npy", "datacomp_uids"):
+    export_embeddings(small, f"{out}/{layout}", layout, selection=f"{out}/kept")
+"""
+    argv = [sys.executable, "-c", code, str(small), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/_SUCCESS"))) == 8
