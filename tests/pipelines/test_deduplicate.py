@@ -528,8 +528,9 @@ small, out = sys.argv[1:]
 for by in ("exact", "image", "caption", "pair"):
     deduplicate_embeddings(small, f"{out}/{by}", by=by)
 filter_embeddings(small, f"{out}/kept", where="clip_score > 0", by="image_embedding[1]", top_count=3)
-for layout in ("clip_retrieval", "npy", "datacomp_uids"):
-    export_embeddings(small, f"{out}/{layout}", layout, selection=f"{out}/kept")
+for layout in ("clip_retrieval", "npy"):
+    export_embeddings(small, f"{out}/{layout}", layout, selection=f"{out}/kept", modality="image")
+export_embeddings(small, f"{out}/uids", "datacomp_uids", selection=f"{out}/kept")
 """
     argv = [sys.executable, "-c", code, str(small), str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=100)
