@@ -132,14 +132,19 @@ def runs_of_parts(parts: Sequence[tuple[str, str]], rows: Sequence[int]) -> list
 
 
 @dataclasses.dataclass(frozen=True)
-class _SpreadHashes(Step):
-    """Run of parts → rows, to the buckets of their hashes."""
+class OverRuns(Step):
+    """A step over all runs of parts."""
 
     run: Deduplicating
     threaded = True
 
-    def items(self, state: None) -> Iterator[Run]:
+    def items(self, state: Any) -> Iterator[Run]:
+        """Yield the runs of parts."""
         return self.run.runs()
+
+
+class _SpreadHashes(OverRuns):
+    """Run of parts → rows, to the buckets of their hashes."""
 
     def do(self, item: Run) -> Mapping[str, int]:
         number, parts = item

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_transforms.run.deduplicate_steps import Deduplicating, Run
+from clip_transforms.run.deduplicate_steps import Deduplicating, OverRuns, Run
 from clip_transforms.run.member_steps import member_steps
 from clip_transforms.run.over_parts import Step
 from clip_transforms.select.block_rows import as_buckets, read_blocks, tasks
@@ -31,15 +31,8 @@ _SPARE = 1.05  # more rows than are wanted, since the number of a random sample 
 State = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sample(Step):
+class _Sample(OverRuns):
     """Run of parts → some of its rows, at random."""
-
-    run: Deduplicating
-    threaded = True
-
-    def items(self, state: None) -> Iterator[Run]:
-        return self.run.runs()
 
     def do(self, item: Run) -> Mapping[str, int]:
         number, parts = item

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, make_tar, pair, rows_of, write_tar
-from test_runners import TWO_PROCESSES, portable, wait_for
+from test_runners import TWO_PROCESSES, kill_when, portable
 
 from benchmarks.datasets import write_rows
 from clip_transforms import DeduplicateEmbeddings, deduplicate_embeddings, filter_embeddings
@@ -312,13 +311,7 @@ def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(wa
 
 def test_a_process_that_is_killed_goes_on_where_it_was(large, reference, slow_commits, tmp_path):
     argv = arguments(large, tmp_path / "slow", "image")
-    process = subprocess.Popen([sys.executable, "-m", "pipelines.deduplicate", *argv], cwd=ROOT, env=slow_commits)
-    try:
-        wait_for(lambda: list(tmp_path.glob("slow/_work/pairs/*")), 60)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    kill_when(lambda: list(tmp_path.glob("slow/_work/pairs/*")), "pipelines.deduplicate", argv, slow_commits)
     centroids = (tmp_path / "slow" / "_work" / "centroids").read_bytes()
     assert deduplicate.main(argv) == 0
     assert centroids and written(tmp_path / "slow") == written(reference["image"])

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 
@@ -14,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
-from test_runners import TWO_PROCESSES, portable, wait_for
+from conftest import command, files_of, make_folder, make_parquet, make_tar, pair, picture, rows_of, write_tar
+from test_runners import TWO_PROCESSES, kill_when, portable
 
 from benchmarks.datasets import write_rows
 from clip_transforms import ClipSpec, ExportEmbeddings, Taxonomy, embed_shards, export_embeddings, filter_embeddings
-from clip_transforms.export_embeddings import _Count
 from clip_transforms.exports.plan import LAYOUTS
 from clip_transforms.parts.dataset import DatasetError
+from clip_transforms.run.export_steps import _Count
 from pipelines import export, label
 
 SAME_BYTES = [name for name in LAYOUTS if name != "lance"]  # Lance names its files at random
@@ -230,13 +228,7 @@ def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(
 
 def test_a_process_that_is_killed_leaves_whole_tars_and_the_next_goes_on(made, reference, slow_commits, tmp_path):
     argv = arguments(made, tmp_path / "slow", "webdataset")
-    process = subprocess.Popen([sys.executable, "-m", "pipelines.export", *argv], cwd=ROOT, env=slow_commits)
-    try:
-        wait_for(lambda: list(tmp_path.glob("slow/shards/*.tar")), 60)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    kill_when(lambda: list(tmp_path.glob("slow/shards/*.tar")), "pipelines.export", argv, slow_commits)
     there = {path: os.stat(path).st_mtime_ns for path in tmp_path.glob("slow/shards/*.tar")}
     assert there and not (tmp_path / "slow" / "_SUCCESS").exists()
     assert export.main(argv) == 0

@@ -98,6 +98,16 @@ def wait_for(condition, seconds):
     raise TimeoutError(f"nothing after {seconds} s")
 
 
+def kill_when(condition, module, argv, env):
+    """Start a command and SIGKILL it as soon as a condition holds."""
+    process = subprocess.Popen([sys.executable, "-m", module, *argv], cwd=ROOT, env=env)
+    try:
+        wait_for(condition, 60)
+    finally:
+        process.kill()
+        process.wait()
+
+
 TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
 
 

@@ -7,7 +7,8 @@ import sys
 import pyarrow as pa
 import pytest
 
-from clip_transforms.select.expression import Expression, ExpressionError
+from clip_transforms.select.expression import Expression
+from clip_transforms.select.fence import ExpressionError
 
 LABELS = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -205,9 +206,9 @@ def test_the_connection_itself_reaches_nothing(secret):
     """The second fence, should a check of the first one ever miss something."""
     import duckdb
 
-    from clip_transforms.select.expression import _connection
+    from clip_transforms.select.fence import open_connection
 
     for sql in (f"FROM read_csv('{secret}')", f"COPY (SELECT 1) TO '{secret}'", "INSTALL httpfs", "SET threads = 2"):
         with pytest.raises(duckdb.Error):
-            _connection().execute(sql)
+            open_connection().execute(sql)
     assert secret.read_text() == "a,b\n1,2\n"
