@@ -92,7 +92,8 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
             [
                 r"warning: process \d of 2 died; the others go on with what is left",
                 r"the run failed: process \d of 2 \(pid \d+\) was killed by SIGKILL (in the middle of .*\.tar|"
-                rf"before its first unit|between two units) \(if memory ran out: fewer --processes need less\); {GO_ON}",
+                r"before its first unit|between two units) "
+                rf"\(if memory ran out: fewer --processes need less\); {GO_ON}",
             ],
         ),
         (
