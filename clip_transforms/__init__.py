@@ -28,6 +28,7 @@ _HOMES = {
     "deduplicate_embeddings": "deduplicate_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
+    "ClipModelHandler": "clip_model_handler",
 }
 __all__ = [*_HOMES, "clip"]
 

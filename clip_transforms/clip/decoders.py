@@ -54,6 +54,10 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        """Pickle both arguments; by default an exception is made again from its message alone."""
+        return type(self), (self.reason, str(self))
+
 
 def failure(data: bytes, error: Exception) -> ImageError:
     """Return the reject that a decoder's error makes.
