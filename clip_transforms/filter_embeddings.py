@@ -18,8 +18,9 @@ from clip_transforms.run.beam import beam
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, Step, read_items, write_items
 from clip_transforms.run.run_folder import RunFolder
+from clip_transforms.select.candidates import Candidates
 from clip_transforms.select.cut import Counts, Cut, Search, histogram, place_of_fraction, sum_of
-from clip_transforms.select.filtering import Candidates, Filter
+from clip_transforms.select.filtering import Filter
 from clip_transforms.select.selection import PARTS, RECORD, committed_counts, record_of, write_part
 from schemas.provenance import Footer
 

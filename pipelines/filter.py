@@ -60,7 +60,8 @@ def _lines(output: str, content: Mapping[str, Any]) -> list[str]:
     by = asked["by"]
     if cut["threshold"] is not None:
         counts = f"{cut['above']:,} above and {cut['ties']:,} equal, of {cut['n']:,}"
-        lines.append(f"{by} >= {float(cut['threshold']):.9g} stays: {counts}")
+        threshold = cut["threshold"] if isinstance(cut["threshold"], int) else f"{float(cut['threshold']):.9g}"
+        lines.append(f"{by} >= {threshold} stays: {counts}")
     elif "top_count" in asked and cut["values"] < asked["top_count"]:
         lines.append(f"note: --top_count {asked['top_count']:,} is more than there are; every row with a value stays")
     elif "top_fraction" in asked and cut["n"]:

@@ -35,6 +35,8 @@ from pipelines.command_line import UsageError
 from pipelines.terminal import complain, on_signals, silence, tracebacks_are_wanted
 
 GO_ON = "what is committed stays; the same command goes on from there"
+# Errors whose sentence ends with the way out: with them the same command would fail again, or must not go on.
+_HAS_A_CURE = re.compile(r"clip_transforms[\w.]*\.(Expression|Selection|RowFile|Dataset|Output)Error: ")
 _DEATH_SECONDS = 1.0  # until Beam's thread that waits for a dead worker says so
 _PATIENCE_SECONDS = 10.0  # until a run whose worker died is ended
 _DETACHED = "the job goes on without this command and writes run.json at its end"
@@ -153,7 +155,8 @@ def _end(transform: Any) -> None:
 
 
 def _failed(error: BaseException, go_on: str = GO_ON) -> bool:
-    complain(f"the run failed: {_cause(error)}; {go_on}")
+    named = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+    complain(f"the run failed: {_cause(error)}{'' if _HAS_A_CURE.search(named) else f'; {go_on}'}")
     if tracebacks_are_wanted():
         raise error
     return False
@@ -166,7 +169,7 @@ def _cause(error: BaseException) -> str:
         return found[1]
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[while running")]
     said = re.sub(r"\s*\[while running '.*'\]$", "", lines[-1].strip()) if lines else ""  # Beam's step, not the cause
-    if text.startswith("Traceback"):
+    if "Traceback (most recent call last)" in text:
         said = re.sub(r"^([\w.]+(Error|Exception): )+(?=.)", "", said)  # class names, the outermost first
     return said or type(error).__name__
 

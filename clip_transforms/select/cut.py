@@ -1,8 +1,8 @@
 """Exact cut-offs by counting: the value at a place of any number of values, without a sort and without a sample.
 
 Every value becomes an unsigned integer in the same order. The first pass counts the values by their upper 16 bits, the
-next ones by 16 further bits within the bin that holds the place: two passes for float32, four for float64. Memory is
-65,536 counters, whatever the number of values.
+next ones by 16 further bits within the bin that holds the place: two passes for float32, four for numbers of 64 bits.
+Memory is 65,536 counters, whatever the number of values.
 """
 
 from __future__ import annotations
@@ -18,22 +18,28 @@ _BINS = 1 << _BITS
 
 
 def ordered(values: np.ndarray) -> np.ndarray:
-    """Turn floats into unsigned integers of the same width that compare as the floats do; -0.0 and 0.0 become one.
+    """Turn numbers into unsigned integers of the same width that compare as they do; -0.0 and 0.0 become one.
 
     Args:
-        values: float32 or float64 [n], without NaN.
+        values: float32 or float64 [n], without NaN; or int64 or uint64 [n].
     Returns:
         uint32 or uint64 [n].
     """
     unsigned = np.uint32 if values.dtype == np.float32 else np.uint64
     sign = unsigned(1 << (8 * values.dtype.itemsize - 1))
+    if values.dtype.kind == "u":
+        return values
+    if values.dtype.kind == "i":
+        return values.view(unsigned) ^ sign
     bits = (values + values.dtype.type(0)).view(unsigned)
     return np.where(bits & sign != 0, ~bits, bits | sign)
 
 
-def value_of(key: int, dtype: np.dtype) -> float:
+def value_of(key: int, dtype: np.dtype) -> float | int:
     """Return the value that `ordered` turns into `key`."""
     width = 8 * dtype.itemsize
+    if dtype.kind in "iu":
+        return key - (1 << (width - 1) if dtype.kind == "i" else 0)
     bits = key ^ (1 << (width - 1)) if key >> (width - 1) else key ^ ((1 << width) - 1)
     unsigned = np.uint32 if dtype == np.float32 else np.uint64
     return float(np.array([bits], unsigned).view(dtype)[0])
@@ -169,7 +175,7 @@ class Cut:
 
     def described(self, dtype: np.dtype) -> dict[str, Any]:
         """Return what `selection.json` says of the cut."""
-        threshold: float | str | None = None if self.search is None else value_of(self.search.prefix, dtype)
+        threshold: float | int | str | None = None if self.search is None else value_of(self.search.prefix, dtype)
         if threshold in (float("inf"), float("-inf")):
             threshold = str(threshold)  # JSON has no infinity
         above = self.values if self.search is None else self.search.above

@@ -27,6 +27,7 @@ from clip_transforms.select.fence import (
     taxonomy_of,
 )
 
+_DIGITS = 15  # decimals of so many stay apart as float64
 _COMPARING = {"COMPARISON", "BETWEEN"}
 
 
@@ -39,7 +40,7 @@ class Expression:
         text: what the user wrote.
         sql: what DuckDB evaluates: the same, with literals beside float32 columns as float32.
         columns: names of the columns of embeddings and labels that it reads, as `read_table` knows them.
-        is_float32: whether its values are float32.
+        rank: of `--by` the type in which its values are ranked: float32, float64, int64 or uint64.
         is_column: whether it is a column and nothing else, which DuckDB need not evaluate.
     """
 
@@ -47,7 +48,7 @@ class Expression:
     text: str
     sql: str
     columns: tuple[str, ...]
-    is_float32: bool = False
+    rank: str = ""
     is_column: bool = False
 
     @classmethod
@@ -76,10 +77,7 @@ class Expression:
         kind = found.evaluate(empty).type
         if flag == "--where" and not pa.types.is_boolean(kind):
             raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be true or false for each row")
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        if flag != "--where" and not (is_number or pa.types.is_boolean(kind)):
-            raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be a number for each row")
-        return dataclasses.replace(found, is_float32=pa.types.is_float32(kind))
+        return found if flag == "--where" else dataclasses.replace(found, rank=_rank(f"{flag} {text!r}", kind))
 
     def evaluate_each(self, tables: Sequence[pa.Table]) -> list[pa.Array]:
         """Evaluate the expression on the rows of some tables at once, which is faster than one after the other."""
@@ -89,11 +87,12 @@ class Expression:
         starts = np.cumsum([0, *(table.num_rows for table in tables)])
         return [values.slice(start, table.num_rows) for start, table in zip(starts, tables, strict=False)]
 
-    def evaluate(self, table: pa.Table) -> pa.Array:
+    def evaluate(self, table: pa.Table, failure: str = "") -> pa.Array:
         """Evaluate the expression on the rows of a table, in their order.
 
         Args:
             table: a table with its `columns`.
+            failure: what the message says of a failure.
         Returns:
             A value for each row; bool for `--where`.
         Raises:
@@ -109,10 +108,31 @@ class Expression:
             connection.register("rows", rows)
             value = connection.sql(f"SELECT (\n{self.sql}\n) AS value FROM rows").to_arrow_table().column("value")
         except duckdb.Error as error:
-            raise ExpressionError(f"{self.flag} {self.text!r}: {said(error)}") from None
+            raise ExpressionError(f"{self.flag} {self.text!r}{failure}: {said(error)}") from None
         finally:
             connection.unregister("rows")
         return value.combine_chunks()
+
+
+def _rank(expression: str, kind: pa.DataType) -> str:
+    """Return the NumPy type in which values are ranked: one that keeps their order and makes no two of them equal.
+
+    Raises:
+        ExpressionError: if they are no numbers, or no such type has room for them.
+    """
+    if pa.types.is_floating(kind):
+        return "float64" if pa.types.is_float64(kind) else "float32"
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "uint64" if pa.types.is_uint64(kind) else "int64"
+    if not pa.types.is_decimal(kind):
+        hint = "; epoch_us(…) makes one of a time" if pa.types.is_temporal(kind) else ""
+        raise ExpressionError(f"{expression} is of the type {kind}, but it must be a number for each row{hint}")
+    if kind.precision > _DIGITS:
+        raise ExpressionError(
+            f"{expression} is of the type {kind}, which has too many digits to be ranked exactly; write "
+            "(…)::BIGINT for whole numbers, or (…)::DOUBLE to round them"
+        )
+    return "float64"
 
 
 def _with_float32(text: str, tree: Any, known: Mapping[str, list[str]], schema: pa.Schema) -> str:

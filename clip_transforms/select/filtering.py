@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +15,14 @@ from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.parts.footers import part_names, part_uri
 from clip_transforms.parts.reader import KEYS, DatasetError, read_table
-from clip_transforms.select.cut import ordered
+from clip_transforms.select.candidates import Candidates, Left, evaluated
 from clip_transforms.select.expression import Expression, names_of
 from clip_transforms.select.sample import sampled
 from clip_transforms.select.selection import Selection
 from schemas.embeddings import EMBEDDINGS
+
+_CURE = "correct the expression; try_cast gives null where a cast fails"
+_BEGUN = f"{_CURE}; the output has begun, so give --overwrite with it"  # when a run has made it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,15 @@ class Filter:
         rank = _expression("--by", (by or "clip_score") if ranks else None, schema)
         used = {name.partition(".")[0] for name in names_of([condition, rank]) if "." in name}
         classes = check_labels(dataset.uri, dataset.digests, sorted(used & set(dataset.taxonomies)))
-        return cls(condition, rank, *numbers, Selection.open(dataset, selection), classes)
+        made = cls(condition, rank, *numbers, Selection.open(dataset, selection), classes)
+        made._try_out(dataset)
+        return made
+
+    def _try_out(self, dataset: Dataset) -> None:
+        """Refuse expressions that fail on the first part that has rows, before anything is written."""
+        first = next((part for part in dataset.parts if dataset.rows[part]), None)
+        if first and not all(one is None or one.is_column for one in (self.where, self.by)):
+            self.candidates(dataset.uri, [(first, dataset.digests[first])], cure=_CURE)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,116 +109,50 @@ class Filter:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the values that rows are ranked by: float32, or float64 for everything else."""
-        return np.dtype(np.float32 if self.by and self.by.is_float32 else np.float64)
+        """Type of the values that rows are ranked by: float32, float64, int64 or uint64."""
+        return np.dtype(self.by.rank if self.by else "float32")
 
-    def candidates(self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str] = ()) -> list[Candidates]:
+    def candidates(
+        self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str] = (), cure: str = _BEGUN
+    ) -> list[Candidates]:
         """Find the rows of some parts that may stay, before the best of them are known.
 
         Args:
             dataset: URI of the dataset.
             parts: (name, digest) of the parts, of which all columns that are needed must fit into memory.
             also: columns to read besides.
+            cure: what a user can do if an expression fails, for the message.
         Returns:
             The candidates of each part.
         Raises:
             DatasetError: if a part has another digest by now, or labels of other classes.
+            ExpressionError: if an expression fails on a row.
         """
         names = {*names_of([self.where, self.by]), *also}
         names |= {"row"} if self.selection.places else set()
         names |= {"shard", "row"} if self.sample_fraction is not None else set()
         labels = {f"labels/{taxonomy}": digest for taxonomy, digest in self.classes.items()}
-        tables = [
-            read_table(
-                dataset, part, sorted(names or {"row"}), [*self.classes], made_from={"embeddings": digest, **labels}
-            )
-            for part, digest in parts
-        ]
-        truths = self.where.evaluate_each(tables) if self.where else [None] * len(tables)
-        ranks = self.by.evaluate_each(tables) if self.by else [None] * len(tables)
-        return [
-            self._candidates(*of_part)
-            for of_part in zip((part for part, _ in parts), tables, truths, ranks, strict=True)
-        ]
-
-    def _candidates(self, part: str, table: pa.Table, truth: pa.Array | None, rank: pa.Array | None) -> Candidates:
-        """Return the candidates of one part.
-
-        Args:
-            part: name of the part.
-            table: its rows.
-            truth: values of `where`.
-            rank: values of `by`.
-        """
-        stays, counts = np.ones(table.num_rows, bool), Counter(seen=table.num_rows)
-
-        def drop(reason: str, keep: np.ndarray) -> None:
-            counts[reason] += int(np.count_nonzero(stays & ~keep))
-            np.logical_and(stays, keep, out=stays)
-
-        if self.selection.places:
-            drop("dropped.selection", self.selection.mask(part, table.column("row")))
-        if truth is not None:
-            drop("null", truth.is_valid().to_numpy(zero_copy_only=False))
-            drop("dropped.where", pc.fill_null(truth, False).to_numpy(zero_copy_only=False))
-        if self.sample_fraction is not None and table.num_rows:
-            rows = table.column("row").to_numpy()
-            drop("dropped.sample", sampled(table.column("shard")[0].as_py(), rows, self.sample_fraction, self.seed))
-        if rank is None:
-            return Candidates(table, np.flatnonzero(stays), counts, None)
-        values = rank.cast(pa.from_numpy_dtype(self.dtype), safe=False)
-        numbers = values.to_numpy(zero_copy_only=False)  # null becomes NaN
-        ranked = int(np.count_nonzero(stays))
-        drop("null", ~np.isnan(numbers))
-        places = np.flatnonzero(stays)
-        return Candidates(table, places, counts, numbers[places], ranked)
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The rows of a part that may stay.
-
-    Attributes:
-        table: the columns that were read, of all rows of the part.
-        places: int64 [m], places in the table of the rows that may stay, ascending.
-        counts: what became of the others: `seen`, `null` and `dropped.<reason>`.
-        values: float32 or float64 [m], what the rows are ranked by; None if they are not.
-        ranked: number of rows that are ranked, with those whose value is null or NaN.
-    """
-
-    table: pa.Table
-    places: np.ndarray
-    counts: Counter
-    values: np.ndarray | None
-    ranked: int = 0
-
-    @functools.cached_property
-    def keys(self) -> np.ndarray:
-        """The values as ordered integers, uint32 or uint64 [m]."""
-        assert self.values is not None
-        return ordered(self.values)
-
-    def kept(self, cut: int | None, quota: int | None) -> tuple[pa.Table, Counter]:
-        """Return the rows that stay, and the counts of the whole part.
-
-        Args:
-            cut: the smallest key that stays; None if all stay.
-            quota: how many of the rows with just this key stay, the first ones; None for all.
-        """
-        places, counts = self.places, Counter(self.counts)
-        ranks = {} if self.values is None else {"by": self.values}
-        if cut is not None:
-            stays = self.keys >= cut
-            if quota is not None:
-                ties = np.flatnonzero(self.keys == cut)
-                stays[ties[quota:]] = False
-            places, ranks = places[stays], {"by": ranks["by"][stays]}
-            counts["dropped.top"] += int(np.count_nonzero(~stays))
-        counts["kept"] = len(places)
-        table = self.table.select(KEYS).take(places)
-        for name, values in ranks.items():
-            table = table.append_column(name, pa.array(values + 0))
-        return table, counts
+        left = []
+        for part, digest in parts:
+            made_from = {"embeddings": digest, **labels}
+            table = read_table(dataset, part, sorted(names or {"row"}), [*self.classes], made_from=made_from)
+            left.append(Left(part, table))
+        for one in left:
+            if self.selection.places:
+                one.keep("dropped.selection", self.selection.mask(one.part, one.table.column("row")))
+        if self.where:
+            for one, truth in zip(left, evaluated(self.where, left, cure), strict=True):
+                one.keep("null", valid := truth.is_valid().to_numpy(zero_copy_only=False))
+                one.keep("dropped.where", pc.fill_null(truth, False).to_numpy(zero_copy_only=False)[valid])
+        for one in left:
+            if self.sample_fraction is not None and one.table.num_rows:
+                rows = one.table.column("row").to_numpy()[one.places]
+                shard = one.table.column("shard")[0].as_py()
+                one.keep("dropped.sample", sampled(shard, rows, self.sample_fraction, self.seed))
+        if self.by is None:
+            return [Candidates(one.table, one.places, one.counts, None) for one in left]
+        ranks = evaluated(self.by, left, cure)
+        return [Candidates.ranked_by(one, rank, self.dtype) for one, rank in zip(left, ranks, strict=True)]
 
 
 def _numbers(

@@ -102,8 +102,9 @@ class Selection:
         Returns:
             bool [n].
         """
-        assert not self.files, "settle the selection first"
         kept = np.ones(len(rows), bool)
+        for file in self.files:
+            kept &= np.isin(rows.to_numpy(), file.get(part, ()))
         for folder in self.folders:
             kept &= _named(rows, part_uri(folder, PARTS, part))
         for folder in self.settled_files:

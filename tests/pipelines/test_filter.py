@@ -20,6 +20,7 @@ from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.filter_embeddings import _Count, _WriteParts
 from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.parts.manifest import OutputError
+from clip_transforms.select.fence import ExpressionError
 from clip_transforms.select.filtering import Filter
 from clip_transforms.select.row_files import RowFileError
 from clip_transforms.select.selection import Selection, SelectionError
@@ -502,6 +503,58 @@ def test_the_command_ends_with_2_and_one_sentence(dataset, tmp_path):
     assert done.stderr == (
         "error: --where names clip_skore, but the dataset has no such column; did you mean clip_score?\n"
     )
+
+
+NUMBERS = [["1", "2"], ["3", "x", "-1"], []]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A dataset of captions that are numbers, but for one of the second part."""
+    parts = [{"caption": of, "clip_score": [0.5] * len(of)} for of in [[], *NUMBERS]]
+    return write_rows(tmp_path_factory.mktemp("texts") / "out", parts)
+
+
+FAILS = (
+    "--where 'caption::int > 0' fails on a row of part-00002: Conversion Error: Could not convert string 'x' to INT32"
+)
+
+
+def test_a_row_on_which_an_expression_fails_ends_the_run_without_a_false_promise(
+    texts, tmp_path, capfd, without_beam, monkeypatch
+):
+    """It said that the same command would go on."""
+    monkeypatch.setitem(FilterEmbeddings.begin.__globals__, "_GROUP_ROWS", 100)  # both parts are evaluated at once
+    argv = ["--input", texts, "--output", str(tmp_path / "kept"), "--where", "caption::int > 0"]
+    assert filter_command.main(argv) == 1
+    said = capfd.readouterr().err
+    assert said.startswith(f"the run failed: {FAILS}") and said.count("\n") == 1
+    cure = "correct the expression; try_cast gives null where a cast fails; the output has begun, so give --overwrite"
+    assert f"{cure} with it\n" in said and "goes on" not in said
+    argv[-1] = "try_cast(caption as int) > 0"
+    assert filter_command.main([*argv, "--overwrite"]) == 0
+    assert kept(tmp_path / "kept") == [(1, 0), (1, 1), (2, 0)]
+
+
+@pytest.mark.parametrize("sql", ["caption::int > 0", "clip_score > 0 and caption::timestamp is null"])
+def test_an_expression_that_fails_on_the_first_rows_is_refused_before_anything_is_written(tmp_path, sql):
+    out = write_rows(tmp_path / "out", [{"caption": [], "clip_score": []}, {"caption": ["x"], "clip_score": [1]}])
+    with pytest.raises(
+        ExpressionError, match="fails on a row of part-00001: Conversion Error: .*; correct the expr"
+    ) as r:
+        filter_command.main(["--input", out, "--output", str(tmp_path / "kept"), "--where", sql])
+    assert "--overwrite" not in str(r.value) and not (tmp_path / "kept").exists()
+
+
+def test_rows_that_an_earlier_condition_dropped_cannot_make_an_expression_fail(texts, tmp_path):
+    where = {"where": "try_cast(caption as int) is not null"}
+    numbers = select(texts, tmp_path, "numbers", **where)
+    assert kept(select(texts, tmp_path, "best", by="caption::int", top_count=2, **where)) == [(1, 1), (2, 0)]
+    assert kept(select(texts, tmp_path, "large", selection=numbers, where="caption::int > 1")) == [(1, 1), (2, 0)]
+    write_csv(tmp_path / "first.csv", [("/shards/2.tar", 0)])
+    assert kept(select(texts, tmp_path, "one", selection=tmp_path / "first.csv", where="caption::int > 1")) == [(2, 0)]
+    with pytest.raises(ExpressionError, match="fails on a row of part-00002"):
+        select(texts, tmp_path, "all", where="caption::int > 1")
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,27 @@ def test_ties_are_broken_by_shard_and_row_whatever_the_names_of_the_parts(tmp_pa
     assert kept_rows(tmp_path / "kept") == [("/a.tar", 0), ("/a.tar", 1), ("/a.tar", 2), ("/b.tar", 0), ("/b.tar", 1)]
 
 
-def test_other_ranks_than_float32_are_compared_as_float64(tmp_path):
-    """2^24 + 1 is no float32; by rounding, the two would be equal."""
-    parts = [{"width": [1, 2, 3], "height": [16_777_216, 8_388_608, 5_592_405]}, {"width": [16_777_217], "height": [1]}]
-    write_rows(tmp_path / "out", parts)
-    record = filter_embeddings(tmp_path / "out", tmp_path / "kept", by="width::bigint * height", top_count=1)
-    assert record["cut"] == {"n": 4, "values": 4, "threshold": 16_777_217.0, "above": 0, "ties": 1}
+WHOLE = [0, 1, -1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64], ids=str)
+def test_whole_numbers_are_ordered_by_their_keys(dtype):
+    values = np.array([value for value in WHOLE if dtype is np.int64 or value >= 0] + [2**62], dtype)
+    keys = ordered(values)
+    assert ((keys[:, None] < keys[None]) == (values[:, None] < values[None])).all()
+    assert [value_of(int(key), np.dtype(dtype)) for key in keys] == values.tolist()
+
+
+@pytest.mark.parametrize("by", ["id", "id::bigint", "(id + 9e18::bigint)::ubigint"])
+def test_whole_numbers_are_ranked_exactly(tmp_path, by):
+    """As float64 2^53 and 2^53 + 1 are equal, and the first of them stayed."""
+    parts = [{"clip_score": [0] * 2, "id": [2**53, None]}, {"clip_score": [0] * 2, "id": [2**53 + 1, -(2**62)]}]
+    write_rows(tmp_path / "out", parts, columns=["id:int64"])
+    record = filter_embeddings(tmp_path / "out", tmp_path / "kept", by=by, top_count=1)
+    assert kept_rows(tmp_path / "kept") == [("/shards/1.tar", 0)]
+    threshold = 2**53 + 1 + (0 if by.startswith("id") else 9 * 10**18)
+    assert record["cut"] == {"n": 4, "values": 3, "threshold": threshold, "above": 0, "ties": 1}
+    table = pq.read_table(tmp_path / "kept" / "parts" / "part-00001.parquet")
+    assert table["by"].to_pylist() == [threshold]
+    record = filter_embeddings(tmp_path / "out", tmp_path / "half", by=by, top_fraction=0.5)
+    assert kept_rows(tmp_path / "half") == [("/shards/0.tar", 0), *[("/shards/1.tar", n) for n in (0, 1)]]

@@ -118,9 +118,21 @@ def test_an_expression_reads_only_the_columns_that_it_names():
     assert whole == ("animals.label", "animals.probability", "animals.top")
 
 
-@pytest.mark.parametrize("sql, float32", [("clip_score", T), ("clip_score + 0.5", T), ("width", F), ("price", F)])
-def test_a_rank_is_a_number(sql, float32):
-    assert Expression.of("--by", sql, SCHEMA).is_float32 is float32
+@pytest.mark.parametrize(
+    "sql, rank",
+    [
+        ("clip_score", "float32"),
+        ("clip_score + 0.5", "float32"),
+        ("price", "float64"),
+        ("width * 1.5", "float64"),  # a decimal of 12 digits
+        ("width", "int64"),
+        ("width > 1", "int64"),
+        ("width::utinyint", "int64"),
+        ("width::ubigint", "uint64"),
+    ],
+)
+def test_a_rank_is_a_number(sql, rank):
+    assert Expression.of("--by", sql, SCHEMA).rank == rank
 
 
 @pytest.fixture
@@ -191,9 +203,22 @@ def test_what_is_no_expression_over_a_row_is_one_sentence(sql, said, secret):
     assert secret.read_text() == "a,b\n1,2\n"
 
 
-def test_a_rank_that_is_no_number_is_refused():
-    with pytest.raises(ExpressionError, match="is of the type string, but it must be a number"):
-        Expression.of("--by", "key", SCHEMA)
+@pytest.mark.parametrize(
+    "sql, said",
+    [
+        ("key", "is of the type string, but it must be a number for each row"),
+        (
+            "date '2020-01-01'",
+            "is of the type date32[day], but it must be a number for each row; epoch_us(…) makes one",
+        ),
+        ("width::hugeint", "has too many digits to be ranked exactly; write (…)::BIGINT for whole numbers, or (…)::D"),
+        ("width::bigint * 1.5", "is of the type decimal128(21, 1), which has too many digits to be ranked exactly"),
+    ],
+)
+def test_a_rank_that_cannot_be_ranked_is_refused(sql, said):
+    with pytest.raises(ExpressionError) as refusal:
+        Expression.of("--by", sql, SCHEMA)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_a_value_that_cannot_be_cast_names_the_expression():
