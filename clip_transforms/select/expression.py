@@ -5,8 +5,10 @@ An expression sees the columns of one part and nothing else; `clip_transforms/se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -25,10 +27,11 @@ from clip_transforms.select.fence import (
     parse,
     said,
     taxonomy_of,
+    too_deep,
 )
+from clip_transforms.select.floats import to_sql, with_float_rules
 
 _DIGITS = 15  # decimals of so many stay apart as float64
-_COMPARING = {"COMPARISON", "BETWEEN"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Expression:
     Attributes:
         flag: the flag that it came from, for messages.
         text: what the user wrote.
-        sql: what DuckDB evaluates: the same, with literals beside float32 columns as float32.
+        sql: what DuckDB evaluates: the same, with floats as `select/floats.py` has them.
         columns: names of the columns of embeddings and labels that it reads, as `read_table` knows them.
         rank: of `--by` the type in which its values are ranked: float32, float64, int64 or uint64.
         is_column: whether it is a column and nothing else, which DuckDB need not evaluate.
@@ -68,12 +71,16 @@ class Expression:
             check_node(flag, node, known)
         check_apart(flag, tree, known)
         columns = tuple(sorted({name for node in nodes(tree) for name in columns_of(node, known)}))
-        sql = _with_float32(text, tree, known, schema)
         is_column = (
             tree["class"] == "COLUMN_REF" and [schema.field(name).name for name in columns] == tree["column_names"]
         )
-        found = cls(flag, text, sql, columns, is_column=is_column)
+        found = cls(flag, text, text, columns, is_column=is_column)
         empty = pa.table({name: pa.array([], schema.field(name).type) for name in columns})
+        found.evaluate(empty)  # what DuckDB refuses, it shall refuse in the user's words
+        try:
+            found = dataclasses.replace(found, sql=with_float_rules(text, tree, functools.partial(_types_of, empty)))
+        except RecursionError:
+            raise too_deep(flag, text) from None
         kind = found.evaluate(empty).type
         if flag == "--where" and not pa.types.is_boolean(kind):
             raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be true or false for each row")
@@ -100,18 +107,32 @@ class Expression:
         """
         if self.is_column:
             return _readable(table.column(self.columns[0])).combine_chunks()
-        columns = _as_structs(table.select(self.columns))
-        # A table without columns has no rows, but `1 = 1` is an expression too.
-        rows = pa.table(columns or {"_row": pa.nulls(table.num_rows, pa.int8())})
-        connection = open_connection()
         try:
-            connection.register("rows", rows)
-            value = connection.sql(f"SELECT (\n{self.sql}\n) AS value FROM rows").to_arrow_table().column("value")
+            with _rows_of(table.select(self.columns)) as connection:
+                found = connection.sql(f"SELECT (\n{self.sql}\n) AS value FROM rows").to_arrow_table()
         except duckdb.Error as error:
             raise ExpressionError(f"{self.flag} {self.text!r}{failure}: {said(error)}") from None
-        finally:
-            connection.unregister("rows")
-        return value.combine_chunks()
+        return found.column("value").combine_chunks()
+
+
+@contextlib.contextmanager
+def _rows_of(table: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Let a connection see the rows of a table as `rows`."""
+    connection = open_connection()
+    try:
+        # A table without columns has no rows, but `1 = 1` is an expression too.
+        connection.register("rows", pa.table(_as_structs(table) or {"_row": pa.nulls(table.num_rows, pa.int8())}))
+        yield connection
+    finally:
+        connection.unregister("rows")
+
+
+def _types_of(table: pa.Table, trees: Sequence[Any]) -> list[str]:
+    """Return the types in DuckDB of some expressions over a table."""
+    if not trees:
+        return []
+    with _rows_of(table) as connection:
+        return [str(kind) for kind in connection.sql(f"SELECT {to_sql(trees)} FROM rows").types]
 
 
 def _rank(expression: str, kind: pa.DataType) -> str:
@@ -133,29 +154,6 @@ def _rank(expression: str, kind: pa.DataType) -> str:
             "(…)::BIGINT for whole numbers, or (…)::DOUBLE to round them"
         )
     return "float64"
-
-
-def _with_float32(text: str, tree: Any, known: Mapping[str, list[str]], schema: pa.Schema) -> str:
-    """Write the numbers that are compared with float32 columns alone as float32, as NumPy and DataComp read them.
-
-    `clip_score >= 0.29` then keeps a stored 0.29, whose float32 is a little less than the 0.29 of a float64.
-    """
-    data, cuts = text.encode(), set()
-    for node in nodes(tree):
-        if node["class"] in _COMPARING or node["type"] in ("COMPARE_IN", "COMPARE_NOT_IN"):
-            below = list(nodes(node))
-            types = [schema.field(name).type for one in below for name in columns_of(one, known)]
-            if types and all(pa.types.is_float32(type_) for type_ in types):
-                cuts |= {_place(one) for one in below if one.get("literal", {}).get("kind") == "NUMERIC"}
-    for start, length in sorted(cuts, reverse=True):
-        number = data[start : start + length]
-        data = data[:start] + b"CAST('" + number + b"' AS FLOAT)" + data[start + length :]
-    return data.decode()
-
-
-def _place(node: Mapping[str, Any]) -> tuple[int, int]:
-    """Return where a literal stands in the user's text, in bytes."""
-    return node["query_location"] - len("SELECT (\n"), node["query_location_length"]
 
 
 def _as_structs(table: pa.Table) -> dict[str, Any]:

@@ -24,8 +24,8 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
     "python_enable_replacements": "false",
-    "error_on_division_by_zero": "false",  # x / 0 is null
-    "ieee_floating_point_ops": "false",  # and neither infinite nor NaN
+    "error_on_division_by_zero": "false",  # x / 0 is null; see select/floats.py for floats
+    "ieee_floating_point_ops": "true",  # the root of a negative number is NaN, and no error
     "threads": "1",
 }
 # Kinds of nodes that look at nothing but the row. Not here: sub-selects, window functions, `*`, parameters.
@@ -65,8 +65,10 @@ def _connect() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) < 200 else f"{text[:100]} … {text[-50:]}")
+def too_deep(flag: str, text: str) -> ExpressionError:
+    """Return the error of an expression that is nested too deeply."""
+    shown = repr(text if len(text) < 200 else f"{text[:100]} … {text[-50:]}")
+    return ExpressionError(f"{flag} {shown} is nested too deeply; write it with fewer brackets")
 
 
 def said(error: Exception) -> str:
@@ -88,7 +90,7 @@ def parse(flag: str, text: str) -> Any:
     except UnicodeEncodeError:
         raise ExpressionError(f"{flag} {text!r} is not UTF-8; write it in UTF-8") from None
     except RecursionError:
-        raise ExpressionError(f"{flag} {_short(text)} is nested too deeply; write it with fewer brackets") from None
+        raise too_deep(flag, text) from None
     if found["error"] and found["error_type"] == "parser":
         bare = _tree(f"SELECT {text}")
         reason = (bare if bare["error"] else found).get(
