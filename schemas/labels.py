@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from schemas.embeddings import KEY, ROW, SHARD, described
 
+# The columns of a taxonomy, which are called `<taxonomy>.label` and so on where they stand beside those of the rows.
+LABEL_COLUMNS = ("label", "probability", "similarity", "margin", "top")
 TOP_LABEL = pa.struct([("label", pa.string()), ("probability", pa.float32()), ("similarity", pa.float32())])
 
 
@@ -23,3 +27,13 @@ def labels_schema() -> pa.Schema:
             described("top", pa.list_(TOP_LABEL), "the best classes, best first, as many as --top_labels"),
         ]
     )
+
+
+def taken_names(columns: Sequence[str]) -> dict[str, str]:
+    """Return the names that no taxonomy can have beside some columns: name in lower case → the column in its way."""
+    taken: dict[str, str] = {}
+    for column in columns:
+        taxonomy, dot, field = column.rpartition(".")
+        if dot and field.lower() in LABEL_COLUMNS:
+            taken.setdefault(taxonomy.lower(), column)
+    return taken | {column.lower(): column for column in columns}

@@ -8,7 +8,7 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from clip_transforms import storage
 
@@ -170,23 +170,26 @@ def as_taxonomies(taxonomies: Taxonomies) -> tuple[Taxonomy, ...]:
     )
 
 
-def check_names(taxonomies: Iterable[Taxonomy], columns: Iterable[str] = ()) -> None:
+def check_names(taxonomies: Iterable[Taxonomy], columns: Mapping[str, str] | None = None) -> None:
     """Refuse two taxonomies with the same name, and one with the name of a column.
 
     In an expression such as `animals.label = 'cat'`, a taxonomy stands beside the columns.
 
     Args:
         taxonomies: the taxonomies.
-        columns: names of columns of the embeddings; upper and lower case are the same.
+        columns: names in lower case that columns of the embeddings take → that column.
     Raises:
         TaxonomyError: naming the taxonomy.
     """
-    lower = {column.lower() for column in columns}
     for name, count in Counter(t.name for t in taxonomies).items():
         if count > 1:
             raise TaxonomyError(f"--taxonomy {name} is given {count} times; the names of the files must differ")
-        if name.lower() in lower:
-            raise TaxonomyError(f"--taxonomy {name} has the name of a column of the dataset; rename the file")
+        if column := (columns or {}).get(name.lower()):
+            if column.lower() == name.lower():
+                raise TaxonomyError(f"--taxonomy {name} has the name of a column of the dataset; rename the file")
+            raise TaxonomyError(
+                f"--taxonomy {name} has a column of labels {column}, as the dataset does; rename the file"
+            )
 
 
 def _read(uri: str) -> str:

@@ -15,8 +15,10 @@ import pyarrow as pa
 from clip_transforms import storage
 from clip_transforms.exports.extras import import_extra
 from clip_transforms.exports.rows import LABEL_FIELDS, ExportRows
+from clip_transforms.exports.vectors import distinct
 
 FOLDER, TABLE = "lance", "embeddings.lance"
+_RESERVED = ("_rowid", "_rowaddr")  # names that Lance refuses
 
 
 def write_lance(rows: ExportRows, parts: Sequence[str], columns: Sequence[str], places: tuple[str, str]) -> None:
@@ -50,8 +52,14 @@ def write_lance(rows: ExportRows, parts: Sequence[str], columns: Sequence[str], 
 
 
 def _structs(rows: ExportRows, table: pa.Table) -> pa.Table:
-    """Put the labels of each taxonomy into a struct, since Lance takes no names with dots."""
-    found = {name: table.column(name) for name in table.column_names if "." not in name}
+    """Put the labels of each taxonomy into a struct, since Lance takes no names with dots; other dots become `_`."""
+    labels = {f"{taxonomy}.{field}" for taxonomy in rows.taxonomies for field in LABEL_FIELDS}
+    own = [name for name in table.column_names if name not in labels]
+    usual = [name for name in own if "." not in name and name not in _RESERVED]
+    odd = [name for name in own if name not in usual]
+    free = distinct([name.replace(".", "_") for name in odd], {*usual, *rows.taxonomies, *_RESERVED})
+    renamed = dict(zip(odd, free, strict=True))
+    found = {renamed.get(name, name): table.column(name) for name in own}
     for taxonomy in rows.taxonomies:
         fields = [table.column(f"{taxonomy}.{field}").combine_chunks() for field in LABEL_FIELDS]
         found[taxonomy] = pa.StructArray.from_arrays([_plain(field) for field in fields], LABEL_FIELDS)

@@ -43,7 +43,13 @@ class Names:
 
 
 def members_of(
-    name: str, row: Mapping[str, Any], image: bytes | None, columns: Sequence[str], taxonomies: Sequence[str]
+    name: str,
+    row: Mapping[str, Any],
+    image: bytes | None,
+    columns: Sequence[str],
+    taxonomies: Sequence[str],
+    *,
+    captions: str | None = None,
 ) -> list[tuple[str, bytes]]:
     """Return the members of a sample, as (name, bytes).
 
@@ -53,12 +59,13 @@ def members_of(
         image: the encoded bytes, as the source has them; None for a sample without a picture.
         columns: names of the user's own columns.
         taxonomies: names of the taxonomies.
+        captions: all captions of the sample, a line each; None for the one of the row.
     """
     members = []
     if image is not None:
         # It was decoded once, so its format is known.
         members.append((f"{name}.{_EXTENSIONS.get(picture_format(image[:64]) or '', 'jpg')}", image))
-    caption = row["captions"] if row.get("captions") is not None else row["caption"]
+    caption = row["caption"] if captions is None else captions
     if caption is not None:
         members.append((f"{name}.txt", _text_file(caption)))
     text = json.dumps(_fields(row, columns, taxonomies), ensure_ascii=False, default=str)
@@ -75,15 +82,20 @@ def _text_file(caption: str) -> bytes:
 def _fields(row: Mapping[str, Any], columns: Sequence[str], taxonomies: Sequence[str]) -> dict[str, Any]:
     """Return the sample's own metadata with the dataset's fields in it.
 
-    A field of the metadata whose name is taken by one of the dataset's is kept inside `metadata`.
+    A field of the metadata, or a column of the user's, whose name is taken is kept inside `metadata`.
     """
-    fields = _metadata(row["metadata"])
+    fields, own = _metadata(row["metadata"]), {name: _plain(row[name]) for name in columns}
     ours: dict[str, Any] = {"key": row["key"], "caption": row["caption"], "clip_score": _plain(row["clip_score"])}
     if taxonomies:
         ours["labels"] = {taxonomy: _label(row, taxonomy) for taxonomy in taxonomies}
-    ours |= {name: _plain(row[name]) for name in columns}  # last: a column of the user's own may be called `labels`
-    displaced = {name: value for name, value in fields.items() if name in ours and value != ours[name]}
-    return {**fields, **ours, **({"metadata": displaced} if displaced else {})}
+    displaced = _displaced(fields, {**own, **ours}) | _displaced(own, ours)
+    if displaced and "metadata" in fields:
+        displaced["metadata"] = fields["metadata"]
+    return {**fields, **own, **ours, **({"metadata": displaced} if displaced else {})}
+
+
+def _displaced(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name in others and value != others[name]}
 
 
 def _metadata(text: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -94,11 +94,19 @@ class RowsFile:
 
 
 def plain(table: pa.Table, names: Mapping[str, str] | None = None) -> pa.Table:
-    """Return a table with plain texts instead of dictionaries, and with some columns renamed."""
-    columns = {
-        (names or {}).get(name, name): column.cast(column.type.value_type)
-        if pa.types.is_dictionary(column.type)
-        else column
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return pa.table(columns)
+    """Return a table with plain texts instead of dictionaries, and with some columns renamed.
+
+    A column that has the new name of an earlier one gets another; see `distinct`.
+    """
+    columns = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in table.columns]
+    return pa.table(columns, distinct([(names or {}).get(name, name) for name in table.column_names]))
+
+
+def distinct(names: Iterable[str], taken: Collection[str] = ()) -> list[str]:
+    """Return names of which each comes once and none is taken: those that would be begin with `my_`."""
+    found: list[str] = []
+    for name in names:
+        while name in taken or name in found:
+            name = f"my_{name}"
+        found.append(name)
+    return found

@@ -89,7 +89,8 @@ class WebDataset:
                     continue
                 counts["samples"] += 1
                 name = names.of(row.values["key"])
-                tar.add(members_of(name, row.values, row.image, self.columns, self.rows.taxonomies))
+                row_of = (name, row.values, row.image, self.columns, self.rows.taxonomies)
+                tar.add(members_of(*row_of, captions=row.captions))
             content = json.dumps(_stats_of(counts), indent=1) + "\n"
             storage.write_bytes(self._uri(number, "_stats.json"), content.encode(), self.scratch)
             if counts["samples"]:
@@ -111,15 +112,13 @@ class WebDataset:
 
     def _of_part(self, part: str, table: pa.Table, shards: Sequence[int], read: ReadPictures) -> Iterator[_Row]:
         rows = [dict(zip(table.column_names, v, strict=True)) for v in zip(*map(_values, table.columns), strict=True)]
-        if self.all_captions:
-            captions = self._captions(part)
-            rows = [{**row, "captions": captions.get(row["row"])} for row in rows]
+        captions = self._captions(part) if self.all_captions else {}
         # A picture that could be decoded has a width; one that could not is in the rejects, and is not exported.
         pictures = read(part, [(r["row"], r["key"], r["image_sha256"]) for r in rows if r["width"] is not None])
         for row, shard in zip(rows, shards, strict=True):
             place, image, lost = (row["row"], None, "") if row["width"] is None else next(pictures)
             assert place == row["row"]
-            yield _Row(shard, row, image, lost)
+            yield _Row(shard, row, image, lost, captions.get(place))
 
     def _captions(self, part: str) -> dict[int, str]:
         """Return row → all captions of a sample, one a line, which is how `--captions all` reads them again."""
@@ -135,6 +134,7 @@ class _Row(NamedTuple):
     values: dict[str, Any]
     image: bytes | None
     lost: str
+    captions: str | None
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

@@ -21,6 +21,7 @@ from clip_transforms.parts.manifest import (
     make_folders,
     write_dataset,
 )
+from schemas.labels import taken_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ def plan_labels(
     if not overwrite:
         check_taxonomies(output, made, digests)
     footers = check_dataset(output)
-    check_names(taxonomies, column_names(output, min(footers)))
+    check_names(taxonomies, taken_names(column_names(output, min(footers))))
     stale = stale_labels(output, footers, digests, top_labels)
     return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(footers), stale)
 

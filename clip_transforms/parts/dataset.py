@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections import Counter
@@ -14,9 +15,10 @@ import pyarrow as pa
 from clip_transforms import storage
 from clip_transforms.parts.counts import add, counted
 from clip_transforms.parts.fingerprint import fingerprint
-from clip_transforms.parts.footers import part_names, part_uri, read_footers, taxonomy_names
+from clip_transforms.parts.footers import column_names, part_names, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import existing_dataset
 from clip_transforms.parts.reader import KEYS, DatasetError, known_rows, read_table
+from schemas.labels import taken_names
 from schemas.provenance import Footer
 from schemas.samples import MODALITIES
 
@@ -62,7 +64,15 @@ def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[s
         DatasetError: naming the taxonomy.
     """
     classes: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    with contextlib.suppress(OSError, pa.ArrowException):  # whoever reads the part says that it is gone or damaged
+        taken = taken_names(column_names(output, min(digests))) if taxonomies else {}
     for taxonomy in taxonomies:
+        if column := taken.get(taxonomy.lower()):
+            raise DatasetError(
+                f"{output} has the column {column} besides the taxonomy {taxonomy}, so its labels cannot be told "
+                f"apart; label it with {taxonomy} under another name"
+            )
         makes = f"python -m pipelines.label --input {output} --taxonomy FILE makes them"
         labels = read_footers(output, f"labels/{taxonomy}", sorted(digests))
         if missing := sorted(digests.keys() - labels.keys()):

@@ -83,6 +83,11 @@ def read_table(
         ]
         known = [name for names in offered for name in names]
         wanted = known if columns is None else list(columns)
+        if twice := [name for name in wanted if known.count(name) > 1]:
+            raise DatasetError(
+                f"{output} has the column {twice[0]} twice, of its own and of a taxonomy; ask for other columns, or "
+                "label it under another name"
+            )
         if unknown := [name for name in wanted if name not in known]:
             raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(known)}")
         table: dict[str, pa.ChunkedArray] = {}

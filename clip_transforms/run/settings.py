@@ -14,6 +14,7 @@ from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.part import TOP_LABELS
 from clip_transforms.shards.unit import ReaderOptions
 from schemas.embeddings import EMBEDDING_DTYPES, embeddings_schema
+from schemas.labels import taken_names
 
 RETRY_REJECTS = ("", "read", "all")
 # This names the tokenizer in the fingerprint. Change it if tokens ever change.
@@ -103,7 +104,7 @@ class Settings:
             raise ValueError(
                 f"--units is {self.units!r}, but it must be i/n with i from 0 to n - 1: 0/4 is the first of four shares"
             )
-        check_names(self.taxonomies, embeddings_schema(columns=self.reader.columns).names)
+        check_names(self.taxonomies, taken_names(embeddings_schema(columns=self.reader.columns).names))
 
     def resolve_checkpoint(self) -> Checkpoint:
         """Find the checkpoint, and give it the preprocessing that this run asks for.

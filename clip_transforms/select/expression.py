@@ -157,14 +157,13 @@ def _rank(expression: str, kind: pa.DataType) -> str:
 
 
 def _as_structs(table: pa.Table) -> dict[str, Any]:
-    """Return the columns as DuckDB shall see them: a struct for each taxonomy, and null for NaN."""
+    """Return the columns as DuckDB shall see them: a struct for each taxonomy besides, and null for NaN."""
     plain: dict[str, Any] = {}
     fields: dict[str, dict[str, pa.Array]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if taxonomy := taxonomy_of(name):
             fields.setdefault(taxonomy, {})[name.rpartition(".")[2]] = _readable(column).combine_chunks()
-        else:
-            plain[name] = _readable(column)
+        plain[name] = _readable(column)  # also of labels: a column of the user's may be called `a.label`
     structs = {name: pa.StructArray.from_arrays(list(of.values()), list(of)) for name, of in fields.items()}
     return plain | structs
 

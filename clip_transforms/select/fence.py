@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from schemas.labels import labels_schema
+from schemas.labels import LABEL_COLUMNS
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
@@ -42,7 +42,6 @@ _NAMES = {
 }
 # DuckDB calls them consistent, but they tell the date, the version, or what DuckDB makes of other SQL.
 _NOT_OF_THE_ROW = {"age", "version", "json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"}
-_LABELS = frozenset(labels_schema().names)
 _CLAUSES = ("where_clause", "group_expressions", "having", "sample", "qualify", "modifiers")
 _local = threading.local()
 
@@ -185,7 +184,7 @@ def _is_of_one_row(parameters: Container[str], tree: Any, known: Container[str])
 def taxonomy_of(name: str) -> str:
     """Return the taxonomy that a column of labels belongs to; empty for a column of the embeddings, dots or not."""
     taxonomy, dot, field = name.rpartition(".")
-    return taxonomy if dot and field in _LABELS else ""
+    return taxonomy if dot and field in LABEL_COLUMNS else ""
 
 
 def known_columns(schema: pa.Schema) -> dict[str, list[str]]:

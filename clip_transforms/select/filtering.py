@@ -17,6 +17,7 @@ from clip_transforms.parts.footers import part_names, part_uri
 from clip_transforms.parts.reader import KEYS, DatasetError, read_table
 from clip_transforms.select.candidates import Candidates, Left, evaluated
 from clip_transforms.select.expression import Expression, names_of
+from clip_transforms.select.fence import taxonomy_of
 from clip_transforms.select.sample import sampled
 from clip_transforms.select.selection import Selection
 from schemas.embeddings import EMBEDDINGS
@@ -75,7 +76,7 @@ class Filter:
         schema = columns_of(dataset)
         condition = _expression("--where", where, schema)
         rank = _expression("--by", (by or "clip_score") if ranks else None, schema)
-        used = {name.partition(".")[0] for name in names_of([condition, rank]) if "." in name}
+        used = {taxonomy_of(name) for name in names_of([condition, rank])}
         classes = check_labels(dataset.uri, dataset.digests, sorted(used & set(dataset.taxonomies)))
         made = cls(condition, rank, *numbers, Selection.open(dataset, selection), classes)
         made._try_out(dataset)
@@ -182,7 +183,9 @@ def columns_of(dataset: Dataset) -> pa.Schema:
         if labelled:  # where some parts have no labels, `check_labels` says so
             uri = part_uri(dataset.uri, f"labels/{taxonomy}", labelled[0])
             columns = [field for field in _schema(uri, dataset.embed_dim) if field.name not in KEYS]
-            fields += [field.with_name(f"{taxonomy}.{field.name}") for field in columns]
+            named = [field.with_name(f"{taxonomy}.{field.name}") for field in columns]
+            own = {field.name for field in fields}  # a column of the user's may have such a name; see `check_labels`
+            fields += [field for field in named if field.name not in own]
     return pa.schema(fields)
 
 

@@ -82,8 +82,18 @@ def test_what_the_metadata_had_under_our_names_is_kept_apart():
         "key": "k",
         "caption": None,  # so that no reader takes the other one for the caption that was rejected
         "clip_score": 0.29,
-        "metadata": {"key": "other", "caption": "theirs"},
+        "metadata": {"key": "other", "caption": "theirs", "metadata": 1},
     }
+
+
+def test_a_column_of_the_users_is_kept_apart_from_labels_and_is_not_taken_for_the_captions():
+    values = row(metadata='{"labels": [1], "licence": "mit"}', labels="a,b", captions="other words", licence="cc0")
+    values |= {f"t.{name}": None for name in ("label", "probability", "similarity", "margin")}
+    (_, text), (_, data) = members_of("a", values, None, ["labels", "captions", "licence"], ["t"])
+    fields = json.loads(data)
+    assert text == b"words" and fields["captions"] == "other words"
+    assert fields["labels"] == {"t": None} and fields["licence"] == "cc0"
+    assert fields["metadata"] == {"labels": "a,b", "licence": "mit"}
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "3", '{"a": NaN, "b": Infinity}', "no JSON"])

@@ -16,7 +16,15 @@ from conftest import command, files_of, make_folder, make_parquet, make_tar, pai
 from test_runners import TWO_PROCESSES, kill_when, portable
 
 from benchmarks.datasets import write_rows
-from clip_transforms import ClipSpec, ExportEmbeddings, Taxonomy, embed_shards, export_embeddings, filter_embeddings
+from clip_transforms import (
+    ClipSpec,
+    Dataset,
+    ExportEmbeddings,
+    Taxonomy,
+    embed_shards,
+    export_embeddings,
+    filter_embeddings,
+)
 from clip_transforms.exports.plan import LAYOUTS
 from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.run.export_steps import _Count
@@ -581,6 +589,57 @@ def test_a_dataset_that_changes_while_an_export_runs_is_not_mixed(tmp_path, monk
     with pytest.raises(ValueError, match="has changed since --output .* was made; .*--overwrite"):
         export_embeddings(out, tmp_path / "e", layout)
     assert export_embeddings(out, tmp_path / "e", layout, overwrite=True)["counts"]["selected"] == 6
+
+
+ODD_NAMES = ["image_path", "a.b", "a_b", "my_a_b", "_rowid", "labels", "captions", "uid", "x.label", "dog"]
+
+
+@pytest.fixture(scope="module")
+def odd_names(tmp_path_factory):
+    """A dataset whose own columns are called as other things are, with a value that tells which is which."""
+    folder = tmp_path_factory.mktemp("odd")
+    rows = {"caption": ["words"], "clip_score": [0.5], "image_embedding": np.eye(1, 4)}
+    rows |= {"caption_embedding": np.eye(1, 4), **{name: [f"own {name}"] for name in ODD_NAMES}}
+    return write_rows(folder / "out", [rows], {"animals": [{"label": ["cat"]}]}, columns=ODD_NAMES)
+
+
+def test_columns_of_ones_own_keep_the_names_of_others_apart(odd_names, tmp_path):
+    """`image_path` took the place of the key, `captions` that of the caption, and Lance lost names with dots."""
+    export_embeddings(odd_names, tmp_path / "cr", "clip_retrieval")
+    (row,) = pq.read_table(tmp_path / "cr" / "metadata" / "metadata_0.parquet").to_pylist()
+    assert (row["image_path"], row["my_image_path"], row["animals.label"]) == ("000000", "own image_path", "cat")
+    assert [row[name] for name in ODD_NAMES[1:]] == [f"own {name}" for name in ODD_NAMES[1:]]
+    lance = pytest.importorskip("lance")
+    export_embeddings(odd_names, tmp_path / "lance", "lance")
+    (row,) = lance.dataset(str(tmp_path / "lance" / "lance" / "embeddings.lance")).to_table().to_pylist()
+    assert (row["my_my_a_b"], row["a_b"], row["my_a_b"]) == ("own a.b", "own a_b", "own my_a_b")
+    assert (row["my__rowid"], row["x_label"], row["animals"]["label"]) == ("own _rowid", "own x.label", "cat")
+
+
+def test_a_column_that_is_called_as_one_of_labels_is_one_sentence(tmp_path, embed):
+    """It was a KeyError."""
+    make_tar(tmp_path / "a.tar", 1)
+    rows = {"clip_score": [0.5], "image_embedding": np.eye(1, 4), "animals.label": ["own"]}
+    out = write_rows(tmp_path / "out", [rows], {"animals": [{"label": ["cat"]}]}, columns=["animals.label"])
+    said = "has the column animals.label besides the taxonomy animals, so its labels cannot be told apart; label it"
+    for layout in ("webdataset", "clip_retrieval", "lance"):
+        with pytest.raises(DatasetError, match=said):
+            export_embeddings(out, tmp_path / layout, layout)
+    assert export_embeddings(out, tmp_path / "npy", "npy")["counts"]["exported"] == 1
+    with pytest.raises(DatasetError, match=said):
+        filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
+    assert filter_embeddings(out, tmp_path / "kept", where="clip_score > 0")["counts"]["kept"] == 1
+    with pytest.raises(DatasetError, match=said):
+        Dataset.open(out).to_table(labels="animals")
+    (tmp_path / "animals.txt").write_text("cat\ndog\n")
+    said = "--taxonomy animals has a column of labels animals.label, as the dataset does; rename the file"
+    with pytest.raises(ValueError, match=said):
+        embed(
+            tmp_path / "a.tar",
+            output=tmp_path / "n",
+            flags=["--columns", "animals.label", "--taxonomy", tmp_path / "animals.txt"],
+        )
+    assert not (tmp_path / "n").exists()
 
 
 def test_an_export_over_its_own_selection_is_refused(tmp_path):

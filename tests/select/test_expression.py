@@ -125,6 +125,13 @@ def test_duckdb_evaluates_what_the_user_wrote_where_floats_play_no_part():
     assert Expression.of("--where", sql, SCHEMA).sql == sql
 
 
+def test_a_column_of_ones_own_may_be_called_as_one_of_labels():
+    schema = pa.schema([("photo.label", pa.string()), ("animals.label", pa.string())])
+    rows = pa.table({"photo.label": ["a", "b"], "animals.label": ["cat", "dog"]}, schema)
+    expression = Expression.of("--where", "\"photo.label\" = 'a' and animals.label = 'cat'", schema)
+    assert expression.evaluate(rows).to_pylist() == [True, False]
+
+
 def test_times_do_not_depend_on_where_the_worker_stands():
     sql = "strftime(timestamptz '2020-01-01 00:00:00', '%Z') = 'UTC' and strftime(to_timestamp(0), '%H') = '00'"
     code = (
