@@ -55,7 +55,13 @@ class Parser(argparse.ArgumentParser):
         default = (
             "" if action.default in (None, "", [], {}, argparse.SUPPRESS) else f" for the default, {action.default}"
         )
-        raise UsageError(f"{flag} is {value}, but it must be {_allowed(action)}; correct it, or omit the flag{default}")
+        cure = "correct it" if _is_required(action) else f"correct it, or omit the flag{default}"
+        raise UsageError(f"{flag} is {value}, but it must be {_allowed(action)}; {cure}")
+
+
+def _is_required(action: argparse.Action) -> bool:
+    """Whether the command refuses to work without a flag. argparse does not know, since its message is not ours."""
+    return (action.help or "").startswith("(required)")
 
 
 def _allowed(action: argparse.Action) -> str:

@@ -40,7 +40,7 @@ class Layout:
         name: one of LAYOUTS.
         per_shard: the most samples of a tar.
         modalities: the modalities whose embeddings are written, of layouts of vectors; rows without are left out.
-        classes: taxonomy whose labels go along → digest of its classes.
+        classes: taxonomy whose labels go along → what they are made with; see `check_labels`.
         stored: names of all columns of the embeddings.
         columns: names of the user's own columns.
         all_captions: whether the dataset has all captions of a sample.
@@ -156,7 +156,7 @@ def _modalities(dataset: Dataset, name: str, asked: str | None) -> tuple[str, ..
 
 
 def _classes(dataset: Dataset, labels: storage.Places | None) -> dict[str, str]:
-    """Decide whose labels go along: those that were asked for, or all. Taxonomy → digest of its classes."""
+    """Decide whose labels go along: those that were asked for, or all. As `check_labels` has them."""
     known = dataset.taxonomies
     wanted = known if labels is None else list(storage.as_names(labels, "labels")) if labels else []
     if unknown := [taxonomy for taxonomy in wanted if taxonomy not in known]:

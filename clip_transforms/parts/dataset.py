@@ -59,7 +59,7 @@ def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[s
         digests: part → digest, of all parts.
         taxonomies: names of taxonomies.
     Returns:
-        Taxonomy → digest of its classes.
+        Taxonomy → what its labels are made with: digest of its classes, and the lengths of `top`.
     Raises:
         DatasetError: naming the taxonomy.
     """
@@ -90,7 +90,8 @@ def check_labels(output: str, digests: Mapping[str, str], taxonomies: Sequence[s
             raise DatasetError(
                 f"{output} has labels/{taxonomy} of different classes: an --overwrite was interrupted; run it again"
             )
-        classes[taxonomy] = found.pop()
+        tops = sorted({int(footer.get("top_labels", 0)) for footer in labels.values()})  # inputs may differ in it
+        classes[taxonomy] = f"{found.pop()} top {','.join(map(str, tops))}"
     return classes
 
 

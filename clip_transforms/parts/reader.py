@@ -52,7 +52,7 @@ def read_table(
             `.margin` and `.top`.
         rows: one of ROWS: `embeddings`, a row per sample, or `captions`, a row per caption with its sample's labels.
         made_from: kind of file → digest that was seen in it earlier: of `embeddings` that of the rows, of
-            `labels/<taxonomy>` that of the classes.
+            `labels/<taxonomy>` that of the classes, and perhaps a space and more.
     Returns:
         The rows in the order of the part; embeddings are FixedSizeList of d float32 or float16.
     Raises:
@@ -70,8 +70,8 @@ def read_table(
                     "command again"
                 )
         for kind, footer in zip(kinds, footers, strict=True):
-            digest = footer.get("digest" if kind == rows else "taxonomy_digest")
-            if made_from and digest != made_from.get(kind, digest):
+            digest = str(footer.get("digest" if kind == rows else "taxonomy_digest", ""))
+            if made_from and digest != made_from.get(kind, digest).partition(" ")[0]:
                 raise DatasetError(
                     f"{part_uri(output, kind, part)} was replaced while this command read the dataset; give the "
                     "command again when nothing writes to the dataset"

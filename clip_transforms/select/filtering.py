@@ -38,7 +38,7 @@ class Filter:
         top_fraction, top_count: how much of the ranked rows stays; at most one of them.
         sample_fraction, seed: the seeded sample that is taken; None for no sample.
         selection: which rows are looked at.
-        classes: taxonomy whose labels are read → digest of its classes.
+        classes: taxonomy whose labels are read → what they are made with; see `check_labels`.
     """
 
     where: Expression | None
@@ -59,7 +59,7 @@ class Filter:
         top_fraction: float | None = None,
         top_count: int | None = None,
         sample_fraction: float | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         selection: storage.Places = (),
     ) -> Filter:
         """Check the settings of a filter.
@@ -157,7 +157,7 @@ class Filter:
 
 
 def _numbers(
-    top_fraction: float | None, top_count: int | None, sample_fraction: float | None, seed: int
+    top_fraction: float | None, top_count: int | None, sample_fraction: float | None, seed: int | None
 ) -> tuple[float | None, int | None, float | None, int]:
     """Check the numbers of a filter, and return them."""
     if top_fraction is not None and top_count is not None:
@@ -168,7 +168,9 @@ def _numbers(
             raise ValueError(f"--{name} is {value}, but it is a fraction of the rows and must lie in [0, 1]{hint}")
     if top_count is not None and storage.as_setting(top_count, "top_count", "int") < 1:
         raise ValueError(f"--top_count is {top_count}, but it is a number of rows and must be 1 or more")
-    return top_fraction, top_count, sample_fraction, storage.as_setting(seed, "seed", "int")
+    if seed is not None and sample_fraction is None:
+        raise ValueError(f"--seed is {seed}, but it is that of a sample; give --sample_fraction with it, or omit it")
+    return top_fraction, top_count, sample_fraction, storage.as_setting(seed or 0, "seed", "int")
 
 
 def _expression(flag: str, text: str | None, schema: pa.Schema) -> Expression | None:

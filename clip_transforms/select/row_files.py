@@ -90,10 +90,10 @@ def _by_place(uri: str, places: pa.Table, dataset: Dataset) -> dict[str, np.ndar
 
 def _by_key(uri: str, dataset: Dataset) -> dict[str, np.ndarray]:
     try:
-        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+        lines = storage.read_bytes(uri).decode("utf-8-sig").split("\n")  # a key may hold other ends of lines
     except UnicodeDecodeError as error:
         raise RowFileError(f"--selection {uri} is not UTF-8; write one key a line in UTF-8") from error
-    keys = pa.array(sorted({line for line in lines if line}), pa.string())
+    keys = pa.array(sorted({line.removesuffix("\r") for line in lines} - {""}), pa.string())
     found: dict[str, np.ndarray] = {}
     seen: set[str] = set()
     for part in dataset.parts:

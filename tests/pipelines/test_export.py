@@ -475,7 +475,7 @@ def test_labels_that_are_missing_or_stale_are_refused_unless_they_are_not_asked_
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--as", "hdf5"], ["hdf5", "webdataset", "lance"]),
+        (["--as", "wds"], ["--as is 'wds'", "webdataset", "or lance; correct it\n"]),
         ([], ["--as", "webdataset"]),
         (["--as", "npy", "--samples_per_shard", "9"], ["--samples_per_shard", "webdataset", "omit it"]),
         (["--as", "webdataset", "--samples_per_shard", "0"], ["--samples_per_shard is 0", "1 or more"]),
@@ -490,7 +490,7 @@ def test_labels_that_are_missing_or_stale_are_refused_unless_they_are_not_asked_
 def test_wrong_arguments_are_one_sentence_and_write_nothing(argv, said, made, tmp_path):
     done = command("pipelines.export", "--input", made / "out", "--output", tmp_path / "e", *argv)
     assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "e").exists()
-    (line,) = done.stderr.strip().splitlines()[-1:]
+    (line,) = done.stderr.splitlines(True)[-1:]
     assert all(word in line for word in said), line
 
 

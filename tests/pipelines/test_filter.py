@@ -28,7 +28,7 @@ from pipelines import filter as filter_command
 
 SCORES = [[0.5, 0.1, None, 0.3], [0.3, 0.3], [], [0.9, float("nan"), 0.3]]
 LABELS = [["cat", "dog", None, "cat"], ["cat", "cat"], [], ["dog", "cat", "cat"]]
-ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]}).digest
+ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]}).digest + " top 5"
 CONDITIONS = {"where": "animals.label = 'cat'", "by": "clip_score", "top_count": 3}
 
 
@@ -315,6 +315,16 @@ def test_a_text_of_keys_is_a_selection_where_keys_are_unique(dataset, tmp_path):
         select(tmp_path / "own", tmp_path, "other", selection=tmp_path / "none.txt")
 
 
+def test_keys_may_hold_any_character_but_the_end_of_a_line(tmp_path):
+    """Python's splitlines cut keys at many more."""
+    odd = ["a\u2028b", "c\x0bd", "e\x85f", "\x1cg", "h\r", " i "]
+    write_rows(tmp_path / "odd", [{"key": [*odd, "other"], "clip_score": [0] * 7}])
+    (tmp_path / "keys.txt").write_bytes("\n".join([*odd[:4], "h\r\r", " i \r"]).encode())
+    assert kept(select(tmp_path / "odd", tmp_path, "kept", selection=tmp_path / "keys.txt")) == [
+        (0, n) for n in range(6)
+    ]
+
+
 @pytest.mark.parametrize(
     "name, content, said",
     [
@@ -388,6 +398,19 @@ def test_labels_of_other_classes_make_another_selection(tmp_path):
         filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
     filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'", overwrite=True)
     assert kept(tmp_path / "kept") == [(0, 1), (3, 0)]
+
+
+def test_labels_of_another_length_make_another_selection(tmp_path):
+    out = write(tmp_path / "out")
+    filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
+    for part in (tmp_path / "out" / "labels" / "animals").iterdir():
+        table = pq.read_table(part)
+        footer = json.loads(pq.ParquetFile(part).metadata.metadata[b"clip"])
+        with pq.ParquetWriter(part, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"clip": json.dumps(footer | {"top_labels": 2})})
+    with pytest.raises(OutputError, match="has changed since --output .* was made"):
+        filter_embeddings(out, tmp_path / "kept", where="animals.label = 'cat'")
 
 
 def test_samples_are_the_same_everywhere_and_larger_ones_contain_smaller_ones(dataset, tmp_path):
@@ -478,6 +501,10 @@ def test_expressions_over_embeddings_read_them_and_null_embeddings_are_null(tmp_
         (
             ["--top_fraction", "1.5"],
             "--top_fraction is 1.5, but it is a fraction of the rows and must lie in [0, 1]; for 1.5 %",
+        ),
+        (
+            ["--seed", "3", "--top_count", "1"],
+            "--seed is 3, but it is that of a sample; give --sample_fraction with it, or omit it",
         ),
         (["--top_fraction", "nan"], "--top_fraction is nan, but it is a fraction"),
         (["--sample_fraction", "-1"], "--sample_fraction is -1.0, but it is a fraction"),
