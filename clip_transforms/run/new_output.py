@@ -104,6 +104,8 @@ class NewOutput:
     def finished(self, parts: Collection[str] = (), folder: str = "") -> Mapping[str, Any] | None:
         """Return the content of the record if the same command has made everything; otherwise None.
 
+        If that command was killed while it removed its work, the rest of it goes now.
+
         Args:
             parts: names of the parts that must be there, without extension.
             folder: the folder that holds them.
@@ -112,7 +114,9 @@ class NewOutput:
             return None
         if parts and not set(parts) <= part_names(self.uri, folder):
             return None
-        return _record(storage.join(self.uri, self.record))
+        if (content := _record(storage.join(self.uri, self.record))) is not None:
+            storage.remove(storage.join(self.uri, WORK))
+        return content
 
     def begin(self, folder: RunFolder) -> None:
         """Make the folder ready: what another command made goes, what the same one made stays.
@@ -138,10 +142,13 @@ class NewOutput:
             storage.make_folder(storage.join(self.uri, name))
 
     def finish(self, content: Mapping[str, Any], scratch: str) -> Mapping[str, Any]:
-        """Write the record and `_SUCCESS`, and return the record's content."""
-        storage.remove(storage.join(self.uri, WORK))
+        """Write the record and `_SUCCESS`, and return the record's content.
+
+        The work goes last: until `_SUCCESS` is there, the same command needs it to go on.
+        """
         write_json(storage.join(self.uri, self.record), content, scratch)
         storage.write_bytes(storage.join(self.uri, "_SUCCESS"), b"", scratch)
+        storage.remove(storage.join(self.uri, WORK))
         return content
 
 

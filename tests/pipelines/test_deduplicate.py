@@ -18,7 +18,7 @@ from test_runners import TWO_PROCESSES, kill_when, portable
 from benchmarks.datasets import write_rows
 from clip_transforms import DeduplicateEmbeddings, deduplicate_embeddings, filter_embeddings
 from clip_transforms.parts.dataset import DatasetError
-from clip_transforms.run import deduplicate_steps
+from clip_transforms.run import deduplicate_steps, near_steps
 from clip_transforms.select import block_rows, blocks
 from pipelines import deduplicate
 
@@ -306,6 +306,38 @@ def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(wa
             assert not (tmp_path / "killed" / "_SUCCESS").exists()
     deduplicate_embeddings(small, tmp_path / "killed", **WAYS[way])
     deduplicate_embeddings(small, tmp_path / "undisturbed", **WAYS[way])
+    assert written(tmp_path / "killed") == written(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("way", ["exact", "image"])
+@pytest.mark.parametrize("at", ["_SUCCESS", "_work"])
+def test_killed_at_its_end_it_has_nothing_to_find_again(way, at, small, tmp_path, monkeypatch):
+    """The work was removed before `_SUCCESS` was there, so that everything began anew."""
+    from clip_transforms import storage
+
+    commit, remove = storage.writing.commit_file, storage.remove
+
+    def killed_at(uri, go_on):
+        if uri.endswith(f"/{at}"):
+            raise Killed
+        go_on()
+
+    def removed(uri):
+        if uri.endswith(f"/{at}") and (tmp_path / "killed" / "_SUCCESS").exists():
+            remove(sorted((tmp_path / "killed" / "_work").iterdir())[0].as_posix())
+            raise Killed
+        remove(uri)
+
+    monkeypatch.setattr(blocks, "ONE_BLOCK_ROWS", 200)
+    deduplicate_embeddings(small, tmp_path / "undisturbed", **WAYS[way])
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.writing, "commit_file", lambda local, uri: killed_at(uri, lambda: commit(local, uri)))
+        patch.setattr(storage, "remove", removed)
+        with pytest.raises(Killed):
+            deduplicate_embeddings(small, tmp_path / "killed", **WAYS[way])
+    for module, name in ((near_steps, "compare"), (near_steps, "make_blocks"), (deduplicate_steps, "same_hash")):
+        monkeypatch.setattr(module, name, None)  # whoever calls it now begins anew
+    deduplicate_embeddings(small, tmp_path / "killed", **WAYS[way])
     assert written(tmp_path / "killed") == written(tmp_path / "undisturbed")
 
 
