@@ -26,6 +26,8 @@ _HOMES = {
     "export_embeddings": "export_embeddings",
     "DeduplicateEmbeddings": "deduplicate_embeddings",
     "deduplicate_embeddings": "deduplicate_embeddings",
+    "EvaluateEmbeddings": "evaluate_embeddings",
+    "evaluate_embeddings": "evaluate_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
     "ClipModelHandler": "clip_model_handler",

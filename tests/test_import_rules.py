@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("shards", "engine", "labels", "select", "exports", "metrics", "pages", "workers")
+ROOMS = ("shards", "engine", "labels", "select", "exports", "evaluation", "metrics", "pages", "workers")
 GROUND = {"clip", "storage", "schemas"}
 BELOW = {*ROOMS, "parts", "demo", *GROUND}
 # Place → the other places of ours that it may import. A verb is a file of clip_transforms/.

@@ -100,7 +100,7 @@ def plan_labels(
     output = storage.normalise(dataset)
     made = existing_dataset(output)
     check_classes(output, taxonomies)
-    checkpoint = _checkpoint(output, made, model)
+    checkpoint = checkpoint_of(output, made, model)
     digests = {taxonomy.name: taxonomy.digest for taxonomy in taxonomies}
     if not overwrite:
         check_taxonomies(output, made, digests)
@@ -110,7 +110,7 @@ def plan_labels(
     return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(footers), stale)
 
 
-def _checkpoint(output: str, made: Mapping[str, Any], model: ClipSpec | None) -> Checkpoint:
+def checkpoint_of(output: str, made: Mapping[str, Any], model: ClipSpec | None) -> Checkpoint:
     """Return the checkpoint that made the embeddings, and refuse any other."""
     spec = model or ClipSpec(made["model"])
     spec = dataclasses.replace(spec, checkpoint_key=made["settings"].get("checkpoint_key"))

@@ -30,6 +30,7 @@ class NewOutput:
         command: content of `_command.json`: the verb, its settings, and the dataset with a digest over all its parts.
         record: name of the file that tells the outcome, such as `selection.json`.
         folders: names of the folders that the verb fills.
+        files: names of the files that it writes beside the record.
         overwrite: whether what another command made may be replaced.
     """
 
@@ -38,6 +39,7 @@ class NewOutput:
     record: str
     folders: tuple[str, ...]
     overwrite: bool
+    files: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -50,13 +52,13 @@ class NewOutput:
             dataset: the dataset that is read.
             command: the verb under `verb`, and the settings that decide what it writes, as JSON values.
             overwrite: whether what another command made may be replaced.
-            **names: `record` and `folders`, as the attributes.
+            **names: `record`, `folders` and `files`, as the attributes.
         Raises:
             OutputError: if the folder lies in the dataset or around it, holds something else, or is another command's.
         """
         uri = storage.normalise(storage.as_uri(output, "output"))
         source = {"dataset": dataset.uri, "fingerprint": dataset.fingerprint, "digest": digest_of(dataset.digests)}
-        writes = [names["record"], *names["folders"]]
+        writes = [names["record"], *names["folders"], *names.get("files", ())]
         content = json.loads(json.dumps({"format": FORMAT_VERSION, **command, **source, "writes": writes}))
         new = cls(uri, content, overwrite=storage.as_setting(overwrite, "overwrite", "bool"), **names)
         selections = (given["selection"] for given in command.get("selection", ()))

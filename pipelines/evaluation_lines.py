@@ -1,0 +1,191 @@
+"""The tables that `evaluate` prints, made from its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from clip_transforms import storage
+from clip_transforms.evaluate_embeddings import PER_GROUP
+from clip_transforms.metrics.ranks import KS
+from clip_transforms.parts.counts import counted
+
+_GROUPS, _CLASSES = 12, 8  # rows and columns of a table of groups
+_WARNING = (
+    "warning: accuracies of CLIP differ between groups of people, and the choice of classes moves them; read "
+    "docs/model-card.md before you use a model or a label for a group"
+)
+Row = Mapping[str, Any]
+
+
+def evaluation_lines(output: str, content: Mapping[str, Any]) -> list[str]:
+    """Return the closing lines: what was counted, a table for each measure, and one for the groups."""
+    lines = [f"evaluated in {output} (metrics.json, per_class.parquet, per_group.parquet)"]
+    for name, of in (("zeroshot", _zeroshot), ("retrieval", _retrieval), ("probe", _probe)):
+        if name in content:
+            lines += ["", *of(content[name])]
+    if "groups" in content:
+        lines += ["", _WARNING, *_groups(output, content["groups"])]
+    return lines
+
+
+def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"zero-shot labels: {_rows(found['rows'])}"
+    several = any("positives" in of for of in found["taxonomies"].values())
+    if several:
+        header = ["taxonomy", "classes", "mean AP", "mean 11-point AP", "mean ROC AUC"]
+        keys = ("mean_average_precision", "mean_eleven_point_precision", "mean_roc_auc")
+        table = [
+            [name, f"{of['classes']:,}", *(_number(of[key]) for key in keys)]
+            for name, of in found["taxonomies"].items()
+        ]
+    elif found["rows"].get("scored"):
+        header = ["taxonomy", "classes", "top 1", "95 % interval", "top 5", "mean recall of a class"]
+        table = [[name, f"{of['classes']:,}", *_accuracies(of)] for name, of in found["taxonomies"].items()]
+    else:
+        header, table = [], []
+    yield from _table(header, table)
+    if found["unknown_truth"]:
+        names = ", ".join(f"{name!r} ({n:,})" for name, n in list(found["unknown_truth"].items())[:5])
+        yield f"note: classes of the truth that a taxonomy lacks, and that are not scored: {names}"
+    for name, of in found["taxonomies"].items():
+        if without := of.get("classes_without_samples"):
+            number = of["classes"] - of["classes_with_samples"]
+            shown = ", ".join(without[:5]) + (" …" if number > 5 else "")
+            yield f"note: {counted(number, 'class', 'classes')} of {name} without a sample, not in its means: {shown}"
+
+
+def _retrieval(found: Mapping[str, Any]) -> Iterator[str]:
+    rows = found["rows"]
+    yield f"retrieval: {counted(rows.get('images', 0), 'image')} and {counted(rows.get('captions', 0), 'caption')}"
+    header = ["", "queries", "candidates", *(f"recall@{k}" for k in KS)]
+    names = {"image_to_caption": "image → captions", "caption_to_image": "caption → images"}
+    table = [
+        [
+            title,
+            f"{found[name]['n']:,}",
+            f"{found[name]['candidates']:,}",
+            *(_percent(found[name][f"recall@{k}"]) for k in KS),
+        ]
+        for name, title in names.items()
+    ]
+    yield from _table(header, table)
+    for what, other in (("image", "caption"), ("caption", "image")):
+        if number := rows.get(f"without_{other}", 0):
+            yield f"note: {counted(number, what)} without {'an' if other == 'image' else 'a'} {other}: no query"
+    for name, title in names.items():
+        if tied := found[name]["tied"]:
+            yield f"note: {title}: {tied:,} right answers tie with others, as equal captions do; the first one counts"
+        few = [k for k in KS if found[name]["candidates"] < k]
+        if few and found[name]["n"]:
+            yield f"note: {title}: there are fewer than {few[0]} candidates, so recall@{few[0]} is 100 %"
+
+
+def _probe(found: Mapping[str, Any]) -> Iterator[str]:
+    sizes = ", ".join(f"{found[name]:,} {name}" for name in ("train", "validation", "test"))
+    yield f"linear probe: {_rows(found['rows'])}: {sizes}"
+    if found["c"] is None:
+        yield "note: there is no probe: it needs two classes to train on, and samples that validate and test it"
+        return
+    header = ["classes", "C", "top 1", "95 % interval", "top 5", "mean recall of a class"]
+    yield from _table(header, [[f"{found['classes']:,}", f"{found['c']:.3g}", *_accuracies(found)]])
+    if not found["converged"]:
+        yield "note: the fit had not converged after 1,000 iterations, where the paper's stops too"
+    if found["not_trained"]:
+        shown = ", ".join(found["not_trained"][:5])
+        yield f"note: classes with test samples alone, whose samples count as wrong: {shown}"
+
+
+def _accuracies(found: Mapping[str, Any]) -> list[str]:
+    low, high = found["acc1_interval"] or (None, None)
+    interval = "" if low is None else f"{_percent(low)} to {_percent(high)}"
+    return [_percent(found["acc1"]), interval, _percent(found["acc5"]), _percent(found["mean_per_class_recall"])]
+
+
+def _groups(output: str, groups: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the metrics of each group, and one of the labels that each group gets."""
+    with storage.open_input(storage.join(output, PER_GROUP)) as file:
+        rows = pq.ParquetFile(file).read(use_threads=False).to_pylist()
+    metrics: dict[tuple[str, str], list[Row]] = {}
+    rates: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["class"] is None:
+            metrics.setdefault((row["measure"], row["taxonomy"] or ""), []).append(row)
+        elif row["metric"] == "label_rate":
+            rates.setdefault((row["measure"], row["taxonomy"] or ""), []).append(row)
+    for (measure, taxonomy), found in metrics.items():
+        yield f"{measure} {taxonomy}".rstrip() + f", by {groups['column']}:"
+        yield from _by_group(groups["column"], found, "metric")
+    for (_, taxonomy), found in rates.items():
+        classes = sorted({row["class"]: -(row["spread"] or 0) for row in found}.items(), key=lambda item: item[1])
+        shown = {name for name, _ in classes[:_CLASSES]}
+        most = f", the {_CLASSES} classes that differ most" if len(classes) > _CLASSES else ""
+        yield f"how often a group gets a label of {taxonomy}{most}:"
+        yield from _by_group(groups["column"], [row for row in found if row["class"] in shown], "class")
+
+
+def _by_group(column: str, rows: Sequence[Row], across: str) -> Iterator[str]:
+    """Yield a table with a line for each group, a column for each metric or class, and the spreads below."""
+    columns = list(dict.fromkeys(row[across] for row in rows))
+    names = list(dict.fromkeys(row["group"] for row in rows))
+    cells = {(row["group"], row[across]): row for row in rows}
+    table = []
+    for name in names[:_GROUPS]:
+        of = [cells[name, of] for of in columns if (name, of) in cells]
+        table.append([name, f"{max(row['n'] for row in of):,}", *(_cell(row) for row in of)])
+    if len(names) > 1:
+        spreads = [_points(cells[names[0], of]["spread"]) for of in columns if (names[0], of) in cells]
+        table.append(["spread", "", *spreads])
+    yield from _table([column, "n", *columns], table)
+    if len(names) > _GROUPS:
+        yield f"note: {len(names) - _GROUPS:,} more groups are in {PER_GROUP}"
+
+
+def _cell(row: Row) -> str:
+    if row["low"] is None:
+        return _percent(row["value"])
+    return f"{_percent(row['value'])} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+
+
+def _rows(rows: Mapping[str, int]) -> str:
+    """Say what became of all rows."""
+    names = {
+        "scored": "scored",
+        "not_selected": "not selected",
+        "without_embedding": "without an image embedding",
+        "without_truth": "without a truth",
+        "unknown_truth": "of an unknown class",
+        "without_split": "in no split",
+    }
+    shown = [f"{rows.get(key, 0):,} {name}" for key, name in names.items() if rows.get(key) or key == "scored"]
+    return f"{counted(rows.get('seen', 0), 'row')} = {' + '.join(shown)}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table: the first column to the left, the others to the right."""
+    if not rows:
+        return
+    lines = [[_printable(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    for line in lines:
+        others = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        yield "  ".join(["", line[0].ljust(widths[0]), *others]).rstrip()
+
+
+def _printable(text: str) -> str:
+    """Escape what could control a terminal, since names come from data."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
