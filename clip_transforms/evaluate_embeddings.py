@@ -160,7 +160,7 @@ def plan_evaluation(
     if "retrieval" in asked.measures and has_captions(opened.uri):
         check_rows(opened.uri, opened.parts, "captions")
     checkpoint = None
-    if any(of.taxonomy for of in asked.classes):
+    if model is not None or any(of.taxonomy for of in asked.classes):
         spec = None if model is None else ClipSpec.of(model)
         checkpoint = checkpoint_of(opened.uri, existing_dataset(opened.uri), spec)
     chosen = Selection.open(opened, selection)

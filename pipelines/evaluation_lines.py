@@ -12,10 +12,21 @@ from clip_transforms.evaluate_embeddings import PER_GROUP
 from clip_transforms.metrics.ranks import KS
 from clip_transforms.parts.counts import counted
 
-_GROUPS, _CLASSES = 12, 8  # rows and columns of a table of groups
+_GROUPS, _COLUMNS = 12, 8  # the most groups, and metrics or classes, of a table
+_INTERVALS = 4  # columns; with more of them, the intervals would make lines that nobody can read
+_DIRECTIONS = {"image_to_caption": "image → captions", "caption_to_image": "caption → images"}
+_TITLES = {
+    "acc1": "top 1",
+    "acc5": "top 5",
+    "mean_per_class_recall": "mean recall",
+    "mean_average_precision": "mean AP",
+    "mean_eleven_point_precision": "mean 11-point AP",
+    "mean_roc_auc": "mean ROC AUC",
+}
 _WARNING = (
-    "warning: accuracies of CLIP differ between groups of people, and the choice of classes moves them; read "
-    "docs/model-card.md before you use a model or a label for a group"
+    "warning: CLIP's accuracies differ between groups of people, and the choice of classes moves the differences.",
+    "Its authors rule out surveillance, the recognition of faces, and any use that was not tested in its own context;",
+    "read docs/model-card.md before you rely on a number below.",
 )
 Row = Mapping[str, Any]
 
@@ -27,7 +38,7 @@ def evaluation_lines(output: str, content: Mapping[str, Any]) -> list[str]:
         if name in content:
             lines += ["", *of(content[name])]
     if "groups" in content:
-        lines += ["", _WARNING, *_groups(output, content["groups"])]
+        lines += ["", *_WARNING, *_groups(output, content["groups"])]
     return lines
 
 
@@ -42,11 +53,13 @@ def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
             for name, of in found["taxonomies"].items()
         ]
     elif found["rows"].get("scored"):
-        header = ["taxonomy", "classes", "top 1", "95 % interval", "top 5", "mean recall of a class"]
+        header = ["taxonomy", "classes", "top 1", "95 % interval", "top 5", "mean recall"]
         table = [[name, f"{of['classes']:,}", *_accuracies(of)] for name, of in found["taxonomies"].items()]
     else:
         header, table = [], []
     yield from _table(header, table)
+    if not found["rows"].get("scored"):
+        yield "note: no row can be scored"
     if found["unknown_truth"]:
         names = ", ".join(f"{name!r} ({n:,})" for name, n in list(found["unknown_truth"].items())[:5])
         yield f"note: classes of the truth that a taxonomy lacks, and that are not scored: {names}"
@@ -61,7 +74,6 @@ def _retrieval(found: Mapping[str, Any]) -> Iterator[str]:
     rows = found["rows"]
     yield f"retrieval: {counted(rows.get('images', 0), 'image')} and {counted(rows.get('captions', 0), 'caption')}"
     header = ["", "queries", "candidates", *(f"recall@{k}" for k in KS)]
-    names = {"image_to_caption": "image → captions", "caption_to_image": "caption → images"}
     table = [
         [
             title,
@@ -69,13 +81,15 @@ def _retrieval(found: Mapping[str, Any]) -> Iterator[str]:
             f"{found[name]['candidates']:,}",
             *(_percent(found[name][f"recall@{k}"]) for k in KS),
         ]
-        for name, title in names.items()
+        for name, title in _DIRECTIONS.items()
     ]
     yield from _table(header, table)
+    if not found["image_to_caption"]["n"]:
+        yield "note: no image has a caption here"
     for what, other in (("image", "caption"), ("caption", "image")):
         if number := rows.get(f"without_{other}", 0):
             yield f"note: {counted(number, what)} without {'an' if other == 'image' else 'a'} {other}: no query"
-    for name, title in names.items():
+    for name, title in _DIRECTIONS.items():
         if tied := found[name]["tied"]:
             yield f"note: {title}: {tied:,} right answers tie with others, as equal captions do; the first one counts"
         few = [k for k in KS if found[name]["candidates"] < k]
@@ -89,7 +103,7 @@ def _probe(found: Mapping[str, Any]) -> Iterator[str]:
     if found["c"] is None:
         yield "note: there is no probe: it needs two classes to train on, and samples that validate and test it"
         return
-    header = ["classes", "C", "top 1", "95 % interval", "top 5", "mean recall of a class"]
+    header = ["classes", "C", "top 1", "95 % interval", "top 5", "mean recall"]
     yield from _table(header, [[f"{found['classes']:,}", f"{found['c']:.3g}", *_accuracies(found)]])
     if not found["converged"]:
         yield "note: the fit had not converged after 1,000 iterations, where the paper's stops too"
@@ -105,46 +119,51 @@ def _accuracies(found: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(output: str, groups: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of the metrics of each group, and one of the labels that each group gets."""
+    """Yield tables of the numbers of each group, and of the labels that each group gets."""
     with storage.open_input(storage.join(output, PER_GROUP)) as file:
         rows = pq.ParquetFile(file).read(use_threads=False).to_pylist()
-    metrics: dict[tuple[str, str], list[Row]] = {}
-    rates: dict[tuple[str, str], list[Row]] = {}
+    tables: dict[str, list[tuple[str, Row]]] = {}
     for row in rows:
-        if row["class"] is None:
-            metrics.setdefault((row["measure"], row["taxonomy"] or ""), []).append(row)
-        elif row["metric"] == "label_rate":
-            rates.setdefault((row["measure"], row["taxonomy"] or ""), []).append(row)
-    for (measure, taxonomy), found in metrics.items():
-        yield f"{measure} {taxonomy}".rstrip() + f", by {groups['column']}:"
-        yield from _by_group(groups["column"], found, "metric")
-    for (_, taxonomy), found in rates.items():
-        classes = sorted({row["class"]: -(row["spread"] or 0) for row in found}.items(), key=lambda item: item[1])
-        shown = {name for name, _ in classes[:_CLASSES]}
-        most = f", the {_CLASSES} classes that differ most" if len(classes) > _CLASSES else ""
-        yield f"how often a group gets a label of {taxonomy}{most}:"
-        yield from _by_group(groups["column"], [row for row in found if row["class"] in shown], "class")
+        taxonomy = row["taxonomy"]
+        if row["metric"] == "label_rate":
+            tables.setdefault(f"how often a group gets each label of {taxonomy}", []).append((row["class"], row))
+        elif row["class"] is None:
+            direction, _, metric = row["metric"].rpartition(" ")
+            labels = f"zero-shot labels of {taxonomy}" if taxonomy else "linear probe"
+            what = f"retrieval, {_DIRECTIONS[direction]}" if direction else labels
+            tables.setdefault(what, []).append((_TITLES.get(metric, metric), row))
+    if not rows:
+        yield f"note: no row has a {groups['column']}, so there are no groups"
+    for title, cells in sorted(tables.items(), key=lambda item: item[1][0][1]["metric"] == "label_rate"):
+        yield from ("", *_by_group(title, groups["column"], cells))
 
 
-def _by_group(column: str, rows: Sequence[Row], across: str) -> Iterator[str]:
+def _by_group(title: str, column: str, cells: Sequence[tuple[str, Row]]) -> Iterator[str]:
     """Yield a table with a line for each group, a column for each metric or class, and the spreads below."""
-    columns = list(dict.fromkeys(row[across] for row in rows))
-    names = list(dict.fromkeys(row["group"] for row in rows))
-    cells = {(row["group"], row[across]): row for row in rows}
+    spreads = {name: row["spread"] for name, row in cells}
+    columns = sorted(spreads, key=lambda name: -(spreads[name] or 0))[:_COLUMNS] if len(spreads) > _COLUMNS else spreads
+    chosen = [name for name in spreads if name in columns]
+    groups = list(dict.fromkeys(row["group"] for _, row in cells))
+    of = {(row["group"], name): row for name, row in cells}
+    intervals = len(chosen) <= _INTERVALS
     table = []
-    for name in names[:_GROUPS]:
-        of = [cells[name, of] for of in columns if (name, of) in cells]
-        table.append([name, f"{max(row['n'] for row in of):,}", *(_cell(row) for row in of)])
-    if len(names) > 1:
-        spreads = [_points(cells[names[0], of]["spread"]) for of in columns if (names[0], of) in cells]
-        table.append(["spread", "", *spreads])
-    yield from _table([column, "n", *columns], table)
-    if len(names) > _GROUPS:
-        yield f"note: {len(names) - _GROUPS:,} more groups are in {PER_GROUP}"
+    for group in groups[:_GROUPS]:
+        found = [of.get((group, name)) for name in chosen]
+        n = max(row["n"] for row in found if row is not None)
+        table.append([group, f"{n:,}", *(_cell(row, intervals) for row in found)])
+    table.append(["spread", "", *(_points(spreads[name]) for name in chosen)])
+    most = f", the {_COLUMNS} of {len(spreads):,} that differ most" if len(spreads) > _COLUMNS else ""
+    inside = ", with 95 % intervals" if intervals and any(row["low"] is not None for _, row in cells) else ""
+    yield f"{title}, by {column}{most}{inside}:"
+    yield from _table([column, "n", *chosen], table)
+    if len(groups) > _GROUPS:
+        yield f"note: {counted(len(groups) - _GROUPS, 'more group')} in {PER_GROUP}; the spread is over all"
 
 
-def _cell(row: Row) -> str:
-    if row["low"] is None:
+def _cell(row: Row | None, interval: bool) -> str:
+    if row is None:
+        return ""
+    if row["low"] is None or not interval:
         return _percent(row["value"])
     return f"{_percent(row['value'])} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
 

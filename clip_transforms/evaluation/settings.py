@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -70,6 +71,7 @@ class Evaluation:
             _check_column(dataset, schema, flag, name)
         if truth is not None and truth_column is not None:
             raise ValueError("--truth and --truth_column are both given; give one of them")
+        _check_used(measure, {"truth": truth, "truth_column": truth_column, "taxonomy": taxonomy or None})
         if truth is None and truth_column is None and CLS in schema.names:
             truth_column = CLS
         measures = _measures(measure, truth is not None or truth_column is not None, group_column)
@@ -108,6 +110,14 @@ def _check_column(dataset: Dataset, schema: pa.Schema, flag: str, name: str | No
         return
     there = ", ".join(column for column in schema.names if column not in EMBEDDINGS)
     raise ValueError(f"--{flag} is {name!r}, which {dataset.uri} does not have; its columns are {there}")
+
+
+def _check_used(measure: Any, given: Mapping[str, Any]) -> None:
+    """Refuse settings that retrieval alone does not use."""
+    if measure and set(storage.as_names(measure, "measure")) == {"retrieval"}:
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"--{name} is for --measure zeroshot and probe; omit it, or add one of these")
 
 
 def _measures(asked: Any, with_truth: bool, group_column: str | None) -> tuple[str, ...]:
@@ -182,6 +192,10 @@ def _split(
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} are given; give one of them")
     _check_column(dataset, schema, "split_column", split_column)
+    if split_column is not None:
+        values = _first_values(dataset, split_column).cast(pa.string()).to_pylist()
+        if values and not any(value.lower() in SPLITS for value in values):
+            raise ValueError(f"--split_column {split_column} holds {values[0]!r}, but it must say train, val or test")
     fraction = TEST_FRACTION if test_fraction is None else storage.as_setting(test_fraction, "test_fraction", "float")
     if not 0 < fraction < 1:
         raise ValueError(f"--test_fraction is {fraction}, but it is a fraction of the samples and must lie in (0, 1)")

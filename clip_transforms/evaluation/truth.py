@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Sequence
 
@@ -109,32 +108,18 @@ def _by_index(texts: pa.Array, names: Sequence[str]) -> pa.Array:
 
 
 def class_lists(values: pa.Array, names: Sequence[str]) -> pa.Array:
-    """Return the names that lists of a truth stand for, see `class_names`; nulls in a list do not count.
+    """Return the names that lists of a truth stand for, see `class_names`.
 
     Args:
-        values: lists, or texts that hold one: a JSON list, or classes with a bar between them; an empty text is an
-            empty list.
+        values: lists.
         names: the classes.
     Returns:
         list<string> [n].
     """
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pa.array(
-            [None if text is None else _listed(text) for text in values.to_pylist()], pa.list_(pa.string())
-        )
     flattened = class_names(flat(values.flatten()), names)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, flattened, mask=values.is_null())
-
-
-def _listed(text: str) -> list[str]:
-    if text.startswith("["):
-        try:
-            return [str(name) for name in json.loads(text)]
-        except ValueError:
-            raise TruthError(f'the truth {text!r} begins like a JSON list, but is none; write ["cat", "dog"]') from None
-    return [name for name in text.split("|") if name]
 
 
 def codes_of(truth: pa.Array, names: Sequence[str]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,6 +20,7 @@ from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.reader import read_table
 
 ONE, SEVERAL = "class", "classes"
+_LIST = pa.list_(pa.string())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,10 @@ class TruthFile:
             columns = {name: flat(table.column(name)).cast(types[name]) for name in by}
         except pa.ArrowException as error:
             raise TruthError(f"--truth {uri} cannot be read: {' '.join(str(error).split())}") from error
-        table = pa.table({**columns, "truth": flat(table.column("truth"))})
+        truths = flat(table.column("truth"))
+        if several and not _is_list(of):
+            truths = pa.array([_listed(text, uri) for text in truths.cast(pa.string()).to_pylist()], _LIST)
+        table = pa.table({**columns, "truth": truths})
         table = table.filter(pc.is_valid(table.column("truth")))
         return cls(uri, _merged(table, by, several, uri), by, several)
 
@@ -142,6 +147,16 @@ def _read(uri: str) -> pa.Table:
         if storage.is_of_the_machine(error):
             raise
         raise TruthError(f"--truth {uri} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _listed(text: str | None, uri: str) -> list[str] | None:
+    """Read a list of classes: JSON, or names with bars between them; an empty text is an empty list."""
+    if text is None or not text.startswith("["):
+        return None if text is None else [name for name in text.split("|") if name]
+    try:
+        return [str(name) for name in json.loads(text)]
+    except ValueError:
+        raise TruthError(f"--truth {uri} holds {text!r}, which is no JSON list; write one, or cat|dog") from None
 
 
 def _merged(table: pa.Table, by: tuple[str, ...], several: bool, uri: str) -> pa.Table:

@@ -11,7 +11,8 @@ import numpy as np
 from clip_transforms.metrics.intervals import spread, wilson
 from clip_transforms.metrics.ranks import KS
 from clip_transforms.metrics.single_label import TOP, Confusion
-from clip_transforms.run.zeroshot_steps import Group, Rankings, Tally
+from clip_transforms.run.ranking_steps import Rankings, Rated
+from clip_transforms.run.tally import Group, Tally
 
 Rows = list[dict[str, Any]]
 _SHOWN = 20  # values of the truth that are no class, and classes, that are named
@@ -40,8 +41,11 @@ class Outcome:
             names: taxonomy → names of its classes.
             rankings: taxonomy → its rankings; empty if samples have one class each.
         """
-        unknown = sorted(tally.unknown.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
-        found: dict[str, Any] = {"rows": dict(tally.rows), "unknown_truth": dict(unknown), "taxonomies": {}}
+        found: dict[str, Any] = {
+            "rows": dict(tally.rows),
+            "unknown_truth": dict(sorted(tally.unknown.items())),
+            "taxonomies": {},
+        }
         for taxonomy, classes in names.items():
             confusions = tally.confusions.get(taxonomy, {})
             self._add_labels("zeroshot", taxonomy, classes, confusions)
@@ -120,34 +124,28 @@ class Outcome:
 
     def _add_rankings(self, taxonomy: str, classes: Sequence[str], rankings: Rankings) -> dict[str, Any]:
         """Add how well the classes of samples that have several are ranked; their part of `metrics.json`."""
-        none = {"": (0, None, None, None)}
+        none: Rated = {None: (0, None, None, None)}
         by_class = [rankings.get(index, none) for index in range(len(classes))]
         for index, name in enumerate(classes):
-            n, *rates = by_class[index][""]
+            n, *rates = by_class[index][None]
             row = {"measure": "zeroshot", "taxonomy": taxonomy, "class_index": index, "class": name, "n": n}
             self.classes.append(row | dict(zip(RANKED, rates, strict=True)))
-        means: dict[str, Any] = {}
-        for group in sorted({group for of in by_class for group in of}):
-            for place, name in enumerate(RANKED, 1):
-                known = [value for of in by_class if group in of and (value := of[group][place]) is not None]
-                mean = float(np.mean(known)) if known else None
-                row = {"measure": "zeroshot", "taxonomy": taxonomy, "group": group}
-                if not group:
-                    means[f"mean_{name}"] = mean
-                    continue
-                n = sum(of[group][0] for of in by_class if group in of)
-                self.groups.append({**row, "metric": f"mean_{name}", "n": n, "value": mean})
-                for index, of in enumerate(by_class):
-                    if group in of:
-                        one = {"metric": name, "class": classes[index], "n": of[group][0], "value": of[group][place]}
-                        self.groups.append({**row, **one})
-        without = [name for name, of in zip(classes, by_class, strict=True) if not of[""][0]]
+        for group in sorted({group for of in by_class for group in of if group is not None}):
+            row = {"measure": "zeroshot", "taxonomy": taxonomy, "group": group}
+            n = sum(of[group][0] for of in by_class if group in of)
+            self.groups += [{**row, "metric": name, "n": n, "value": mean} for name, mean in _means(by_class, group)]
+            for name, of in zip(classes, by_class, strict=True):
+                if group in of:
+                    n, *rates = of[group]
+                    rated = zip(RANKED, rates, strict=True)
+                    self.groups += [{**row, "metric": one, "class": name, "n": n, "value": rate} for one, rate in rated]
+        without = [name for name, of in zip(classes, by_class, strict=True) if not of[None][0]]
         return {
             "classes": len(classes),
             "classes_with_samples": len(classes) - len(without),
             "classes_without_samples": without[:_SHOWN],
-            "positives": sum(of[""][0] for of in by_class),
-            **means,
+            "positives": sum(of[None][0] for of in by_class),
+            **dict(_means(by_class, None)),
         }
 
     def _add_rate(
@@ -182,6 +180,13 @@ class Outcome:
                 names = {"measure": key[0], "taxonomy": key[1], "metric": key[2]}
                 summary.append({**names, "spread": width, "largest": best["group"], "smallest": worst["group"]})
         return summary
+
+
+def _means(by_class: Sequence[Rated], group: Group) -> Iterator[tuple[str, float | None]]:
+    """Yield the mean of each rate over the classes that have one."""
+    for place, name in enumerate(RANKED, 1):
+        known = [value for of in by_class if group in of and (value := of[group][place]) is not None]
+        yield f"mean_{name}", float(np.mean(known)) if known else None
 
 
 def _named(groups: Mapping[Group, Any]) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from clip_transforms.metrics.probe import MOST_FITS, Split, probe
 from clip_transforms.metrics.single_label import Confusion
 from clip_transforms.run.evaluate_steps import Evaluating, OverRuns, Run, State
 from clip_transforms.run.over_parts import Step
-from clip_transforms.run.zeroshot_steps import by_group
+from clip_transforms.run.tally import by_group
 from clip_transforms.select.bucket_file import read_bucket, read_note, write_buckets
 from clip_transforms.select.sample import sampled
 

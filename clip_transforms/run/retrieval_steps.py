@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from clip_transforms.evaluation.rows import Rows, unit_vectors
 from clip_transforms.evaluation.truth import flat
 from clip_transforms.metrics.ranks import KS, Queries, ranks
+from clip_transforms.parts.counts import add
 from clip_transforms.parts.reader import read_table
 from clip_transforms.run.evaluate_steps import Evaluating, OverRuns, Run, State
 from clip_transforms.run.over_parts import Step
-from clip_transforms.run.zeroshot_steps import by_group, check_groups
+from clip_transforms.run.tally import by_group, check_groups
 from clip_transforms.select.bucket_file import read_bucket, read_bytes, read_ends, read_note, write_buckets
 
 IMAGES, CAPTIONS, OWNERS, IMAGE_GROUPS, CAPTION_GROUPS = range(5)  # buckets of a file
@@ -44,7 +45,7 @@ class _WriteVectors(OverRuns):
                 np.where(of[2] < 0, NO_IMAGE, of[2] + start) for (of, _, _), start in zip(pieces, starts, strict=True)
             ]
             groups = [[codes.get(group, -1) for _, of, _ in pieces for group in of[side]] for side in (0, 1)]
-            counts = sum((counter for _, _, counter in pieces), Counter())
+            counts = add(counter for _, _, counter in pieces)
             buckets = [images, captions, np.concatenate(owners).astype("<i8"), *(np.array(of, "<i4") for of in groups)]
             write_buckets(
                 uri, buckets, self.run.folder, {"counts": dict(counts), "groups": names, "d": images.shape[1]}
