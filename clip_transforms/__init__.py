@@ -28,6 +28,8 @@ _HOMES = {
     "deduplicate_embeddings": "deduplicate_embeddings",
     "EvaluateEmbeddings": "evaluate_embeddings",
     "evaluate_embeddings": "evaluate_embeddings",
+    "SearchEmbeddings": "search_embeddings",
+    "search_embeddings": "search_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
     "ClipModelHandler": "clip_model_handler",

@@ -14,7 +14,7 @@ from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.evaluation.rows import Source
 from clip_transforms.evaluation.settings import Evaluation, check_one_class
-from clip_transforms.labels.plan import checkpoint_of
+from clip_transforms.parts.checkpoint import checkpoint_of
 from clip_transforms.parts.dataset import Dataset, check_rows
 from clip_transforms.parts.footers import has_captions
 from clip_transforms.parts.manifest import existing_dataset

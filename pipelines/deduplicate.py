@@ -24,7 +24,7 @@ def deduplicate_parser() -> argparse.ArgumentParser:
     parser = dataset_parser(
         "deduplicate",
         "Keep one row of each group of duplicates, as a selection for the other commands; groups/*.parquet names all.",
-        "folder of the selection",
+        "(required) folder of the selection, outside the dataset",
     )
     add = parser.add_argument
     add(

@@ -25,7 +25,7 @@ def export_parser() -> argparse.ArgumentParser:
     parser = dataset_parser(
         "export",
         "Write rows of a dataset as training shards again, or in a layout that another tool reads.",
-        "folder of the export",
+        "(required) folder of the export, outside the dataset",
     )
     add = parser.add_argument
     add(

@@ -20,7 +20,7 @@ def filter_parser() -> argparse.ArgumentParser:
     parser = dataset_parser(
         "filter",
         "Keep some rows of a dataset, as a selection for the other commands. The conditions apply in the order below.",
-        "folder of the selection",
+        "(required) folder of the selection, outside the dataset",
     )
     add = parser.add_argument
     add(

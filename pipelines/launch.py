@@ -124,8 +124,8 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
             raise  # nothing was started yet
         if detached and not _has_ended(result):
             transform.run_folder = None  # it belongs to the job, which still writes there
-            return _failed(error, "the job may go on without this command; it then writes run.json at its end")
-        return _failed(error)
+            return failed(error, "the job may go on without this command; it then writes run.json at its end")
+        return failed(error)
     finally:
         if transform.run_folder is not None:
             transform.run_folder.close()
@@ -154,7 +154,8 @@ def _end(transform: Any) -> None:
         transform.run_folder.close()
 
 
-def _failed(error: BaseException, go_on: str = GO_ON) -> bool:
+def failed(error: BaseException, go_on: str = GO_ON) -> bool:
+    """Say why a run failed, in one line; always False."""
     named = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
     complain(f"the run failed: {_cause(error)}{'' if _HAS_A_CURE.search(named) else f'; {go_on}'}")
     if tracebacks_are_wanted():

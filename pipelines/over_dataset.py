@@ -28,7 +28,7 @@ def dataset_parser(name: str, description: str, output: str) -> argparse.Argumen
     Args:
         name: name of the command.
         description: what it does, one sentence.
-        output: what `--output` is.
+        output: help of `--output`.
     """
     parser = Parser(
         prog=f"python -m pipelines.{name}",
@@ -39,7 +39,7 @@ def dataset_parser(name: str, description: str, output: str) -> argparse.Argumen
     )
     add = parser.add_argument
     add("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
-    add("--output", metavar="URI", help=f"(required) {output}, outside the dataset")
+    add("--output", metavar="URI", help=output)
     add(
         "--selection",
         action="extend",
@@ -50,6 +50,18 @@ def dataset_parser(name: str, description: str, output: str) -> argparse.Argumen
     )
     add("--overwrite", action="store_true", help="replace what another command made in --output")
     return parser
+
+
+def required(options: Mapping[str, Any], *names: str) -> None:
+    """Refuse a command line that lacks `--input` or `--output`.
+
+    Raises:
+        UsageError: naming the first that is missing.
+    """
+    what = {"input": "the folder of a dataset that pipelines.embed wrote", "output": "a new folder"}
+    for name in names:
+        if not options.get(name):
+            raise UsageError(f"--{name} is missing: give {what[name]}")
 
 
 def run_over_dataset(
@@ -72,9 +84,7 @@ def run_over_dataset(
     """
     options, beam_options = parse(parser, argv)
     given = vars(options)
-    for name, what in (("input", "the folder of a dataset that pipelines.embed wrote"), ("output", "a new folder")):
-        if not given.get(name):
-            raise UsageError(f"--{name} is missing: give {what}")
+    required(given, "input", "output")
     pipeline = make_pipeline(beam_options)
     plan = make_plan(given.pop("input"), given.pop("output"), **given)
     content = plan.finished()

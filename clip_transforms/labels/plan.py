@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import TOP_LABELS, stale_labels
+from clip_transforms.parts.checkpoint import checkpoint_of
 from clip_transforms.parts.dataset import check_dataset
 from clip_transforms.parts.footers import column_names
 from clip_transforms.parts.manifest import (
-    OutputError,
     check_taxonomies,
     clear_success,
     existing_dataset,
@@ -108,18 +107,3 @@ def plan_labels(
     check_names(taxonomies, taken_names(column_names(output, min(footers))))
     stale = stale_labels(output, footers, digests, top_labels)
     return LabelPlan(output, tuple(taxonomies), checkpoint, top_labels, overwrite, tuple(footers), stale)
-
-
-def checkpoint_of(output: str, made: Mapping[str, Any], model: ClipSpec | None) -> Checkpoint:
-    """Return the checkpoint that made the embeddings, and refuse any other."""
-    spec = model or ClipSpec(made["model"])
-    spec = dataclasses.replace(spec, checkpoint_key=made["settings"].get("checkpoint_key"))
-    checkpoint = dataclasses.replace(spec, activation=made["settings"]["activation"]).resolve()
-    if checkpoint.sha256 != made["settings"]["model"]:
-        same = spec.location == made["model"]
-        how = "is another file now" if same else f"is given, but {output} was made with --model {made['model']}"
-        raise OutputError(
-            f"--model {spec.model} {how}: its SHA-256 is {checkpoint.sha256}, and that of the dataset's checkpoint was "
-            f"{made['settings']['model']}; give the checkpoint that made the embeddings"
-        )
-    return checkpoint

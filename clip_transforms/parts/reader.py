@@ -92,7 +92,7 @@ def read_table(
             raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(known)}")
         table: dict[str, pa.ChunkedArray] = {}
         for file, names in zip(files, offered, strict=True):
-            with _as_sentence(output, part):
+            with as_sentence(output, part):
                 found = _read(file, [names[name] for name in wanted if name in names])
                 if file is not files[0] and rows != "embeddings":  # the labels have a row per sample
                     found = found.take(pc.index_in(_read(files[0], ["row"])["row"], _read(file, ["row"])["row"]))
@@ -102,12 +102,12 @@ def read_table(
 
 
 def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> pq.ParquetFile:
-    with _as_sentence(output, part):
+    with as_sentence(output, part):
         return pq.ParquetFile(stack.enter_context(storage.open_input(part_uri(output, kind, part))))
 
 
 @contextlib.contextmanager
-def _as_sentence(output: str, part: str) -> Iterator[None]:
+def as_sentence(output: str, part: str) -> Iterator[None]:
     """Turn an error of a file that is gone or damaged into one that says what to do."""
     try:
         yield

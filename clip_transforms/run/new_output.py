@@ -32,6 +32,7 @@ class NewOutput:
         folders: names of the folders that the verb fills.
         files: names of the files that it writes beside the record.
         overwrite: whether what another command made may be replaced.
+        files: names of other files that the verb writes.
     """
 
     uri: str

@@ -1,0 +1,187 @@
+"""The steps of a search: embed the queries, look at every part, then describe the rows that were found."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_transforms import storage
+from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.parts.vectors import read_vectors
+from clip_transforms.run.new_output import NewOutput
+from clip_transforms.run.over_parts import Once, Step, read_items
+from clip_transforms.select.filtering import Filter
+from clip_transforms.select.queries import embed_queries, read_names
+from clip_transforms.select.results import RESULTS, described, write_results
+from clip_transforms.select.top_k import NOTHING, ROW, Rows, TopK, best
+
+QUERIES, VECTORS, FOUND_ROWS = "queries.npz", "vectors.npy", "found.npy"  # files in the run's folder
+_FEWEST, _MOST = 16_384, 131_072  # rows of a group of parts
+_GROUPS = 32
+Part = Sequence[Any]  # name, digest, place among the parts, place of its shard's URI among all, sorted
+
+
+def group_parts(parts: Sequence[Part], rows: Sequence[int]) -> list[list[Part]]:
+    """Put consecutive parts into groups that are searched together: each group begins without knowing the best rows.
+
+    Args:
+        parts: the parts.
+        rows: rows of each part.
+    """
+    most = min(max(sum(rows) // _GROUPS, _FEWEST), _MOST)
+    groups: list[list[Part]] = [[]]
+    filled = 0
+    for part, count in zip(parts, rows, strict=True):
+        if groups[-1] and filled + count > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += count
+    return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Searching:
+    """One run; it is sent to every worker.
+
+    Attributes:
+        new: the output.
+        rows: which rows are searched; None for all.
+        dataset: URI of the dataset.
+        columns: embeddings that are compared.
+        top_k: rows a query.
+        classes: taxonomy whose labels go along → digest of its classes.
+        checkpoint: what embeds the queries.
+        folder: URI of the run's temporary folder.
+    """
+
+    new: NewOutput
+    rows: Filter | None
+    dataset: str
+    columns: tuple[str, ...]
+    top_k: int
+    classes: Mapping[str, str]
+    checkpoint: Checkpoint | None
+    folder: str
+
+    @property
+    def steps(self) -> list[Step]:
+        """Embed the queries, search, and write what was found."""
+        return [Once(self._embed), _Search(self), _Describe(self)]
+
+    def _embed(self) -> int:
+        vectors = embed_queries(self.file(QUERIES), self.checkpoint)
+        write_array(self.file(VECTORS), vectors, self.folder)
+        return len(vectors)
+
+    def file(self, name: str) -> str:
+        """URI of a file in the run's folder."""
+        return storage.join(self.folder, name)
+
+    def finish(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write `search.json` and `_SUCCESS`."""
+        made_by = {name: value for name, value in self.new.command.items() if name not in ("format", "digest")}
+        return self.new.finish({"made_by": made_by, "counts": dict(state)}, self.folder)
+
+
+def write_array(uri: str, array: np.ndarray, scratch: str) -> None:
+    """Write an array for other workers."""
+    sink = io.BytesIO()
+    np.save(sink, array)
+    storage.write_bytes(uri, sink.getvalue(), scratch)
+
+
+@functools.lru_cache(maxsize=1)
+def read_array(uri: str) -> np.ndarray:
+    """Read an array that `write_array` wrote, once per process."""
+    return np.load(io.BytesIO(storage.read_bytes(uri)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search(Step):
+    """Group of parts → its best rows, and counts."""
+
+    run: Searching
+    threaded = True
+
+    def items(self, state: int) -> Iterator[list[Part]]:
+        return read_items(self.run.folder)
+
+    def do(self, item: list[Part]) -> tuple[np.ndarray, Counter]:
+        run, counts = self.run, Counter[str]()
+        top = TopK(read_array(run.file(VECTORS)), run.top_k)
+        waiting = Rows(top)
+        for part in item:
+            for rows, values in self._rows(part, counts):
+                waiting.add(rows, values)
+        waiting.flush()
+        return top.found, counts
+
+    def _rows(self, part: Part, counts: Counter) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the rows of a part that are searched, and their vectors."""
+        run, (name, digest, number, shard) = self.run, part
+        wanted = None
+        if run.rows is not None:
+            (candidates,) = run.rows.candidates(run.dataset, [(name, digest)])
+            wanted = np.zeros(candidates.table.num_rows, bool)
+            wanted[candidates.places] = True
+            counts["selected"] += len(candidates.places)
+        for found in read_vectors(run.dataset, name, digest, run.columns, wanted):
+            stays = found.valid
+            if wanted is not None:
+                stays = stays & wanted[found.first : found.first + len(stays)]
+            else:
+                counts["selected"] += len(stays)
+            values = found.values if stays.sum() == len(found.values) else found.values[stays[found.valid]]
+            rows = np.empty(len(values), ROW)
+            rows["shard"], rows["row"], rows["part"] = shard, found.rows[stays], number
+            counts["compared"] += len(rows)
+            yield rows, values.reshape(len(values), -1)
+
+    def add(self, summaries: Iterable[tuple[np.ndarray, Counter]]) -> tuple[np.ndarray, Counter]:
+        found, counts = NOTHING, Counter[str]()
+        for some, of in summaries:
+            found = best(np.concatenate([found, some]), self.run.top_k)
+            counts.update(of)
+        return found, counts
+
+    def after(self, state: int, total: tuple[np.ndarray, Counter]) -> dict[str, int]:
+        found, counts = total
+        write_array(self.run.file(FOUND_ROWS), found, self.run.folder)
+        return {"queries": state, **{name: counts[name] for name in ("selected", "compared")}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Describe(Step):
+    """Nothing → (URI of the results, number of rows)."""
+
+    run: Searching
+
+    def items(self, state: Mapping[str, int]) -> list[None]:
+        return [None]
+
+    def do(self, item: None) -> tuple[str, int]:
+        run = self.run
+        parts = sorted((part[2], part[0], part[1]) for group in read_items(run.folder) for part in group)
+        names = read_names(run.file(QUERIES))
+        table = described(
+            run.dataset,
+            [(name, digest) for _, name, digest in parts],
+            read_array(run.file(FOUND_ROWS)),
+            names,
+            run.classes,
+        )
+        write_results(uri := storage.join(run.new.uri, RESULTS), table, run.folder)
+        return uri, table.num_rows
+
+    def summarise(self, result: tuple[str, int]) -> Counter:
+        return Counter(results=result[1])
+
+    def after(self, state: Mapping[str, int], total: Counter) -> dict[str, int]:
+        return {**state, "results": total["results"]}

@@ -1,0 +1,127 @@
+"""SearchEmbeddings and search_embeddings: texts, pictures or samples → the nearest rows of a finished dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from clip_transforms import storage
+from clip_transforms.parts.dataset import Dataset
+from clip_transforms.run.new_output import NewOutput
+from clip_transforms.run.over_parts import OverParts, write_items
+from clip_transforms.run.run_folder import RunFolder
+from clip_transforms.run.search_steps import QUERIES, Searching, group_parts
+from clip_transforms.select.queries import Asked, Queries
+from clip_transforms.select.results import RESULTS, read_results
+from clip_transforms.select.searched import Searched
+
+RECORD = "search.json"
+
+
+def search_embeddings(
+    dataset: storage.Place, output: storage.Place | None = None, *, overwrite: bool = False, **asked: Any
+) -> pa.Table:
+    """Find the rows that are nearest to some queries, in this process, without Beam.
+
+    The search is exact. It makes the same checks and bytes as `SearchEmbeddings`.
+
+    Args:
+        dataset: folder that `EmbedShards` wrote; a text or a Path.
+        output: folder for the results, new or of the same command; without it nothing is written.
+        overwrite: whether what another command made in `output` may be replaced.
+        **asked:
+            text: one text or several.
+            image: files of pictures, one or several.
+            like: keys of samples, one or several; `SHARD#ROW` where a key is not unique.
+            queries: a file with a text a line, or a Parquet or CSV file with a column `text` or `embedding`.
+            against: what the queries are compared with: `image`, `caption`, or `both`, the mean of the two cosines, for
+                rows that have both. By default the pictures, or the captions if there are no pictures.
+            top_k: number of rows a query (10).
+            where: a DuckDB expression, as in `filter_embeddings`; only rows for which it is true are searched.
+            selection: selections whose rows alone are searched, one or several; see `Selection.open`.
+            model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
+    Returns:
+        The rows of `results.parquet`, described by `schemas.results`: for each query its nearest rows, best first; ties
+        by (`shard`, `row`).
+    Raises:
+        ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = storage.join(folder, "found") if output is None else output
+        search = SearchEmbeddings(dataset, place, overwrite=overwrite, **asked)
+        search.run_here()
+        return read_results(storage.join(storage.normalise(storage.as_uri(place, "output")), RESULTS))
+
+
+class SearchEmbeddings(OverParts):
+    """Pipeline → PCollection[(URI of the results, number of their rows)]."""
+
+    def __init__(self, dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **asked: Any):
+        """Take the arguments of `search_embeddings`; applying the transform looks at the dataset."""
+        super().__init__(lambda: plan_search(dataset, output, overwrite=overwrite, **asked))
+
+    def begin(self, plan: SearchPlan, folder: RunFolder) -> Searching:
+        """Make the output ready, and leave the parts and the queries in the run's folder."""
+        plan.new.begin(folder)
+        write_items(folder.uri, plan.groups())
+        plan.queries.write(storage.join(folder.uri, QUERIES), folder.uri)
+        return Searching(
+            new=plan.new,
+            rows=plan.searched.settled(folder.uri),
+            dataset=plan.dataset.uri,
+            columns=plan.searched.columns,
+            top_k=plan.searched.top_k,
+            classes=plan.searched.classes,
+            checkpoint=plan.queries.checkpoint,
+            folder=folder.uri,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchPlan:
+    """A search that could start.
+
+    Attributes:
+        dataset: the dataset.
+        queries: what is searched for.
+        searched: where it is searched, and how many rows are wanted.
+        new: the output.
+    """
+
+    dataset: Dataset
+    queries: Queries
+    searched: Searched
+    new: NewOutput
+
+    @property
+    def output(self) -> str:
+        """URI of the output."""
+        return self.new.uri
+
+    def groups(self) -> list[list[Any]]:
+        """Return the parts in groups that are searched together, in the order of their shards."""
+        digests, shards, rows = self.dataset.digests, self.dataset.shards, self.dataset.rows
+        ranks = {shard: rank for rank, shard in enumerate(sorted(set(shards.values())))}
+        parts = sorted(self.dataset.parts, key=lambda part: (ranks[shards[part]], part))
+        described = [(part, digests[part], place, ranks[shards[part]]) for place, part in enumerate(parts)]
+        return group_parts(described, [rows[part] for part in parts])
+
+    def finished(self) -> Mapping[str, Any] | None:
+        """Return the content of `search.json` if the results are there already."""
+        there = storage.exists(storage.join(self.new.uri, RESULTS))
+        return self.new.finished() if there else None
+
+
+def plan_search(dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **asked: Any) -> SearchPlan:
+    """Check the arguments of `search_embeddings`, and that the dataset and the output can be used."""
+    opened = Dataset.open(dataset)
+    model = asked.pop("model", None)
+    searched = Searched.of(opened, **{name: asked.pop(name) for name in Searched.ARGUMENTS if name in asked})
+    queries = Queries.of(opened, searched.columns, Asked.of(**asked), model)
+    command = {"verb": "search", **queries.identity, **searched.settings}
+    new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=(), files=(RESULTS,))
+    return SearchPlan(opened, queries, searched, new)
