@@ -10,7 +10,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["clip_transforms*", "schemas*", "pipelines*"]),
-    package_data={"clip_transforms.demo": ["demo.safetensors"]},
+    package_data={"clip_transforms.demo": ["demo.safetensors"], "clip_transforms.pages": ["templates/*"]},
     install_requires=[
         "apache-beam>=2.76",  # earlier releases leak memory
         "torch>=2.4",
@@ -31,12 +31,13 @@ setup(
         "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow
         "aws": ["s3fs>=2024.6"],  # s3://
         "search": ["faiss-cpu>=1.9"],  # blocks of near duplicates in large datasets, and --as faiss
+        "report": ["Jinja2>=3.1"],  # the pages of report
         "lance": ["pylance>=1"],  # --as lance
         "heic": ["pillow-heif>=1.1"],  # HEIC, as phones write it
         "test": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
             *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
-            "pillow-heif>=1.1",
+            *("pillow-heif>=1.1", "Jinja2>=3.1"),
             *("faiss-cpu>=1.9", "pylance>=1", "lancedb", "webdataset", "fire"),  # fire is a dependency of autofaiss
             *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback

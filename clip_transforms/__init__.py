@@ -30,6 +30,8 @@ _HOMES = {
     "evaluate_embeddings": "evaluate_embeddings",
     "SearchEmbeddings": "search_embeddings",
     "search_embeddings": "search_embeddings",
+    "ReportEmbeddings": "report_embeddings",
+    "report_embeddings": "report_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
     "ClipModelHandler": "clip_model_handler",

@@ -31,7 +31,9 @@ def test_the_sdist_holds_the_demo_checkpoint_and_every_module(tmp_path):
     places = ("clip_transforms", "schemas", "pipelines")
     modules = {str(path.relative_to(ROOT)) for place in places for path in (Path(ROOT) / place).rglob("*.py")}
     assert len(modules) > 50
-    assert {"clip_transforms/demo/demo.safetensors", "README.md", "LICENSE", *modules} <= names
+    templates = {str(path.relative_to(ROOT)) for path in (Path(ROOT) / "clip_transforms/pages/templates").iterdir()}
+    assert len(templates) > 4
+    assert {"clip_transforms/demo/demo.safetensors", "README.md", "LICENSE", *modules, *templates} <= names
 
 
 def canonical(name):

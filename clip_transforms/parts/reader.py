@@ -101,6 +101,18 @@ def read_table(
         return pa.table({name: _fixed_size(table[name], d) if name in EMBEDDINGS else table[name] for name in wanted})
 
 
+def read_rejects(output: str, part: str) -> pa.Table:
+    """Read the rejects of one part.
+
+    Raises:
+        DatasetError: if the file is gone or damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        file = _open_part(stack, output, "rejects", part)
+        with as_sentence(output, part):
+            return _read(file, file.schema_arrow.names)
+
+
 def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> pq.ParquetFile:
     with as_sentence(output, part):
         return pq.ParquetFile(stack.enter_context(storage.open_input(part_uri(output, kind, part))))

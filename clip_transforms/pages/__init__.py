@@ -1,0 +1,1 @@
+"""What a person looks at: the data of pages, and the templates beside them. No Beam."""

@@ -1,0 +1,163 @@
+"""ReportEmbeddings and report_embeddings: a finished dataset → one page that shows what is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_transforms import storage
+from clip_transforms.pages.facts import Facts
+from clip_transforms.pages.rendering import check_templates
+from clip_transforms.parts.dataset import Dataset, check_labels
+from clip_transforms.parts.manifest import OutputError
+from clip_transforms.run.over_parts import OverParts, write_items
+from clip_transforms.run.report_steps import GROUPS, Reporting
+from clip_transforms.run.run_folder import RunFolder
+from clip_transforms.run.settings import reader_options
+from clip_transforms.select.selection import Selection, SelectionError
+from clip_transforms.shards.listings_again import write_listings
+from clip_transforms.shards.unit import ReaderOptions
+
+_OURS = b'<meta name="generator" content="clip-transforms">'
+_BEGINNING = 2_000  # bytes of a page in which _OURS must stand
+PAGE = "report.html"
+
+
+def report_embeddings(
+    dataset: storage.Place, output: storage.Place = PAGE, *, overwrite: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Write a page about a dataset, in this process, without Beam.
+
+    It makes the same checks and bytes as `ReportEmbeddings`. The page is one file of at most 5 MB, which loads nothing.
+    Its counts are exact, over all rows; its pictures are read from the sources, and its map is of a sample.
+
+    Args:
+        dataset: folder that `EmbedShards` wrote; a text or a Path.
+        output: the page, an HTML file; a text or a Path. An earlier page is made anew.
+        overwrite: whether a file that is no such page may be replaced.
+        **options:
+            selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
+            duplicates: folder that `deduplicate_embeddings` wrote, whose groups are shown; by default that among the
+                selections.
+            pictures: whether to read pictures (True); a page without them has less than 300 kB.
+            allow_uri: places that the URIs of a listing may point to, as when it was embedded.
+    Returns:
+        `bytes`, the size of the page; `rows`, how many it looks at; `lost`, pictures whose source is gone or changed.
+    Raises:
+        ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
+    """
+    return dict(ReportEmbeddings(dataset, output, overwrite=overwrite, **options).run_here())
+
+
+class ReportEmbeddings(OverParts):
+    """Pipeline → PCollection[number of pictures of a part that are lost]."""
+
+    def __init__(
+        self, dataset: storage.Place, output: storage.Place = PAGE, *, overwrite: bool = False, **options: Any
+    ):
+        """Take the arguments of `report_embeddings`; applying the transform looks at the dataset."""
+        super().__init__(lambda: plan_report(dataset, output, overwrite=overwrite, **options))
+
+    def begin(self, plan: ReportPlan, folder: RunFolder) -> Reporting:
+        """Leave the parts, and the rows of listings, in the run's folder."""
+        dataset = plan.dataset
+        shards, rows = dataset.shards, dataset.rows
+        write_items(folder.uri, [(part, shards[part], rows[part]) for part in dataset.parts])
+        storage.make_folder(storage.join(folder.uri, "looked"))
+        if plan.pictures:
+            write_listings(shards, plan.reader, folder.uri)
+        selection = plan.selection.settled(folder.uri)
+        return Reporting(plan.page, plan.facts, selection, plan.duplicates, plan.reader, plan.pictures, folder.uri)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportPlan:
+    """A report that could start.
+
+    Attributes:
+        dataset: the dataset.
+        page: URI of the page.
+        facts: what the dataset says of itself.
+        selection: the rows that are looked at.
+        duplicates: URI of a selection that `deduplicate` wrote; empty without one.
+        reader: how the sources were read.
+        pictures: whether the page has pictures.
+    """
+
+    dataset: Dataset
+    page: str
+    facts: Facts
+    selection: Selection
+    duplicates: str
+    reader: ReaderOptions
+    pictures: bool
+
+    @property
+    def output(self) -> str:
+        """URI of the folder that the page lies in."""
+        return posixpath.dirname(self.page)
+
+    def finished(self) -> Mapping[str, Any] | None:
+        """Return None: a page is made anew each time, since its sources may have come back."""
+        return None
+
+
+def plan_report(
+    dataset: storage.Place,
+    output: storage.Place = PAGE,
+    *,
+    overwrite: bool = False,
+    selection: storage.Places = (),
+    duplicates: storage.Place | None = None,
+    pictures: bool = True,
+    allow_uri: Sequence[str] = (),
+) -> ReportPlan:
+    """Check the arguments of `report_embeddings`, and that the dataset and the output can be used."""
+    check_templates("a report")
+    opened = Dataset.open(dataset)
+    check_labels(opened.uri, opened.digests, opened.taxonomies)
+    page = page_uri(output, opened, storage.as_setting(overwrite, "overwrite", "bool"))
+    chosen = Selection.open(opened, selection)
+    groups = _duplicates(opened, chosen, duplicates)
+    facts = Facts.of(opened, chosen.places, groups)
+    reader = reader_options(facts.made["settings"], storage.as_names(allow_uri, "allow_uri") if allow_uri else ())
+    return ReportPlan(opened, page, facts, chosen, groups, reader, storage.as_setting(pictures, "pictures", "bool"))
+
+
+def page_uri(output: storage.Place, dataset: Dataset, overwrite: bool) -> str:
+    """Check a place for a page, and return its URI.
+
+    Raises:
+        OutputError: if it lies in the dataset or in what was embedded, is a folder, or is a file of another kind that
+            may not be replaced.
+    """
+    uri = storage.normalise(storage.as_uri(output, "output"))
+    sources = {shard.partition("#")[0].rstrip("/") for shard in dataset.shards.values() if "#" in shard}
+    for what, folder in (("the dataset", dataset.uri), *(("what was embedded,", folder) for folder in sources)):
+        if f"{uri}/".startswith(f"{folder}/"):
+            raise OutputError(f"--output {uri} lies in {what} {folder}; give a file outside of it")
+    if storage.is_folder(uri):
+        raise OutputError(f"--output {uri} is a folder, but it must be an HTML file; give {storage.join(uri, PAGE)}")
+    if not uri.lower().endswith((".html", ".htm")):
+        raise OutputError(f"--output {uri} must end in .html; give {uri}.html")
+    if not overwrite and storage.exists(uri) and _OURS not in storage.read_bytes(uri, _BEGINNING):
+        raise OutputError(f"--output {uri} is a file that no report wrote; give another, or --overwrite to replace it")
+    storage.check_writable(posixpath.dirname(uri))
+    return uri
+
+
+def _duplicates(dataset: Dataset, selection: Selection, given: storage.Place | None) -> str:
+    """Return the URI of a selection with groups of duplicates: the given one, or the first of the selections."""
+    if given is not None:
+        uri = storage.normalise(storage.as_uri(given, "duplicates"))
+        if not _has_groups(uri):
+            raise SelectionError(f"--duplicates {uri} has no {GROUPS}/; give a folder that deduplicate wrote")
+        Selection.open(dataset, uri)
+        return uri
+    return next((uri for uri in selection.folders if _has_groups(uri)), "")
+
+
+def _has_groups(uri: str) -> bool:
+    return storage.exists(storage.join(uri, GROUPS))
