@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+from clip_transforms import storage
 from clip_transforms.parts.counts import counted
+from clip_transforms.parts.dataset import Dataset
+from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, Plan
+from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
 from pipelines.command_line import Parser, UsageError
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import parse
+from pipelines.progress import steps_bar
 from pipelines.terminal import say
 
 _EXIT_CODES = (
@@ -20,6 +25,18 @@ _EXIT_CODES = (
     "FnApiRunner, which works in this process."
 )
 _ORDER = ("selection", "where", "sample", "top")  # in which the conditions of a filter apply
+
+
+class NewPlan(Plan, Protocol):
+    """A plan of a command that reads a dataset and writes a folder of its own."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset."""
+
+    @property
+    def new(self) -> NewOutput:
+        """The folder."""
 
 
 def dataset_parser(name: str, description: str, output: str) -> argparse.ArgumentParser:
@@ -49,6 +66,7 @@ def dataset_parser(name: str, description: str, output: str) -> argparse.Argumen
         "shard and row, or a .txt file with a key a line; of several, the rows that all name (default: all rows)",
     )
     add("--overwrite", action="store_true", help="replace what another command made in --output")
+    add("--dry_run", action="store_true", help="print what would be done, then stop; nothing is written")
     return parser
 
 
@@ -67,7 +85,7 @@ def required(options: Mapping[str, Any], *names: str) -> None:
 def run_over_dataset(
     parser: argparse.ArgumentParser,
     argv: Sequence[str],
-    make_plan: Callable[..., Plan],
+    make_plan: Callable[..., NewPlan],
     transform: type[OverParts],
     lines: Callable[[str, Mapping[str, Any]], Sequence[str]],
 ) -> int:
@@ -86,11 +104,19 @@ def run_over_dataset(
     given = vars(options)
     required(given, "input", "output")
     pipeline = make_pipeline(beam_options)
+    dry = given.pop("dry_run", False)
     plan = make_plan(given.pop("input"), given.pop("output"), **given)
     content = plan.finished()
+    if dry:
+        for line in plan_lines(plan, content is not None):
+            say(line)
+        return DONE
     before = content is not None
     if content is None:
-        if not launch(pipeline, transform.of(plan)):
+        folders = [storage.join(plan.output, name) for name in plan.new.folders]
+        with steps_bar(plan.new.command["verb"], folders, in_process(beam_options)):
+            succeeded = launch(pipeline, transform.of(plan))
+        if not succeeded:
             return FAILED
         content = plan.finished()
         if content is None:
@@ -98,9 +124,37 @@ def run_over_dataset(
             return DONE
     for line in lines(plan.output, content):
         say(line)
+    if plan.new.replaces and not before:
+        say(f"--overwrite replaced what another command had made: {plan.new.replaces}")
     if before:
         say("nothing was left to do")
     return DONE
+
+
+def plan_lines(plan: NewPlan, done: bool) -> Iterator[str]:
+    """Yield the lines of `--dry_run`.
+
+    Args:
+        plan: what would be done.
+        done: whether all of it was done before.
+    """
+    new = plan.new
+    yield over_line(new.command["verb"], plan.dataset)
+    yield from (f"  {name:17} {value}" for name, value in new.settings.items())
+    if new.replaces:
+        yield f"--overwrite: what another command made would be replaced: {new.replaces}"
+    elif done:
+        yield "nothing is left to do"
+    elif new.has_begun():
+        yield "an earlier run has begun this, and the command would go on from there"
+    writes = ", ".join(new.command["writes"])
+    yield f"output {new.uri} ({writes}); nothing was written (--dry_run)"
+
+
+def over_line(verb: str, dataset: Dataset) -> str:
+    """Return the first line of `--dry_run`."""
+    rows = counted(sum(dataset.rows.values()), "row")
+    return f"{verb} over {counted(len(dataset.parts), 'part')} of {dataset.uri}, {rows}"
 
 
 def selection_lines(output: str, content: Mapping[str, Any]) -> list[str]:

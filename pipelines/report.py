@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 from clip_transforms import storage
 from clip_transforms.report_embeddings import PAGE, ReportEmbeddings, ReportPlan, plan_report
+from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
 from pipelines.command_line import UsageError
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import parse
-from pipelines.over_dataset import dataset_parser
+from pipelines.over_dataset import dataset_parser, over_line
+from pipelines.progress import steps_bar
 from pipelines.terminal import say
 
 
@@ -67,8 +69,15 @@ def main(argv: Sequence[str]) -> int:
     if not given.get("input"):
         raise UsageError("--input is missing: give the folder of a dataset that pipelines.embed wrote")
     pipeline = make_pipeline(beam_options)
+    dry = given.pop("dry_run", False)
     plan = plan_report(given.pop("input"), **given)
-    if not launch(pipeline, ReportEmbeddings.of(plan)):
+    if dry:
+        say(over_line("report", plan.dataset))
+        say(f"output {plan.page}; nothing was written (--dry_run)")
+        return DONE
+    with steps_bar("report", [], in_process(beam_options)):
+        succeeded = launch(pipeline, ReportEmbeddings.of(plan))
+    if not succeeded:
         return FAILED
     for line in closing_lines(plan):
         say(line)

@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
         return run_over_dataset(search_parser(), argv, plan_search, SearchEmbeddings, _lines)
     given = vars(options)
     required(given, "input")
-    for name in [*beam_options.get_all_options(drop_default=True), *(["overwrite"] if "overwrite" in given else [])]:
+    useless = [name for name in ("overwrite", "dry_run") if name in given]
+    for name in [*beam_options.get_all_options(drop_default=True), *useless]:
         raise UsageError(f"--{name} does nothing without --output: the results are only printed; omit it")
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_search(given.pop("input"), storage.join(folder, "found"), **given)

@@ -16,6 +16,8 @@ from clip_transforms.run.run_folder import RunFolder
 from schemas.provenance import FORMAT_VERSION, check_format
 
 _COMMAND, WORK = "_command.json", "_work"
+_DERIVED = ("digest", "classes", "fingerprint")  # what a command finds in the dataset
+_CHANGED = "the dataset has changed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class NewOutput:
         files: names of the files that it writes beside the record.
         overwrite: whether what another command made may be replaced.
         files: names of other files that the verb writes.
+        replaces: what differs between that command and this one; empty if there is none.
     """
 
     uri: str
@@ -41,6 +44,7 @@ class NewOutput:
     folders: tuple[str, ...]
     overwrite: bool
     files: tuple[str, ...] = ()
+    replaces: str = ""
 
     @classmethod
     def of(
@@ -70,9 +74,20 @@ class NewOutput:
         for folder in folders:
             if f"{uri}/".startswith(f"{folder}/"):
                 raise OutputError(f"--output {uri} lies in {folder}, which was embedded; give a folder outside of it")
-        new._check(new._made())
+        made = new._made()
+        new._check(made)
         storage.check_writable(uri)
-        return new
+        return dataclasses.replace(new, replaces="" if made is None else new._difference(made))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What was asked for: name of a setting → its value, as a message shows it."""
+        others = ("format", "verb", "dataset", *_DERIVED, "writes")
+        return {name: _given(self.command, name) for name in self.command if name not in others}
+
+    def has_begun(self) -> bool:
+        """Whether the same command has begun here, so that it would go on."""
+        return self._made() == self.command
 
     def _made(self) -> dict[str, Any] | None:
         """Read `_command.json`; None in a new or empty folder."""
@@ -96,13 +111,18 @@ class NewOutput:
         """Refuse the folder of another command."""
         if made is None or made == self.command or self.overwrite:
             return
-        changed = [name for name in {**made, **self.command} if made.get(name) != self.command.get(name)]
         cure = "give another --output, or --overwrite to replace what is there"
-        if set(changed) <= {"digest", "classes"}:
+        if (difference := self._difference(made)) == _CHANGED:
             raise OutputError(f"{self.command['dataset']} has changed since --output {self.uri} was made; {cure}")
-        others = [name for name in changed if name not in ("digest", "classes", "fingerprint", "writes")]
-        difference = ", ".join(f"{name} was {_given(made, name)}, now {_given(self.command, name)}" for name in others)
         raise OutputError(f"--output {self.uri} was made by another command: {difference}; {cure}")
+
+    def _difference(self, made: Mapping[str, Any]) -> str:
+        """Return how another command differs; empty if it is the same."""
+        changed = [name for name in {**made, **self.command} if made.get(name) != self.command.get(name)]
+        if changed and set(changed) <= {"digest", "classes"}:
+            return _CHANGED
+        others = [name for name in changed if name not in (*_DERIVED, "writes")]
+        return ", ".join(f"{name} was {_given(made, name)}, now {_given(self.command, name)}" for name in others)
 
     def finished(self, parts: Collection[str] = (), folder: str = "") -> Mapping[str, Any] | None:
         """Return the content of the record if the same command has made everything; otherwise None.

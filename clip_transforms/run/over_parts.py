@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -25,6 +26,10 @@ from clip_transforms.workers.runner import is_direct
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+# How far the steps of a run are, in this process: `step` of `steps`, and how many of its `items` are `done`.
+PROGRESS: Counter[str] = Counter()
 
 
 class Step:
@@ -197,8 +202,8 @@ class OverParts(beam.PTransform):
         run = self.begin_run(plan, detached=False)
         with cast(RunFolder, self.run_folder):
             state = None
-            for step in run.work.steps:
-                state = do_step(step, state)
+            for number, step in enumerate(run.work.steps):
+                state = do_step(step, state, _Items(step, number + 1, len(run.work.steps)))
             return run.finish(state)
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection:
@@ -208,7 +213,7 @@ class OverParts(beam.PTransform):
         for number, step in enumerate(run.work.steps):
             results = (
                 state
-                | f"Items{number}" >> beam.FlatMap(step.items)
+                | f"Items{number}" >> beam.FlatMap(_Items(step, number + 1, len(run.work.steps)))
                 | f"Spread{number}" >> beam.Reshuffle()
                 | f"Do{number}" >> beam.ParDo(_Do(step, run.launcher))
             )
@@ -222,32 +227,56 @@ class OverParts(beam.PTransform):
         return results
 
 
-def do_step(step: Step, state: Any) -> Any:
+def do_step(step: Step, state: Any, items: Callable[[Any], Iterable[Any]] | None = None) -> Any:
     """Do a step in this process.
 
     Args:
         step: the step.
         state: the state that it begins with.
+        items: yields its items, from this state; by default `step.items`.
     Returns:
         The state for the next step.
     """
-    return step.after(state, step.add(step.summarise(result) for result in _do_here(step, state)))
+    results = _do_here(step, (items or step.items)(state))
+    return step.after(state, step.add(step.summarise(result) for result in results))
 
 
-def _do_here(step: Step, state: Any) -> Iterator[Any]:
+def _do_here(step: Step, items: Iterable[Any]) -> Iterator[Any]:
     """Do the items of a step in this process; their results, in order."""
     if not step.threaded:
-        yield from map(step.do, step.items(state))
+        for item in items:
+            yield _done(step.do(item))
         return
     threads = cores()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-        for item in step.items(state):
+        for item in items:
             waiting.append(pool.submit(step.do, item))
             if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
+                yield _done(waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield _done(waiting.popleft().result())
+
+
+def _done(result: Any) -> Any:
+    """Count an item that is done, and return its result."""
+    PROGRESS["done"] += 1
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Items:
+    """State → the items of a step, which are counted for a bar that shows the progress."""
+
+    step: Step
+    number: int
+    steps: int
+
+    def __call__(self, state: Any) -> Iterator[Any]:
+        PROGRESS["step"], PROGRESS["steps"], PROGRESS["items"], PROGRESS["done"] = self.number, self.steps, 0, 0
+        for item in self.step.items(state):
+            PROGRESS["items"] += 1
+            yield item
 
 
 class _Do(beam.DoFn):
@@ -260,4 +289,4 @@ class _Do(beam.DoFn):
         end_with(self._launcher)
 
     def process(self, item: Any) -> Iterator[Any]:
-        yield self._step.do(item)
+        yield _done(self._step.do(item))

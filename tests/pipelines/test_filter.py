@@ -1,5 +1,6 @@
 """Filter: selections by SQL, rank and sample; the same on every runner, and what is refused."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from clip_transforms.select.filtering import Filter
 from clip_transforms.select.row_files import RowFileError
 from clip_transforms.select.selection import Selection, SelectionError
 from pipelines import filter as filter_command
+from pipelines import progress
 
 SCORES = [[0.5, 0.1, None, 0.3], [0.3, 0.3], [], [0.9, float("nan"), 0.3]]
 LABELS = [["cat", "dog", None, "cat"], ["cat", "cat"], [], ["dog", "cat", "cat"]]
@@ -166,6 +168,62 @@ def test_the_same_command_again_does_only_what_is_missing(dataset, reference, tm
     assert filter_command.main(argv) == 0 and capsys.readouterr().out == lines
     changed = [path.stem for path, time in times.items() if path.stat().st_mtime_ns != time]
     assert changed == ["part-00001"] and files(tmp_path / "kept") == reference
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dataset, tmp_path, capsys, without_beam):
+    argv = ["--input", dataset, "--output", str(tmp_path / "kept"), *ARGV]
+    head = f"filter over 4 parts of {dataset}, 9 rows\n"
+    head += "  where             \"animals.label = 'cat'\"\n  by                'clip_score'\n  top_count         3\n"
+    end = f"output {tmp_path}/kept (selection.json, parts); nothing was written (--dry_run)\n"
+
+    def said(*flags):
+        before = files(tmp_path)
+        assert filter_command.main([*argv, "--dry_run", *flags]) == 0
+        assert files(tmp_path) == before
+        return capsys.readouterr().out
+
+    assert said() == head + end and not (tmp_path / "kept").exists()
+    filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
+    assert said() == f"{head}nothing is left to do\n{end}"
+    (tmp_path / "kept" / "_SUCCESS").unlink()
+    assert said() == f"{head}an earlier run has begun this, and the command would go on from there\n{end}"
+    argv[-1] = "2"
+    with pytest.raises(OutputError, match="was made by another command: top_count was 3, now 2"):
+        filter_command.main([*argv, "--dry_run"])
+    replaced = "--overwrite: what another command made would be replaced: top_count was 3, now 2\n"
+    assert said("--overwrite") == head.replace(" 3\n", " 2\n") + replaced + end
+
+
+def test_overwrite_says_what_it_replaced(dataset, tmp_path, capsys, without_beam):
+    argv = ["--input", dataset, "--output", str(tmp_path / "kept"), "--overwrite", "--where"]
+    assert filter_command.main([*argv, "true"]) == 0 and "--overwrite" not in capsys.readouterr().out
+    assert filter_command.main([*argv, "width > 3"]) == 0
+    line = "--overwrite replaced what another command had made: where was 'true', now 'width > 3'\n"
+    assert capsys.readouterr().out.endswith(f"/kept\n{line}")
+    assert filter_command.main([*argv, "width > 3"]) == 0
+    assert capsys.readouterr().out.endswith("/kept\nnothing was left to do\n")
+
+
+def test_a_terminal_shows_how_far_the_steps_are(dataset, tmp_path, capsys, without_beam, monkeypatch):
+    """Only what is drawn is another than in a terminal."""
+    shown = []
+
+    class Bar(progress.tqdm):
+        def __init__(self, *args, **style):
+            super().__init__(*args, **{**style, "disable": False, "file": io.StringIO()})
+
+        def refresh(self, *args, **kwargs):
+            shown.append((self.desc, self.n, self.total))
+
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    monkeypatch.setattr(progress, "_SECONDS", 0.001)
+    monkeypatch.setitem(FilterEmbeddings.begin.__globals__, "_GROUP_ROWS", 1)
+    assert filter_command.main(["--input", dataset, "--output", str(tmp_path / "kept"), *ARGV]) == 0
+    assert shown[-1] == ("filter, step 4 of 4", 4, 4)
+    with progress.steps_bar("filter", [str(tmp_path / "kept" / "parts")], False):
+        pass
+    assert shown[-1] == ("filter", 4, None)
+    assert capsys.readouterr().err == ""
 
 
 def test_another_command_over_an_output_is_refused_and_overwrite_replaces_it(dataset, reference, tmp_path):
