@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_transforms import storage
+from clip_transforms.exports.left_out import NAME as LEFT_OUT
 from clip_transforms.exports.plan import LAYOUTS, Layout
 from clip_transforms.exports.rows import ExportRows
 from clip_transforms.parts.dataset import Dataset
@@ -123,5 +124,6 @@ def plan_export(
     chosen = Selection.open(opened, selection)
     command = {"verb": "export", **asked.settings}
     command |= {"selection": list(chosen.identity)} if chosen.identity else {}
-    new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=asked.folders)
+    files = (LEFT_OUT,) if asked.name == "webdataset" else ()
+    new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=asked.folders, files=files)
     return ExportPlan(opened, asked, chosen, new)

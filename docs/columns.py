@@ -7,6 +7,7 @@ import pyarrow as pa
 from schemas.captions import captions_schema
 from schemas.embeddings import embeddings_schema
 from schemas.labels import labels_schema
+from schemas.left_out import left_out_schema
 from schemas.rejects import REASONS, rejects_schema
 from schemas.selection import selection_schema
 
@@ -28,6 +29,7 @@ def render() -> str:
         "captions/*.parquet": captions_schema(),
         "rejects/*.parquet": rejects_schema(),
         "<selection>/parts/*.parquet": selection_schema(pa.float32()),
+        "<export>/left_out.parquet": left_out_schema(),
     }
     lines = [HEAD]
     for name, schema in tables.items():

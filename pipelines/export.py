@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms.export_embeddings import ExportEmbeddings, ExportPlan, plan_export
+from clip_transforms.exports.left_out import NAME as LEFT_OUT
 from clip_transforms.exports.plan import LAYOUTS, MODALITY, SAMPLES_PER_SHARD
 from clip_transforms.parts.counts import counted
 from pipelines.command_line import UsageError
@@ -90,6 +91,8 @@ def _lines(output: str, content: Mapping[str, Any]) -> list[str]:
     lines = [f"{counted(counts['selected'], 'row')} = {' + '.join(fates)}, in {output} ({files})"]
     if not counts["exported"]:
         lines.append("note: the export is empty")
+    if LEFT_OUT in content["entries"]:
+        lines.append(f"the rows that were left out are named in {output}/{LEFT_OUT}")
     if counts["left_out"].get("not allowed"):
         lines.append("note: --allow_uri permits pictures outside of a listing's folder, as when they were embedded")
     return lines

@@ -17,11 +17,12 @@ from clip_transforms.exports.groups import Group, padded
 from clip_transforms.exports.rows import ExportRows
 from clip_transforms.exports.tar_file import TarFile
 from clip_transforms.exports.tar_members import Names, members_of
-from clip_transforms.parts.reader import read_table
+from clip_transforms.parts.reader import KEYS, read_table
 
 FOLDER = "shards"
+_STATS = "_stats.json"
 _DIGITS = 5  # of the name of a tar, as img2dataset has it
-_COLUMNS = ("key", "row", "caption", "width", "image_sha256", "clip_score", "metadata")
+_COLUMNS = ("key", "shard", "row", "caption", "width", "image_sha256", "clip_score", "metadata")
 
 # (part, [(row, key, image_sha256)]) → for each of them its row, its picture, and if there is none, the reason.
 ReadPictures = Callable[[str, Sequence[tuple[int, str, str]]], Iterator[tuple[int, bytes | None, str]]]
@@ -69,30 +70,31 @@ class WebDataset:
         return sum(counts.values(), Counter())
 
     def _uri(self, number: int, end: str) -> str:
-        return storage.join(self.output, FOLDER, f"{padded(number, self.shards, _DIGITS)}{end}")
+        return _uri(self.output, number, self.shards, end)
 
     def _committed(self, number: int) -> Counter | None:
         """Return the counts of a shard that is there already."""
-        if not storage.exists(stats := self._uri(number, "_stats.json")):
+        if not storage.exists(stats := self._uri(number, _STATS)):
             return None
         counts = _counts_of(json.loads(storage.read_bytes(stats)))
         return counts if not counts["samples"] or storage.exists(self._uri(number, ".tar")) else None
 
     def _write_shard(self, number: int, rows: Iterator[_Row]) -> Counter:
         """Write a shard, and beside it its counts, which appear first. Without samples there is no tar."""
-        counts, names = Counter[str](), Names()
+        counts, names, lost = Counter[str](), Names(), list[dict[str, Any]]()
         with TarFile(self.scratch) as tar:
             for row in rows:
                 counts["rows"] += 1
                 if row.lost:
                     counts[f"lost.{row.lost}"] += 1
+                    lost.append({**{name: row.values[name] for name in KEYS}, "reason": row.lost})
                     continue
                 counts["samples"] += 1
                 name = names.of(row.values["key"])
                 row_of = (name, row.values, row.image, self.columns, self.rows.taxonomies)
                 tar.add(members_of(*row_of, captions=row.captions))
-            content = json.dumps(_stats_of(counts), indent=1) + "\n"
-            storage.write_bytes(self._uri(number, "_stats.json"), content.encode(), self.scratch)
+            content = json.dumps(_stats_of(counts) | ({"left_out": lost} if lost else {}), indent=1) + "\n"
+            storage.write_bytes(self._uri(number, _STATS), content.encode(), self.scratch)
             if counts["samples"]:
                 counts["shards"] = 1
                 tar.commit(self._uri(number, ".tar"))
@@ -127,6 +129,15 @@ class WebDataset:
         for row, caption in zip(table.column("row").to_pylist(), table.column("caption").to_pylist(), strict=True):
             found[row].append(" ".join(caption.splitlines()))
         return {row: "\n".join(captions) for row, captions in found.items()}
+
+
+def _uri(output: str, number: int, shards: int, end: str) -> str:
+    return storage.join(output, FOLDER, f"{padded(number, shards, _DIGITS)}{end}")
+
+
+def stats_uri(output: str, number: int, shards: int) -> str:
+    """URI of the counts of a shard, of which there are `shards`; `left_out` names the rows that were lost."""
+    return _uri(output, number, shards, _STATS)
 
 
 class _Row(NamedTuple):

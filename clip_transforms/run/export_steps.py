@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clip_transforms import storage
-from clip_transforms.exports import clip_retrieval, uids
+from clip_transforms.exports import clip_retrieval
 from clip_transforms.exports.clip_retrieval import ClipRetrieval
 from clip_transforms.exports.faiss_index import write_faiss
 from clip_transforms.exports.groups import Group, groups_of
@@ -22,8 +22,10 @@ from clip_transforms.exports.webdataset import WebDataset
 from clip_transforms.parts.dataset import check_labels
 from clip_transforms.parts.footers import part_names, part_uri, read_digests, read_footer
 from clip_transforms.parts.reader import DatasetError
-from clip_transforms.run.new_output import WORK, NewOutput, digest_of
+from clip_transforms.run.name_lost import NameLost
+from clip_transforms.run.new_output import NewOutput, digest_of
 from clip_transforms.run.over_parts import Step, read_items
+from clip_transforms.run.uid_steps import SortUids, WriteUids
 from clip_transforms.shards.read_again import read_again
 from clip_transforms.shards.unit import ReaderOptions
 from clip_transforms.shards.wanted import Wanted
@@ -32,8 +34,9 @@ _SHARDS_PER_TASK = 4  # consecutive parts are joined until they make so many; on
 
 
 def entries_of(new: NewOutput) -> dict[str, int]:
-    """Return folder → number of its entries."""
-    return {folder: len(storage.names_in(storage.join(new.uri, folder))) for folder in new.folders}
+    """Return folder → number of its entries; for a file 1, if it is there."""
+    entries = {folder: len(storage.names_in(storage.join(new.uri, folder))) for folder in new.folders}
+    return entries | {name: 1 for name in new.files if storage.exists(storage.join(new.uri, name))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +58,13 @@ class Exporting:
     def steps(self) -> list[Step]:
         """Count the rows of each part, then write them."""
         write: dict[str, list[Step]] = {
-            "webdataset": [_WriteTars(self)],
+            "webdataset": [_WriteTars(self), NameLost(self)],
             "clip_retrieval": [_WriteVectors(self)],
-            "datacomp_uids": [_WriteUids(self), _SortUids(self)],
+            "datacomp_uids": [WriteUids(self), SortUids(self)],
         }
         return [_Count(self), *write.get(self.layout.name, [_WriteWhole(self)])]
 
-    def finish(self, state: _State) -> Mapping[str, Any]:
+    def finish(self, state: State) -> Mapping[str, Any]:
         """Write `export.json` and `_SUCCESS`."""
         left_out = {reason: number for reason, number in sorted(state.left_out.items()) if number}
         if state.selected != state.exported + sum(left_out.values()):
@@ -97,7 +100,7 @@ class Exporting:
 
 
 @dataclasses.dataclass(frozen=True)
-class _State:
+class State:
     """What is known so far.
 
     Attributes:
@@ -116,9 +119,14 @@ class _State:
 
     @property
     def parts(self) -> list[tuple[str, int]]:
+        """Return (part, number of its rows that are taken), in the dataset's order."""
         return sorted(self.taken.items())
 
-    def without(self, lost: Mapping[str, int], files: int = 1) -> _State:
+    def groups(self, per_shard: int) -> list[Group]:
+        """Return the groups of parts that become tars."""
+        return groups_of(self.parts, _SHARDS_PER_TASK * per_shard, per_shard)
+
+    def without(self, lost: Mapping[str, int], files: int = 1) -> State:
         """Return the state when some more rows could not be exported."""
         left = Counter(self.left_out) + Counter(lost)
         return dataclasses.replace(self, exported=self.exported - sum(lost.values()), left_out=left, files=files)
@@ -148,10 +156,10 @@ class _Count(Step):
             total.update(counts)
         return taken, total
 
-    def after(self, state: None, total: tuple[dict[str, int], Counter]) -> _State:
+    def after(self, state: None, total: tuple[dict[str, int], Counter]) -> State:
         taken, counts = total
         lost = {name: number for name, number in counts.items() if name.startswith("without ")}
-        return _State(taken, counts["selected"], counts["taken"], lost)
+        return State(taken, counts["selected"], counts["taken"], lost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +169,8 @@ class _WriteTars(Step):
     run: Exporting
     threaded = True
 
-    def items(self, state: _State) -> Iterator[tuple[Group, int]]:
-        per_shard = self.run.layout.per_shard
-        groups = groups_of(state.parts, _SHARDS_PER_TASK * per_shard, per_shard)
+    def items(self, state: State) -> Iterator[tuple[Group, int]]:
+        groups = state.groups(self.run.layout.per_shard)
         return ((group, sum(g.files for g in groups)) for group in groups)
 
     def do(self, item: tuple[Group, int]) -> Counter:
@@ -172,7 +179,7 @@ class _WriteTars(Step):
         tars = WebDataset(run.rows, *run.places, layout.per_shard, shards, layout.columns, layout.all_captions)
         return tars.write(group, run.read)
 
-    def after(self, state: _State, total: Counter) -> _State:
+    def after(self, state: State, total: Counter) -> State:
         lost = {name.removeprefix("lost."): n for name, n in total.items() if name.startswith("lost.")}
         return state.without(lost, total["shards"])
 
@@ -184,7 +191,7 @@ class _WriteVectors(Step):
     run: Exporting
     threaded = True
 
-    def items(self, state: _State) -> Iterator[tuple[Group, int]]:
+    def items(self, state: State) -> Iterator[tuple[Group, int]]:
         groups = groups_of(state.parts, clip_retrieval.ROWS_PER_FILE, 1 << 62)  # a file each
         return ((group, len(groups)) for group in groups)
 
@@ -194,7 +201,7 @@ class _WriteVectors(Step):
         folders = ClipRetrieval(run.rows, *run.places, files, layout.modalities, layout.columns, layout.embed_dim)
         return Counter(rows=folders.write(group), files=1)
 
-    def after(self, state: _State, total: Counter) -> _State:
+    def after(self, state: State, total: Counter) -> State:
         return dataclasses.replace(state, exported=total["rows"], files=total["files"])
 
 
@@ -204,7 +211,7 @@ class _WriteWhole(Step):
 
     run: Exporting
 
-    def items(self, state: _State) -> Iterator[list[tuple[str, int]]]:
+    def items(self, state: State) -> Iterator[list[tuple[str, int]]]:
         yield state.parts
 
     def do(self, item: list[tuple[str, int]]) -> Counter:
@@ -218,44 +225,5 @@ class _WriteWhole(Step):
         write_npy(matrices) if layout.name == "npy" else write_faiss(matrices)
         return Counter(files=len(layout.modalities))
 
-    def after(self, state: _State, total: Counter) -> _State:
+    def after(self, state: State, total: Counter) -> State:
         return dataclasses.replace(state, files=total["files"])
-
-
-@dataclasses.dataclass(frozen=True)
-class _WriteUids(Step):
-    """Part → counts of its uids, which lie in a file of their own until all are sorted."""
-
-    run: Exporting
-    threaded = True
-
-    def items(self, state: _State) -> Iterator[str]:
-        return (part for part, _ in state.parts)
-
-    def do(self, item: str) -> Counter:
-        run = self.run
-        has_column = "uid" in run.layout.columns
-        return uids.write_part(run.rows, item, has_column, _uids_of(run, item), run.folder)
-
-    def after(self, state: _State, total: Counter) -> _State:
-        return state.without({"without uid": total["without uid"]})
-
-
-@dataclasses.dataclass(frozen=True)
-class _SortUids(Step):
-    """Parts → number of their uids."""
-
-    run: Exporting
-
-    def items(self, state: _State) -> Iterator[list[str]]:
-        yield [part for part, _ in state.parts]
-
-    def do(self, item: list[str]) -> Counter:
-        return Counter(uids=uids.write_uids([_uids_of(self.run, part) for part in item], *self.run.places))
-
-    def after(self, state: _State, total: Counter) -> _State:
-        return state.without({"named more than once": state.exported - total["uids"]})
-
-
-def _uids_of(run: Exporting, part: str) -> str:
-    return storage.join(run.new.uri, WORK, f"{part}.npy")

@@ -255,7 +255,17 @@ def test_pictures_that_are_lost_are_counted_and_left_out(embed, tmp_path, capsys
     argv = ["--input", str(tmp_path / "out"), "--output", str(tmp_path / "e"), "--as", "webdataset"]
     capsys.readouterr()
     assert export.main([*argv, "--samples_per_shard", "2"]) == 0
-    assert capsys.readouterr().out == f"9 rows = 5 exported + 1 changed + 3 vanished, in {tmp_path}/e (4 tars)\n"
+    named = f"the rows that were left out are named in {tmp_path}/e/left_out.parquet\n"
+    assert capsys.readouterr().out == (
+        f"9 rows = 5 exported + 1 changed + 3 vanished, in {tmp_path}/e (4 tars)\n{named}"
+    )
+    left_out = pq.read_table(tmp_path / "e" / "left_out.parquet").to_pylist()
+    assert left_out == [
+        {"key": "000001", "shard": str(tmp_path / "a.tar"), "row": 1, "reason": "changed"},
+        {"key": "000004", "shard": str(tmp_path / "b.tar"), "row": 0, "reason": "vanished"},
+        {"key": "000005", "shard": str(tmp_path / "b.tar"), "row": 1, "reason": "vanished"},
+        {"key": "000007.jpg", "shard": f"{tmp_path}/photos#", "row": 1, "reason": "vanished"},
+    ]
     stats = [json.loads(path.read_text()) for path in sorted((tmp_path / "e" / "shards").glob("*_stats.json"))]
     assert [one["count"] for one in stats] == [2, 2, 2, 2, 1]
     assert [one["successes"] for one in stats] == [1, 2, 0, 1, 1]
@@ -266,6 +276,13 @@ def test_pictures_that_are_lost_are_counted_and_left_out(embed, tmp_path, capsys
     (tmp_path / "e" / "_SUCCESS").unlink()
     assert export.main([*argv, "--samples_per_shard", "2"]) == 0
     assert "5 exported + 1 changed + 3 vanished" in capsys.readouterr().out
+    (tmp_path / "e" / "left_out.parquet").unlink()
+    assert export.main([*argv, "--samples_per_shard", "2"]) == 0 and capsys.readouterr().out.endswith(named)
+    assert pq.read_table(tmp_path / "e" / "left_out.parquet").to_pylist() == left_out
+    assert export.main([*argv, "--samples_per_shard", "1", "--overwrite"]) == 0
+    make_tar(tmp_path / "a.tar", 4)
+    make_folder(tmp_path / "photos", 3, first=6)
+    assert export.main([*argv, "--overwrite"]) == 0 and not (tmp_path / "e" / "left_out.parquet").exists()
 
 
 def two_images_a_key(path):
@@ -314,6 +331,7 @@ def test_a_listing_needs_the_permission_that_it_was_embedded_with(embed, tmp_pat
     assert capsys.readouterr().out.splitlines() == [
         f"2 rows = 0 exported + 2 not allowed, in {tmp_path}/without (0 tars)",
         "note: the export is empty",
+        f"the rows that were left out are named in {tmp_path}/without/left_out.parquet",
         "note: --allow_uri permits pictures outside of a listing's folder, as when they were embedded",
     ]
     assert export.main([*argv, str(tmp_path / "with"), *allowed]) == 0
