@@ -21,7 +21,18 @@ from clip_transforms.select.selection import PARTS, RECORD, record_of
 
 
 def deduplicate_embeddings(
-    dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **settings: Any
+    dataset: storage.Place,
+    output: storage.Place,
+    *,
+    by: str = "exact",
+    keep: str | None = None,
+    threshold: float | None = None,
+    rule: str | None = None,
+    recall: float | None = None,
+    seed: int | None = None,
+    measure_recall: int | None = None,
+    selection: storage.Places = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a selection of a dataset's rows without duplicates, and the groups, in this process, without Beam.
 
@@ -30,34 +41,75 @@ def deduplicate_embeddings(
     Args:
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         output: folder of the selection, new or of the same command; a text or a Path.
+        by: `exact` for equal image files, which is the default; or what must be near: `image`, `caption` or `pair` for
+            both.
+        keep: who stays of a group: `score`, the largest clip_score, then the most pixels, then the first (shard, row);
+            `pixels`, the most pixels, then the score; or `first`. Null and NaN come after every value.
+        threshold: smallest cosine of near duplicates, 0.95 by default.
+        rule: `components`: rows that are near each other, over any number of rows between, are one group, of which one
+            row stays. `semdedup`: SemDeDup's own rule within a block; more than one row of a group may stay.
+        recall: share of the pairs at the threshold that shall be found, 0.999 by default.
+        seed: seed of the blocks.
+        measure_recall: number of rows to compare with all others, to count how many of their near duplicates share
+            their group.
+        selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
         overwrite: whether a selection that another command made there may be replaced.
-        **settings:
-            by: `exact` for equal image files, which is the default; or what must be near: `image`, `caption` or `pair`
-                for both.
-            keep: who stays of a group: `score`, the largest clip_score, then the most pixels, then the first (shard,
-                row); `pixels`, the most pixels, then the score; or `first`. Null and NaN come after every value.
-            threshold: smallest cosine of near duplicates, 0.95 by default.
-            rule: `components`: rows that are near each other, over any number of rows between, are one group, of which
-                one row stays. `semdedup`: SemDeDup's own rule within a block; more than one row of a group may stay.
-            recall: share of the pairs at the threshold that shall be found, 0.999 by default.
-            seed: seed of the blocks.
-            measure_recall: number of rows to compare with all others, to count how many of their near duplicates share
-                their group.
-            selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
     Returns:
         The content of `selection.json`.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(DeduplicateEmbeddings(dataset, output, overwrite=overwrite, **settings).run_here())
+    return dict(
+        DeduplicateEmbeddings(
+            dataset,
+            output,
+            by=by,
+            keep=keep,
+            threshold=threshold,
+            rule=rule,
+            recall=recall,
+            seed=seed,
+            measure_recall=measure_recall,
+            selection=selection,
+            overwrite=overwrite,
+        ).run_here()
+    )
 
 
 class DeduplicateEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of a part of the selection, its counts)]."""
 
-    def __init__(self, dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **settings: Any):
+    def __init__(
+        self,
+        dataset: storage.Place,
+        output: storage.Place,
+        *,
+        by: str = "exact",
+        keep: str | None = None,
+        threshold: float | None = None,
+        rule: str | None = None,
+        recall: float | None = None,
+        seed: int | None = None,
+        measure_recall: int | None = None,
+        selection: storage.Places = (),
+        overwrite: bool = False,
+    ):
         """Take the arguments of `deduplicate_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_duplicates(dataset, output, overwrite=overwrite, **settings))
+        super().__init__(
+            lambda: plan_duplicates(
+                dataset,
+                output,
+                by=by,
+                keep=keep,
+                threshold=threshold,
+                rule=rule,
+                recall=recall,
+                seed=seed,
+                measure_recall=measure_recall,
+                selection=selection,
+                overwrite=overwrite,
+            )
+        )
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, dict[str, int]]]:
         """Unpack the results, of which each task has several."""

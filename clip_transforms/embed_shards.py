@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -76,6 +78,7 @@ class EmbedShards(beam.PTransform):
             ValueError: if a setting is wrong. If an input or the output is wrong, applying the transform raises it.
         """
         super().__init__()
+        _check_names(settings)
         self._settings = Settings(
             inputs=storage.as_uris(inputs, "inputs"),
             output=storage.as_uri(output, "output"),
@@ -196,3 +199,17 @@ class _EmbedInProcesses(beam.DoFn):
 
     def process(self, _: str, classes: Mapping[str, str]) -> Iterator[PartResult]:
         yield from embed_in_processes(self._job, classes, PROGRESS)
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that there are not.
+
+    Raises:
+        TypeError: naming the first, as Python does of an unknown argument.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"embed_shards and EmbedShards have no argument {name}; {hint}")

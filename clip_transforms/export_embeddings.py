@@ -24,7 +24,16 @@ RECORD = "export.json"
 
 
 def export_embeddings(
-    dataset: storage.Place, output: storage.Place, layout: str, *, overwrite: bool = False, **options: Any
+    dataset: storage.Place,
+    output: storage.Place,
+    layout: str,
+    *,
+    selection: storage.Places = (),
+    samples_per_shard: int | None = None,
+    modality: str | None = None,
+    labels: storage.Places | None = None,
+    allow_uri: storage.Places = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Export rows of a dataset, in this process, without Beam.
 
@@ -40,30 +49,63 @@ def export_embeddings(
             `datacomp_uids`: `datacomp/uids.npy`, as DataComp's resharder takes it;
             `faiss`: `faiss/<modality>.index`, exact, and `faiss/rows.parquet`;
             `lance`: `lance/embeddings.lance`.
+        selection: selections whose rows alone are exported, one or several; see `Selection.open`.
+        samples_per_shard: the most samples of a tar (10,000).
+        modality: whose embeddings to write: `image`, `caption` or `both`; by default those that there are, and of an
+            index the images'. Rows without them are left out.
+        labels: taxonomies whose labels go along, by default all.
+        allow_uri: places that the URIs of a listing may point to, as when it was embedded.
         overwrite: whether what another command made in `output` may be replaced.
-        **options:
-            selection: selections whose rows alone are exported, one or several; see `Selection.open`.
-            samples_per_shard: the most samples of a tar (10,000).
-            modality: whose embeddings to write: `image`, `caption` or `both`; by default those that there are, and of
-                an index the images'. Rows without them are left out.
-            labels: taxonomies whose labels go along, by default all.
-            allow_uri: places that the URIs of a listing may point to, as when it was embedded.
     Returns:
         The content of `export.json`: how many rows were selected, exported, and left out for which reason.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(ExportEmbeddings(dataset, output, layout, overwrite=overwrite, **options).run_here())
+    return dict(
+        ExportEmbeddings(
+            dataset,
+            output,
+            layout,
+            selection=selection,
+            samples_per_shard=samples_per_shard,
+            modality=modality,
+            labels=labels,
+            allow_uri=allow_uri,
+            overwrite=overwrite,
+        ).run_here()
+    )
 
 
 class ExportEmbeddings(OverParts):
     """Pipeline → PCollection[counts of a piece of the export]."""
 
     def __init__(
-        self, dataset: storage.Place, output: storage.Place, layout: str, *, overwrite: bool = False, **options: Any
+        self,
+        dataset: storage.Place,
+        output: storage.Place,
+        layout: str,
+        *,
+        selection: storage.Places = (),
+        samples_per_shard: int | None = None,
+        modality: str | None = None,
+        labels: storage.Places | None = None,
+        allow_uri: storage.Places = (),
+        overwrite: bool = False,
     ):
         """Take the arguments of `export_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_export(dataset, output, layout, overwrite=overwrite, **options))
+        super().__init__(
+            lambda: plan_export(
+                dataset,
+                output,
+                layout,
+                selection=selection,
+                samples_per_shard=samples_per_shard,
+                modality=modality,
+                labels=labels,
+                allow_uri=allow_uri,
+                overwrite=overwrite,
+            )
+        )
 
     def begin(self, plan: ExportPlan, folder: RunFolder) -> Exporting:
         """Make the output ready, and leave the parts and the rows of listings in the run's folder."""

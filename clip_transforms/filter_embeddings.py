@@ -29,7 +29,17 @@ _GROUP_ROWS = 100_000  # parts are done together up to so many rows
 
 
 def filter_embeddings(
-    dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **conditions: Any
+    dataset: storage.Place,
+    output: storage.Place,
+    *,
+    selection: storage.Places = (),
+    where: str | None = None,
+    sample_fraction: float | None = None,
+    seed: int | None = None,
+    top_fraction: float | None = None,
+    top_count: int | None = None,
+    by: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a selection of a dataset's rows, in this process, without Beam.
 
@@ -38,30 +48,69 @@ def filter_embeddings(
     Args:
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         output: folder of the selection, new or of the same command; a text or a Path.
+        selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
+        where: a DuckDB expression over a row's columns and, for each taxonomy, a struct of its name, such as
+            `clip_score >= 0.28 and animals.label = 'cat'`. Null is not true.
+        sample_fraction: a seeded sample of the rows, 0 to 1; a larger one contains every smaller one.
+        seed: another seed gives another sample; 0 by default.
+        top_fraction: part of the rows that stays, 0 to 1, by DataComp's rule: with n rows, all whose value is at least
+            the value at place int(n · top_fraction), counted from 0 and from the largest, nulls last.
+        top_count: number of rows that stay; ties by (shard, row).
+        by: a DuckDB expression that ranks the rows for these two; `clip_score` by default.
         overwrite: whether a selection that another command made there may be replaced.
-        **conditions:
-            selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
-            where: a DuckDB expression over a row's columns and, for each taxonomy, a struct of its name, such as
-                `clip_score >= 0.28 and animals.label = 'cat'`. Null is not true.
-            sample_fraction, seed: a seeded sample of the rows, 0 to 1; a larger one contains every smaller one.
-            top_fraction: part of the rows that stays, 0 to 1, by DataComp's rule: with n rows, all whose value is at
-                least the value at place int(n · top_fraction), counted from 0 and from the largest, nulls last.
-            top_count: number of rows that stay; ties by (shard, row).
-            by: a DuckDB expression that ranks the rows for these two; `clip_score` by default.
     Returns:
         The content of `selection.json`.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(FilterEmbeddings(dataset, output, overwrite=overwrite, **conditions).run_here())
+    return dict(
+        FilterEmbeddings(
+            dataset,
+            output,
+            selection=selection,
+            where=where,
+            sample_fraction=sample_fraction,
+            seed=seed,
+            top_fraction=top_fraction,
+            top_count=top_count,
+            by=by,
+            overwrite=overwrite,
+        ).run_here()
+    )
 
 
 class FilterEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of a part of the selection, its counts)]."""
 
-    def __init__(self, dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **conditions: Any):
+    def __init__(
+        self,
+        dataset: storage.Place,
+        output: storage.Place,
+        *,
+        selection: storage.Places = (),
+        where: str | None = None,
+        sample_fraction: float | None = None,
+        seed: int | None = None,
+        top_fraction: float | None = None,
+        top_count: int | None = None,
+        by: str | None = None,
+        overwrite: bool = False,
+    ):
         """Take the arguments of `filter_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_filter(dataset, output, overwrite=overwrite, **conditions))
+        super().__init__(
+            lambda: plan_filter(
+                dataset,
+                output,
+                selection=selection,
+                where=where,
+                sample_fraction=sample_fraction,
+                seed=seed,
+                top_fraction=top_fraction,
+                top_count=top_count,
+                by=by,
+                overwrite=overwrite,
+            )
+        )
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, dict[str, int]]]:
         """Unpack the results, which come in groups."""

@@ -12,7 +12,7 @@ from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomies, as_taxonomies
 from clip_transforms.labels.classes import embed_classes
-from clip_transforms.labels.part import label_part, labels_footers
+from clip_transforms.labels.part import TOP_LABELS, label_part, labels_footers
 from clip_transforms.labels.plan import LabelPlan, plan_labels
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.manifest import finish_labels
@@ -22,7 +22,12 @@ from clip_transforms.run.run_folder import RunFolder
 
 
 def label_embeddings(
-    dataset: storage.Place, taxonomies: Taxonomies, model: ClipSpec | storage.Place | None = None, **options: Any
+    dataset: storage.Place,
+    taxonomies: Taxonomies,
+    model: ClipSpec | storage.Place | None = None,
+    *,
+    top_labels: int = TOP_LABELS,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Label the parts of a dataset whose labels are missing or stale, in this process, without Beam.
 
@@ -32,13 +37,14 @@ def label_embeddings(
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         taxonomies: classes to label with; a Taxonomy, or a text or a Path of a file, or several.
         model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
-        **options: `top_labels` and `overwrite`; see `plan_labels`.
+        top_labels: length of a label's `top`.
+        overwrite: whether a taxonomy may mean other classes than the existing labels of its name.
     Returns:
         What is also written to `runs/<run>.json`: the taxonomies, and how many parts and rows were labelled.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(LabelEmbeddings(dataset, taxonomies, model, **options).run_here())
+    return dict(LabelEmbeddings(dataset, taxonomies, model, top_labels=top_labels, overwrite=overwrite).run_here())
 
 
 class LabelEmbeddings(OverParts):
@@ -49,12 +55,14 @@ class LabelEmbeddings(OverParts):
         dataset: storage.Place,
         taxonomies: Taxonomies,
         model: ClipSpec | storage.Place | None = None,
-        **options: Any,
+        *,
+        top_labels: int = TOP_LABELS,
+        overwrite: bool = False,
     ):
         """Take the arguments of `label_embeddings`; applying the transform looks at the dataset."""
         uri, classes = storage.as_uri(dataset, "dataset"), as_taxonomies(taxonomies)
         spec = None if model is None else ClipSpec.of(model)
-        super().__init__(lambda: plan_labels(uri, classes, spec, **options))
+        super().__init__(lambda: plan_labels(uri, classes, spec, top_labels, overwrite))
 
     def begin(self, plan: LabelPlan, folder: RunFolder) -> _Labelling:
         """Enter the taxonomies into the dataset, and leave what the workers need in the run's folder."""

@@ -1,6 +1,7 @@
 """embed_shards and label_embeddings, the plain functions: the same checks, commits and bytes as through a runner."""
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, files_of, make_folder, make_parquet, make_tar, pair, picture, write_tar
 
+import clip_transforms
 from clip_transforms import (
     ClipSpec,
     Dataset,
@@ -354,3 +356,33 @@ def test_what_was_found_is_logged(spec, tmp_path, caplog):
         embed_shards([tar, str(copy)], str(tmp_path / "out"), spec)
     found = {record.levelname: record.getMessage() for record in caplog.records if record.name.endswith("embed_shards")}
     assert "1 webdataset shard" in found["INFO"] and "its rows will be in the dataset twice" in found["WARNING"]
+
+
+@pytest.mark.parametrize(
+    "verb, transform",
+    [
+        ("filter_embeddings", "FilterEmbeddings"),
+        ("deduplicate_embeddings", "DeduplicateEmbeddings"),
+        ("export_embeddings", "ExportEmbeddings"),
+        ("label_embeddings", "LabelEmbeddings"),
+    ],
+)
+def test_a_function_and_its_transform_take_the_same_arguments_by_name(verb, transform, tmp_path):
+    """`**conditions` gave no completion, and a wrong name showed a class of the inside."""
+    function, transform = getattr(clip_transforms, verb), getattr(clip_transforms, transform)
+    arguments = list(inspect.signature(function).parameters.values())
+    assert arguments == list(inspect.signature(transform).parameters.values())
+    named = [one for one in arguments if one.kind is one.KEYWORD_ONLY]
+    assert {one.kind for one in arguments} == {arguments[0].POSITIONAL_OR_KEYWORD, named[0].KEYWORD_ONLY}
+    documented = inspect.getdoc(function)
+    assert all(f"\n    {one.name}: " in documented for one in arguments)
+    places = [tmp_path] * (len(arguments) - len(named))
+    for call in (function, transform):
+        with pytest.raises(TypeError, match=rf"^{call.__qualname__}(\.__init__)?\(\) got an unexpected .* 'wher'"):
+            call(*places, wher="true")
+
+
+def test_an_argument_that_embed_has_not_is_named_with_the_nearest(tmp_path):
+    for call in (embed_shards, EmbedShards):
+        with pytest.raises(TypeError, match="have no argument procesess; did you mean processes"):
+            call(tmp_path, tmp_path / "out", "demo", procesess=2)
