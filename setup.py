@@ -24,6 +24,7 @@ setup(
         "tqdm>=4.66",
         "braceexpand>=0.1.7",
         "duckdb>=2.0",  # the conditions of filter; the trees of earlier releases look otherwise
+        "threadpoolctl>=3.1",  # comes with scikit-learn
         "scikit-learn>=1.5",  # average precision, ROC AUC and the linear probe of evaluate
         "openai-clip>=1.0.1",  # only for its vocabulary file; the package is never imported
     ],

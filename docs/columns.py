@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from schemas.captions import captions_schema
 from schemas.embeddings import embeddings_schema
+from schemas.evaluation import per_class_schema, per_group_schema
 from schemas.labels import labels_schema
 from schemas.left_out import left_out_schema
 from schemas.rejects import REASONS, rejects_schema
@@ -30,6 +31,8 @@ def render() -> str:
         "rejects/*.parquet": rejects_schema(),
         "<selection>/parts/*.parquet": selection_schema(pa.float32()),
         "<export>/left_out.parquet": left_out_schema(),
+        "<evaluation>/per_class.parquet": per_class_schema(),
+        "<evaluation>/per_group.parquet": per_group_schema(),
     }
     lines = [HEAD]
     for name, schema in tables.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from clip_transforms.demo.shards import write_demo_inputs
-from pipelines import deduplicate, embed
+from pipelines import deduplicate, embed, evaluate
 from pipelines import filter as filter_command
 from pipelines.command import DONE
 from pipelines.command_line import UsageError
@@ -35,13 +35,33 @@ _QUERY = """SELECT l.label, count(*) AS pictures, round(avg(e.clip_score), 3) AS
 FROM '{out}/embeddings/*.parquet' e JOIN '{out}/labels/shapes/*.parquet' l USING (shard, row)
 WHERE l.probability > 0.9 GROUP BY l.label ORDER BY pictures DESC"""
 
-_CHOICES = {
-    "filter": [
-        *("--output", "demo/kept", "--top_fraction", "0.5"),
-        *("--where", "shapes.probability > 0.9 and colors.probability > 0.9"),
-    ],
-    "deduplicate": ["--output", "demo/unique", "--selection", "demo/kept", "--by", "image", "--threshold", "0.99"],
-}
+_DRAWN = ["--taxonomy", "shapes", "--truth_column", "drawn_shape"]
+# What is said first, the command, and its arguments.
+_STEPS = (
+    (
+        "Ask what the model gets right, with the shapes that were drawn as truth:",
+        evaluate,
+        ["--output", "demo/evaluated", "--measure", "zeroshot", "retrieval", "probe", *_DRAWN],
+    ),
+    (
+        "Does it see shapes equally well on every background?",
+        evaluate,
+        ["--output", "demo/by-background", *_DRAWN, "--group_column", "drawn_background"],
+    ),
+    (
+        "Choose the scenes whose labels are sure and whose captions fit best, then drop those that look alike:",
+        filter_command,
+        [
+            *("--output", "demo/kept", "--top_fraction", "0.5"),
+            *("--where", "shapes.probability > 0.9 and colors.probability > 0.9"),
+        ],
+    ),
+    (
+        "",
+        deduplicate,
+        ["--output", "demo/unique", "--selection", "demo/kept", "--by", "image", "--threshold", "0.99"],
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         say(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")
     command = ["--input", "demo/scenes-*.tar", "--output", out, "--model", "demo"]
     command += ["--taxonomy", "demo/shapes.json", "--taxonomy", "demo/colors.json"]
-    command += ["--columns", "drawn_shape=shape", "drawn_color=color"]
+    command += ["--columns", "drawn_shape=shape", "drawn_color=color", "drawn_background=background"]
     say(f"\n$ python -m pipelines.embed {shlex.join(command)}")
     code = embed.main(command)
     if code != DONE:
@@ -68,11 +88,12 @@ def main(argv: Sequence[str]) -> int:
     say(f"labels that agree with what was drawn: shapes {shapes:,} of {total:,}, colors {colors:,} of {total:,}")
     say(f"\nAn analyst's question, in DuckDB:\n{_QUERY.format(out=out)}")
     say(str(duckdb.sql(_QUERY.format(out=out))))
-    say("\nChoose the scenes whose labels are sure and whose captions fit best, then drop those that look alike:")
-    for name, choose in (("filter", filter_command.main), ("deduplicate", deduplicate.main)):
-        arguments = ["--input", out, *_CHOICES[name]]
-        say(f"\n$ python -m pipelines.{name} {shlex.join(arguments)}")
-        code = choose(arguments)
+    for before, command_, more in _STEPS:
+        arguments = ["--input", out, *more]
+        if before:
+            say(f"\n{before}")
+        say(f"\n$ python -m {command_.__name__} {shlex.join(arguments)}")
+        code = command_.main(arguments)
         if code != DONE:
             return code
     say("")

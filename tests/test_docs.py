@@ -203,6 +203,10 @@ def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_seco
         "captions  2,000 = 1,976 embedded + 4 rejected (4 read: not UTF-8) + 20 absent; 4 cut at 77 tokens",
         "Five rows",
         "In DuckDB",
+        "$ python -m pipelines.evaluate --input demo/out",
+        "image → captions",
+        "linear probe",
+        "zero-shot labels of shapes, by drawn_background, with 95 % intervals:",
         "$ python -m pipelines.filter --input demo/out",
         "$ python -m pipelines.deduplicate --input demo/out",
         "/demo/kept\n",
@@ -214,6 +218,9 @@ def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_seco
     assert_shown(shown, first.stdout)
     shapes, colors = re.findall(r"(?:shapes|colors) ([\d,]+) of 1,996", first.stdout)
     assert min(int(n.replace(",", "")) for n in (shapes, colors)) > 0.98 * 1996
+    metrics = json.loads((tmp_path / "demo" / "evaluated" / "metrics.json").read_text())
+    assert metrics["zeroshot"]["taxonomies"]["shapes"]["acc1"] > 0.95 and metrics["probe"]["acc1"] > 0.95
+    assert metrics["retrieval"]["image_to_caption"]["recall@10"] > 0.5
     monkeypatch.chdir(tmp_path)
     assert demo.main([]) == 0 and "nothing was left to do" in capsys.readouterr().out
 

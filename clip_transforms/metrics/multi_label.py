@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 _POINTS = 10  # recall 0, 0.1, … 1
 
@@ -20,6 +19,8 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float | None:
     Returns:
         0 to 1; None if no sample has the class.
     """
+    from sklearn.metrics import average_precision_score  # takes seconds to import, and not every command needs it
+
     return float(average_precision_score(truth, scores)) if truth.any() else None
 
 
@@ -57,4 +58,6 @@ def roc_auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
     Returns:
         0 to 1; None unless some samples have the class and some have not.
     """
+    from sklearn.metrics import roc_auc_score  # as above
+
     return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else None

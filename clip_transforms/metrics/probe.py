@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 ITERATIONS = 1_000
 _DECADES, _STEPS = 6, 8  # C goes from 1e-6 to 1e6 in eighths of a decade
@@ -60,6 +62,9 @@ def fit(samples: Split, c: float) -> LogisticRegression:
         samples: of two classes or more.
         c: C, larger than 0; a small one regularises more.
     """
+    from sklearn.exceptions import ConvergenceWarning  # takes seconds to import, and not every command needs it
+    from sklearn.linear_model import LogisticRegression
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
         # In float64, so that the order in which a library adds up changes no prediction.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from clip_transforms.evaluation.rows import Rows
@@ -24,6 +25,7 @@ from clip_transforms.select.bucket_file import read_bucket, read_note, write_buc
 from clip_transforms.select.sample import sampled
 
 TRAIN, VALIDATION, TEST, NONE = range(4)
+_LARGE = 1 << 26  # multiplications of a product; threads of a smaller one wait for each other longer than they work
 _VALIDATION = 0.2  # of the training samples, where no column names those that validate
 VECTORS, SPLIT, TRUTH, GROUP = range(4)  # buckets of a file
 
@@ -110,7 +112,10 @@ def _fitted(
     found: dict[str, Any] = {"classes": names.tolist(), **sizes, "c": None, "confusions": {}}
     if len(np.unique(train.classes)) < 2 or not len(validation.classes) or not len(test.classes):
         return found
-    with tqdm(total=MOST_FITS, desc="fitting", unit="fit", disable=None) as bar:
+    with (
+        threadpool_limits(1 if vectors.size * len(names) < _LARGE else None, "blas"),
+        tqdm(total=MOST_FITS, desc="fitting", unit="fit", disable=None) as bar,
+    ):
         fitted = probe(train, validation, bar.update)
     scores = np.full((len(test.classes), len(names)), -np.inf)
     decided = fitted.model.decision_function(test.vectors)

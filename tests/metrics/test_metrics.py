@@ -8,12 +8,21 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from clip_transforms.metrics.intervals import Z, spread, wilson
 from clip_transforms.metrics.multi_label import average_precision, eleven_point_precision, roc_auc
 from clip_transforms.metrics.probe import GRID, MOST_FITS, Split, fit, probe
 from clip_transforms.metrics.ranks import Queries, ranks
 from clip_transforms.metrics.single_label import Confusion, places_of
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tests' products are small: several threads of BLAS would only wait for each other."""
+    with threadpool_limits(1, "blas"):
+        yield
+
 
 EXAMPLES = json.loads((Path(__file__).parent / "metric_examples.json").read_text())
 

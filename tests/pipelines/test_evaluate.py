@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_filter import files
 from test_runners import portable
+from threadpoolctl import threadpool_limits
 
 from benchmarks.datasets import SETTINGS, write_rows
 from clip_transforms import Dataset, EvaluateEmbeddings, evaluate_embeddings, filter_embeddings
@@ -28,6 +29,14 @@ from clip_transforms.select.sample import sampled
 from pipelines import evaluate
 from schemas.captions import captions_schema
 from schemas.provenance import encode_footer
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tests' products are small: several threads of BLAS would only wait for each other."""
+    with threadpool_limits(1, "blas"):
+        yield
+
 
 NAMES = ("cat", "dog", "fox", "owl", "pig")
 WEIGHTS = np.eye(5, dtype=np.float32)
