@@ -19,7 +19,7 @@ def found_lines(results: pa.Table, most: int) -> Iterator[str]:
         most: the number of queries that are shown, the first ones.
     """
     firsts = np.flatnonzero(results.column("rank").to_numpy() == 1)
-    for first, stop in list(zip(firsts, [*firsts[1:], results.num_rows], strict=True))[:most]:
+    for first, stop in zip(firsts[:most], np.append(firsts, results.num_rows)[1:], strict=False):
         rows = results.slice(first, stop - first).to_pylist()
         yield _printable(rows[0]["query"])
         cells = [("", "similarity", "key", "from", "caption", "labels"), *map(_cells, rows)]

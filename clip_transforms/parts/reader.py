@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.footers import part_uri, read_footer
+from clip_transforms.parts.list_pages import as_array, read_embeddings
 from schemas.embeddings import EMBEDDINGS
 from schemas.provenance import Footer, decode_footer
 
@@ -60,7 +62,8 @@ def read_table(
     """
     with contextlib.ExitStack() as stack:
         kinds = [rows, *(f"labels/{taxonomy}" for taxonomy in taxonomies)]
-        files = [_open_part(stack, output, kind, part) for kind in kinds]
+        opened = [_open_part(stack, output, kind, part) for kind in kinds]
+        files = [file for file, _ in opened]
         footers = [_footer(file, output, kind, part) for kind, file in zip(kinds, files, strict=True)]
         marker = footers[0] if rows == "embeddings" else read_footer(part_uri(output, "embeddings", part)) or {}
         for kind, footer in zip(kinds, footers, strict=True):
@@ -91,14 +94,16 @@ def read_table(
         if unknown := [name for name in wanted if name not in known]:
             raise DatasetError(f"{output} has no column {unknown[0]}; it has {', '.join(known)}")
         table: dict[str, pa.ChunkedArray] = {}
-        for file, names in zip(files, offered, strict=True):
+        d = int(footers[0].get("provenance", {}).get("embed_dim", 0))
+        for (file, data), names in zip(opened, offered, strict=True):
             with as_sentence(output, part):
-                found = _read(file, [names[name] for name in wanted if name in names])
+                found = _read(file, [names[name] for name in wanted if name in names and name not in EMBEDDINGS])
                 if file is not files[0] and rows != "embeddings":  # the labels have a row per sample
                     found = found.take(pc.index_in(_read(files[0], ["row"])["row"], _read(file, ["row"])["row"]))
-            table |= {name: found.column(names[name]) for name in wanted if name in names}
-        d = int(footers[0].get("provenance", {}).get("embed_dim", 0))
-        return pa.table({name: _fixed_size(table[name], d) if name in EMBEDDINGS else table[name] for name in wanted})
+                for name in (name for name in wanted if name in names):
+                    vectors = name in EMBEDDINGS
+                    table[name] = _embeddings(file, data, name, d) if vectors else found.column(names[name])
+        return pa.table({name: table[name] for name in wanted})
 
 
 def read_rejects(output: str, part: str) -> pa.Table:
@@ -108,14 +113,15 @@ def read_rejects(output: str, part: str) -> pa.Table:
         DatasetError: if the file is gone or damaged.
     """
     with contextlib.ExitStack() as stack:
-        file = _open_part(stack, output, "rejects", part)
+        file, _ = _open_part(stack, output, "rejects", part)
         with as_sentence(output, part):
             return _read(file, file.schema_arrow.names)
 
 
-def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> pq.ParquetFile:
+def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> tuple[pq.ParquetFile, IO[bytes]]:
     with as_sentence(output, part):
-        return pq.ParquetFile(stack.enter_context(storage.open_input(part_uri(output, kind, part))))
+        data = stack.enter_context(storage.open_input(part_uri(output, kind, part)))
+        return pq.ParquetFile(data), data
 
 
 @contextlib.contextmanager
@@ -123,6 +129,8 @@ def as_sentence(output: str, part: str) -> Iterator[None]:
     """Turn an error of a file that is gone or damaged into one that says what to do."""
     try:
         yield
+    except DatasetError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         if storage.is_of_the_machine(error):
             raise
@@ -142,6 +150,8 @@ def _footer(file: pq.ParquetFile, output: str, kind: str, part: str) -> Footer:
     return decode_footer(file.metadata.metadata, part_uri(output, kind, part)) or {}
 
 
-def _fixed_size(lists: pa.ChunkedArray, d: int) -> pa.ChunkedArray:
-    """Cast embeddings to FixedSizeList of d values, which reads as a matrix."""
-    return lists.cast(pa.list_(lists.type.value_type, d))
+def _embeddings(file: pq.ParquetFile, data: IO[bytes], name: str, d: int) -> pa.ChunkedArray:
+    """Read embeddings as FixedSizeList of d values, which reads as a matrix."""
+    groups = range(file.num_row_groups)
+    arrays = [as_array(read_embeddings(file, data, group, name, d)) for group in groups]
+    return pa.chunked_array(arrays, pa.list_(file.schema_arrow.field(name).type.value_type, d))

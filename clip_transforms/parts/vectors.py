@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.list_pages import read_embeddings
 from clip_transforms.parts.reader import DatasetError, as_sentence
 from schemas.provenance import decode_footer
 
@@ -61,21 +62,16 @@ def read_vectors(
         for group in range(file.num_row_groups):
             stop = first + file.metadata.row_group(group).num_rows
             if wanted is None or wanted[first:stop].any():
-                yield _row_group(file, group, first, columns, d)
+                yield _row_group(file, opened, group, first, columns, d)
             first = stop
 
 
-def _row_group(file: pq.ParquetFile, group: int, first: int, columns: Sequence[str], d: int) -> RowVectors:
-    # Not pq.read_table; see `reader`.
-    table = file.read_row_group(group, ["row", *columns], use_threads=False)
-    lists = [table.column(name).combine_chunks() for name in columns]
-    valid = np.ones(table.num_rows, bool)
-    for column in lists:
-        valid &= column.is_valid().to_numpy(zero_copy_only=False)
-    values = np.stack([_matrix(column, valid, d) for column in lists], axis=1)
-    return RowVectors(first, table.column("row").to_numpy(), valid, values)
-
-
-def _matrix(column: pa.Array, valid: np.ndarray, d: int) -> np.ndarray:
-    some = column if valid.all() else column.filter(pa.array(valid))
-    return some.flatten().to_numpy(zero_copy_only=False).reshape(-1, d)
+def _row_group(
+    file: pq.ParquetFile, opened: IO[bytes], group: int, first: int, columns: Sequence[str], d: int
+) -> RowVectors:
+    rows = file.read_row_group(group, ["row"], use_threads=False).column("row").to_numpy()
+    lists = [read_embeddings(file, opened, group, name, d) for name in columns]
+    valid = np.logical_and.reduce([of.valid for of in lists])
+    matrices = [of.values if len(of.values) == valid.sum() else of.values[valid[of.valid]] for of in lists]
+    values = matrices[0][:, None] if len(matrices) == 1 else np.stack(matrices, axis=1)
+    return RowVectors(first, rows, valid, values)
