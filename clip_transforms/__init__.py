@@ -32,6 +32,8 @@ _HOMES = {
     "search_embeddings": "search_embeddings",
     "ReportEmbeddings": "report_embeddings",
     "report_embeddings": "report_embeddings",
+    "IndexEmbeddings": "index_embeddings",
+    "index_embeddings": "index_embeddings",
     "ReadEmbeddings": "read_embeddings",
     "read_embeddings": "read_embeddings",
     "ClipModelHandler": "clip_model_handler",

@@ -10,14 +10,17 @@ from typing import Any
 import pyarrow as pa
 
 from clip_transforms import storage
+from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.parts.dataset import Dataset
-from clip_transforms.run.new_output import NewOutput
+from clip_transforms.run.new_output import NewOutput, digest_of
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.run_folder import RunFolder
 from clip_transforms.run.search_steps import QUERIES, Searching, group_parts
+from clip_transforms.select.index_folder import IndexFolder
 from clip_transforms.select.queries import Asked, Queries
 from clip_transforms.select.results import RESULTS, read_results
 from clip_transforms.select.searched import Searched
+from clip_transforms.select.vector_index import import_faiss
 
 RECORD = "search.json"
 
@@ -43,6 +46,8 @@ def search_embeddings(
             top_k: number of rows a query (10).
             where: a DuckDB expression, as in `filter_embeddings`; only rows for which it is true are searched.
             selection: selections whose rows alone are searched, one or several; see `Selection.open`.
+            index: folder that `index_embeddings` wrote, which is asked instead of comparing all rows: much faster for
+                large datasets, and not exact. `where` and `selection` narrow what it may find.
             model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
     Returns:
         The rows of `results.parquet`, described by `schemas.results`: for each query its nearest rows, best first; ties
@@ -78,6 +83,7 @@ class SearchEmbeddings(OverParts):
             classes=plan.searched.classes,
             checkpoint=plan.queries.checkpoint,
             folder=folder.uri,
+            index=plan.index,
         )
 
 
@@ -90,12 +96,14 @@ class SearchPlan:
         queries: what is searched for.
         searched: where it is searched, and how many rows are wanted.
         new: the output.
+        index: the index that is asked; None for an exact search.
     """
 
     dataset: Dataset
     queries: Queries
     searched: Searched
     new: NewOutput
+    index: IndexFolder | None
 
     @property
     def output(self) -> str:
@@ -116,12 +124,25 @@ class SearchPlan:
         return self.new.finished() if there else None
 
 
-def plan_search(dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **asked: Any) -> SearchPlan:
+def plan_search(
+    dataset: storage.Place,
+    output: storage.Place,
+    *,
+    overwrite: bool = False,
+    index: storage.Place | None = None,
+    model: ClipSpec | storage.Place | None = None,
+    **asked: Any,
+) -> SearchPlan:
     """Check the arguments of `search_embeddings`, and that the dataset and the output can be used."""
     opened = Dataset.open(dataset)
-    model = asked.pop("model", None)
-    searched = Searched.of(opened, **{name: asked.pop(name) for name in Searched.ARGUMENTS if name in asked})
+    where = {name: asked.pop(name) for name in Searched.ARGUMENTS if name in asked}
+    folder = None if index is None else IndexFolder.open(index, opened, digest_of(opened.digests))
+    if folder is not None:
+        import_faiss()
+        where = {**where, "against": folder.against_or_refuse(where.get("against"))}
+    searched = Searched.of(opened, **where)
     queries = Queries.of(opened, searched.columns, Asked.of(**asked), model)
     command = {"verb": "search", **queries.identity, **searched.settings}
+    command |= {"index": {"index": folder.uri, "sha256": folder.digest}} if folder else {}
     new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=(), files=(RESULTS,))
-    return SearchPlan(opened, queries, searched, new)
+    return SearchPlan(opened, queries, searched, new, folder)

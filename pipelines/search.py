@@ -58,6 +58,7 @@ def search_parser() -> argparse.ArgumentParser:
     )
     add("--top_k", type=int, metavar="N", help=f"rows to find for each query (default: {TOP_K})")
     add("--where", metavar="SQL", help="search only rows for which this is true, an expression as for pipelines.filter")
+    add("--index", metavar="URI", help="ask this index that pipelines.index wrote: fast, and not exact")
     add("--model", help="checkpoint of the dataset, if it was moved since")
     return parser
 

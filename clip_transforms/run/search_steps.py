@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
@@ -17,9 +19,11 @@ from clip_transforms.parts.vectors import read_vectors
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import Once, Step, read_items
 from clip_transforms.select.filtering import Filter
+from clip_transforms.select.index_folder import INDEX, IndexFolder
 from clip_transforms.select.queries import embed_queries, read_names
 from clip_transforms.select.results import RESULTS, described, write_results
-from clip_transforms.select.top_k import NOTHING, ROW, Rows, TopK, best
+from clip_transforms.select.top_k import FOUND, NOTHING, ROW, Rows, TopK, best
+from clip_transforms.select.vector_index import open_index, search_index
 
 QUERIES, VECTORS, FOUND_ROWS = "queries.npz", "vectors.npy", "found.npy"  # files in the run's folder
 _FEWEST, _MOST = 16_384, 131_072  # rows of a group of parts
@@ -59,6 +63,7 @@ class Searching:
         classes: taxonomy whose labels go along → digest of its classes.
         checkpoint: what embeds the queries.
         folder: URI of the run's temporary folder.
+        index: the index that is asked; None for an exact search.
     """
 
     new: NewOutput
@@ -69,11 +74,12 @@ class Searching:
     classes: Mapping[str, str]
     checkpoint: Checkpoint | None
     folder: str
+    index: IndexFolder | None = None
 
     @property
     def steps(self) -> list[Step]:
         """Embed the queries, search, and write what was found."""
-        return [Once(self._embed), _Search(self), _Describe(self)]
+        return [Once(self._embed), _SearchIndex(self) if self.index else _Search(self), _Describe(self)]
 
     def _embed(self) -> int:
         vectors = embed_queries(self.file(QUERIES), self.checkpoint)
@@ -128,10 +134,10 @@ class _Search(Step):
         run, (name, digest, number, shard) = self.run, part
         wanted = None
         if run.rows is not None:
-            (candidates,) = run.rows.candidates(run.dataset, [(name, digest)])
-            wanted = np.zeros(candidates.table.num_rows, bool)
-            wanted[candidates.places] = True
-            counts["selected"] += len(candidates.places)
+            places = run.rows.candidates(run.dataset, [(name, digest)])[0]
+            wanted = np.zeros(places.table.num_rows, bool)
+            wanted[places.places] = True
+            counts["selected"] += len(places.places)
         for found in read_vectors(run.dataset, name, digest, run.columns, wanted):
             stays = found.valid
             if wanted is not None:
@@ -155,6 +161,44 @@ class _Search(Step):
         found, counts = total
         write_array(self.run.file(FOUND_ROWS), found, self.run.folder)
         return {"queries": state, **{name: counts[name] for name in ("selected", "compared")}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _SearchIndex(_Search):
+    """All parts → the rows that the index finds, and counts. One worker asks the index."""
+
+    def items(self, state: int) -> Iterator[list[Part]]:
+        yield [part for group in read_items(self.run.folder) for part in group]
+
+    def do(self, item: list[Part]) -> tuple[np.ndarray, Counter]:
+        run, folder = self.run, self.run.index
+        assert folder is not None
+        allowed = folder.allowed(self._selected(item)) if run.rows else None
+        queries = read_array(run.file(VECTORS))
+        with storage.local_copy(storage.join(folder.uri, INDEX)) as path:
+            similarities, ids = search_index(
+                open_index(path), queries, min(run.top_k, folder.rows), folder.effort, allowed
+            )
+        query, rank = np.nonzero(ids >= 0)
+        names = folder.rows_of(ids[query, rank])
+        places = {part: (number, shard) for part, _, number, shard in item}
+        found = np.empty(len(query), FOUND)
+        found["query"], found["similarity"] = query, similarities[query, rank]
+        found["row"] = names.column("row")
+        for part in names.column("part").unique().to_pylist():
+            own = pc.equal(names.column("part").cast(pa.string()), part).to_numpy()
+            found["part"][own], found["shard"][own] = places[part]
+        rows = folder.rows if allowed is None else int(np.count_nonzero(allowed))
+        return best(found, run.top_k), Counter(selected=rows, compared=rows)
+
+    def _selected(self, parts: list[Part]) -> dict[str, np.ndarray]:
+        """Return part → places in the shard of the rows that may be found."""
+        selected = {}
+        for name, digest, *_ in parts:
+            assert self.run.rows is not None
+            (found,) = self.run.rows.candidates(self.run.dataset, [(name, digest)], ["row"])
+            selected[name] = found.table.column("row").to_numpy()[found.places]
+        return selected
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,14 +88,15 @@ def make_blocks(sample: np.ndarray, k: int, threshold: float, recall: float | No
     """
     held = min(HELD_OUT, len(sample) // 2)
     seen, unseen = sample[: len(sample) - held], sample[len(sample) - held :]
-    with _one_thread() as faiss:
+    with one_thread() as faiss:
         centroids = _merged(faiss, _split(faiss, seen, _k_means(faiss, seen, k, seed), seed), threshold)
         margin, expected = _margin(faiss, centroids, unseen, threshold, recall, seed)
     return Blocks(centroids, margin, expected)
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[Any]:
+def one_thread() -> Iterator[Any]:
+    """Let faiss use one thread while the block runs, and yield it: sums of several differ in their last bits."""
     import faiss
 
     before = faiss.omp_get_max_threads()

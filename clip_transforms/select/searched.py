@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from clip_transforms import storage
@@ -54,7 +54,7 @@ class Searched:
         if storage.as_setting(top_k, "top_k", "int") < 1:
             raise QueryError(f"--top_k is {top_k}, but it is a number of rows and must be 1 or more")
         rows = Filter.of(dataset, where=where, selection=selection) if where is not None or selection else None
-        return cls(_against(dataset, against), top_k, rows, _labels(dataset))
+        return cls(modality_of(dataset, against), top_k, rows, _labels(dataset))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -73,13 +73,21 @@ class Searched:
         return self.rows and dataclasses.replace(self.rows, selection=self.rows.selection.settled(scratch))
 
 
-def _against(dataset: Dataset, asked: str | None) -> str:
-    """Decide what is compared: what was asked for, or what there is."""
+def modality_of(dataset: Dataset, asked: str | None, allowed: Sequence[str] = AGAINST) -> str:
+    """Decide whose embeddings are compared: those that were asked for, or those that there are.
+
+    Args:
+        dataset: the dataset.
+        asked: value of `--against`, or None.
+        allowed: its allowed values.
+    Raises:
+        QueryError: if it is none of these, or the dataset holds no such embeddings.
+    """
     there = [modality for modality in MODALITIES if dataset.counts.get(f"{modality}.embedded")]
     if asked is None:
         return (there or MODALITIES)[0]
-    if asked not in AGAINST:
-        raise QueryError(f"--against is {asked!r}, but it must be {', '.join(AGAINST[:-1])} or {AGAINST[-1]}")
+    if asked not in allowed:
+        raise QueryError(f"--against is {asked!r}, but it must be {', '.join(allowed[:-1])} or {allowed[-1]}")
     lacking = [modality for modality in MODALITIES if asked in (modality, "both") and modality not in there]
     if there and lacking:
         raise QueryError(

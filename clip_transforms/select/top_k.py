@@ -43,7 +43,11 @@ def ranks(found: np.ndarray) -> np.ndarray:
 
 
 class TopK:
-    """The best k rows of each query among those that were added."""
+    """The best k rows of each query among those that were added.
+
+    Attributes:
+        queries: float32 [q, d].
+    """
 
     def __init__(self, queries: np.ndarray, k: int):
         """Start with none.
@@ -52,7 +56,7 @@ class TopK:
             queries: float32 [q, d].
             k: number of rows a query.
         """
-        self._queries, self._k = queries, k
+        self.queries, self._k = queries, k
         self._found, self._waiting = NOTHING, [NOTHING]
         self._least = np.full(len(queries), -np.inf, np.float32)  # k-th similarity so far
         self._slack = slack(queries.shape[1])
@@ -73,13 +77,13 @@ class TopK:
         # How far a product may be from the sum that decides: the vectors need not have length 1 exactly.
         far = self._slack * float(lengths.max())
         step = max(1, _VALUES // len(rows))
-        for first in range(0, len(self._queries), step):
+        for first in range(0, len(self.queries), step):
             self._add(slice(first, first + step), rows, vectors, far)
         if sum(map(len, self._waiting)) > max(_PAIRS, len(self._found) // 2):
             self._settle()
 
     def _add(self, some: slice, rows: np.ndarray, vectors: np.ndarray, far: float) -> None:
-        queries = self._queries[some]
+        queries = self.queries[some]
         products = queries @ vectors.T
         far = far * float(_lengths(queries).max())
         least = self._least[some] - far
@@ -103,7 +107,7 @@ class TopK:
         """Keep the best of all rows so far."""
         self._found = best(np.concatenate([self._found, *self._waiting]), self._k)
         self._waiting = [NOTHING]
-        counts = np.bincount(self._found["query"], minlength=len(self._queries))
+        counts = np.bincount(self._found["query"], minlength=len(self.queries))
         last = np.cumsum(counts) - 1
         full = counts == self._k
         self._least[full] = self._found["similarity"][last[full]]
