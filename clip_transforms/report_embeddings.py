@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.rendering import check_templates
-from clip_transforms.parts.dataset import Dataset, check_labels
+from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.manifest import OutputError
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.report_steps import GROUPS, Reporting
@@ -117,8 +117,8 @@ def plan_report(
     """Check the arguments of `report_embeddings`, and that the dataset and the output can be used."""
     check_templates("a report")
     opened = Dataset.open(dataset)
-    check_labels(opened.uri, opened.digests, opened.taxonomies)
-    page = page_uri(output, opened, storage.as_setting(overwrite, "overwrite", "bool"))
+    replaces = storage.as_setting(overwrite, "overwrite", "bool")
+    page = check_page(output, opened.uri, opened.shards.values(), replaces)
     chosen = Selection.open(opened, selection)
     groups = _duplicates(opened, chosen, duplicates)
     facts = Facts.of(opened, chosen.places, groups)
@@ -126,24 +126,32 @@ def plan_report(
     return ReportPlan(opened, page, facts, chosen, groups, reader, storage.as_setting(pictures, "pictures", "bool"))
 
 
-def page_uri(output: storage.Place, dataset: Dataset, overwrite: bool) -> str:
+def check_page(
+    output: storage.Place, dataset: str, shards: Iterable[str], overwrite: bool = False, flag: str = "--output"
+) -> str:
     """Check a place for a page, and return its URI.
 
+    Args:
+        output: the place; a text or a Path.
+        dataset: URI of the dataset.
+        shards: URIs of the shards that it was made from.
+        overwrite: whether a file that is no such page may be replaced.
+        flag: the flag that gave the place, for the messages.
     Raises:
-        OutputError: if it lies in the dataset or in what was embedded, is a folder, or is a file of another kind that
-            may not be replaced.
+        OutputError: if it lies in the dataset or in a folder that was embedded, is a folder, or is a file of another
+            kind that may not be replaced.
     """
-    uri = storage.normalise(storage.as_uri(output, "output"))
-    sources = {shard.partition("#")[0].rstrip("/") for shard in dataset.shards.values() if "#" in shard}
-    for what, folder in (("the dataset", dataset.uri), *(("what was embedded,", folder) for folder in sources)):
+    uri = storage.normalise(storage.as_uri(output, flag.strip("-")))
+    sources = {shard.partition("#")[0].rstrip("/") for shard in shards if "#" in shard}
+    for what, folder in (("the dataset", dataset), *(("what is embedded,", folder) for folder in sorted(sources))):
         if f"{uri}/".startswith(f"{folder}/"):
-            raise OutputError(f"--output {uri} lies in {what} {folder}; give a file outside of it")
+            raise OutputError(f"{flag} {uri} lies in {what} {folder}; give a file outside of it")
     if storage.is_folder(uri):
-        raise OutputError(f"--output {uri} is a folder, but it must be an HTML file; give {storage.join(uri, PAGE)}")
+        raise OutputError(f"{flag} {uri} is a folder, but it must be an HTML file; give {storage.join(uri, PAGE)}")
     if not uri.lower().endswith((".html", ".htm")):
-        raise OutputError(f"--output {uri} must end in .html; give {uri}.html")
+        raise OutputError(f"{flag} {uri} must end in .html; give {uri}.html")
     if not overwrite and storage.exists(uri) and _OURS not in storage.read_bytes(uri, _BEGINNING):
-        raise OutputError(f"--output {uri} is a file that no report wrote; give another, or --overwrite to replace it")
+        raise OutputError(f"{flag} {uri} is a file that no report wrote; remove it, or give another name")
     storage.check_writable(posixpath.dirname(uri))
     return uri
 

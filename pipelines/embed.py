@@ -11,8 +11,11 @@ from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
+from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.counts import counted
 from clip_transforms.parts.manifest import read_run
+from clip_transforms.report_embeddings import check_page, plan_report
+from clip_transforms.run.beam import beam
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.workers.machine import check_device
 from clip_transforms.workers.runner import check_processes, in_process, is_direct
@@ -21,7 +24,8 @@ from pipelines.command import DONE, FAILED, INCOMPLETE
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import embed_parser, embed_settings, parse, warnings_of
 from pipelines.progress import progress_bar
-from pipelines.terminal import say
+from pipelines.report import write_page
+from pipelines.terminal import complain, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
         say(line)
     if settings.model.model == DEMO:
         say("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
+    if options.report:
+        check_report(options.report, plan)
     if options.dry_run:
         print_plan(plan)
         return DONE
@@ -54,7 +60,29 @@ def main(argv: Sequence[str]) -> int:
     result = read_run(plan.settings.output, transform.run)  # not run.json: another run may have ended meanwhile
     for line in closing_lines(result, plan.settings.output):
         say(line)
+    if options.report and not write_report(options.report, plan, make_pipeline(beam_options)):
+        return FAILED
     return INCOMPLETE if result["problems"] else DONE
+
+
+def check_report(page: str, plan: RunPlan) -> None:
+    """Refuse a page that could not be written at the end.
+
+    Raises:
+        ValueError: or one of its subclasses, in one sentence.
+    """
+    check_templates("--report")
+    check_page(page, plan.settings.output, [planned.unit.shard for planned in plan.units], flag="--report")
+
+
+def write_report(page: str, plan: RunPlan, pipeline: beam.Pipeline) -> bool:
+    """Write a page about the dataset, and return whether it was written; what hinders it goes to stderr."""
+    try:
+        report = plan_report(plan.settings.output, page, allow_uri=plan.settings.reader.allow_uri)
+        return write_page(report, pipeline) == DONE
+    except ValueError as error:  # such as a dataset in which nothing could be embedded
+        complain(f"there is no report: {error}")
+        return False
 
 
 def print_plan(plan: RunPlan) -> None:

@@ -13,6 +13,7 @@ from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, Cl
 from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.parts.counts import counted
+from clip_transforms.report_embeddings import PAGE
 from clip_transforms.run.plan import RunPlan
 from clip_transforms.run.processes import count_processes
 from clip_transforms.run.settings import RETRY_REJECTS, Settings
@@ -206,6 +207,14 @@ def embed_parser() -> argparse.ArgumentParser:
         "--units",
         metavar="I/N",
         help="embed only share I of N, counted from 0: the units whose index in the plan modulo N is I; for array jobs",
+    )
+    add(
+        "--report",
+        nargs="?",
+        const=PAGE,
+        metavar="FILE",
+        help="at the end write a page about the dataset, as pipelines.report does: an HTML file, "
+        f"{PAGE} if no value is given",
     )
     add("--dry_run", action="store_true", help="print what was found and what would be done, then stop")
     _set_defaults(parser)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from clip_transforms import storage
 from clip_transforms.report_embeddings import PAGE, ReportEmbeddings, ReportPlan, plan_report
+from clip_transforms.run.beam import beam
 from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
 from pipelines.command_line import UsageError
@@ -76,8 +77,12 @@ def main(argv: Sequence[str]) -> int:
         say(f"output {plan.page}; nothing was written (--dry_run)")
         return DONE
     with steps_bar("report", [], in_process(beam_options)):
-        succeeded = launch(pipeline, ReportEmbeddings.of(plan))
-    if not succeeded:
+        return write_page(plan, pipeline)
+
+
+def write_page(plan: ReportPlan, pipeline: beam.Pipeline) -> int:
+    """Write a page, say where it is, and return the exit code."""
+    if not launch(pipeline, ReportEmbeddings.of(plan)):
         return FAILED
     for line in closing_lines(plan):
         say(line)

@@ -37,6 +37,7 @@ def about(facts: Facts, rows: int) -> dict[str, Any]:
         "command": shlex.join(run["command"]) if run.get("command") else "",
         "balance": balance(facts.counts),
         "problems": list(run.get("problems", ())),
+        "unlabelled": list(facts.unlabelled),
         "selected": {"rows": rows, "of": facts.counts.get("rows", 0), "names": list(facts.selection)},
     }
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.clip.preprocess import EXIF_APPLIED, MAX_IMAGE_PIXELS
-from clip_transforms.parts.dataset import Dataset
+from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.parts.manifest import existing_dataset, read_run
+from clip_transforms.parts.reader import DatasetError
 from schemas.samples import MODALITIES
 
 _RUNS = 10  # the most runs that a page lists
@@ -30,7 +31,8 @@ class Facts:
         made: content of `_dataset.json`.
         run: content of `run.json`; empty if no run has come to its end.
         runs: runs that embedded something, the last one first, as far as a page lists them.
-        classes: taxonomy → names of its classes.
+        classes: taxonomy → names of its classes, of those taxonomies whose labels are whole.
+        unlabelled: for each other taxonomy, what is wrong with its labels.
         selection: what was given as selections.
         duplicates: content of `selection.json` of a selection that `deduplicate` wrote; empty without one.
     """
@@ -43,6 +45,7 @@ class Facts:
     run: Mapping[str, Any]
     runs: Sequence[Mapping[str, Any]]
     classes: Mapping[str, Sequence[str]]
+    unlabelled: Sequence[str] = ()
     selection: Sequence[str] = ()
     duplicates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -56,6 +59,7 @@ class Facts:
             duplicates: URI of a selection that `deduplicate` wrote, if there is one.
         """
         uri = dataset.uri
+        faults = {taxonomy: _fault(dataset, taxonomy) for taxonomy in dataset.taxonomies}
         record = json.loads(storage.read_bytes(storage.join(duplicates, "selection.json"))) if duplicates else {}
         return cls(
             uri,
@@ -65,7 +69,8 @@ class Facts:
             existing_dataset(uri),
             read_run(uri) if storage.exists(storage.join(uri, "run.json")) else {},
             _runs(uri),
-            {taxonomy: _classes(uri, taxonomy) for taxonomy in dataset.taxonomies},
+            {taxonomy: _classes(uri, taxonomy) for taxonomy, fault in faults.items() if not fault},
+            [fault for fault in faults.values() if fault],
             selection,
             record,
         )
@@ -107,6 +112,15 @@ def _runs(uri: str) -> list[dict[str, Any]]:
         if len(found) == _RUNS:
             break
     return found
+
+
+def _fault(dataset: Dataset, taxonomy: str) -> str:
+    """Return what is wrong with the labels of a taxonomy; an empty text if they are whole."""
+    try:
+        check_labels(dataset.uri, dataset.digests, [taxonomy])
+    except DatasetError as error:
+        return str(error)
+    return ""
 
 
 def _classes(uri: str, taxonomy: str) -> list[str]:

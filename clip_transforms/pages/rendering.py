@@ -87,7 +87,7 @@ def share(part: float, whole: float) -> str:
 
 def decimals(value: float, places: int = 3) -> str:
     """Return a number with so many decimals."""
-    return f"{value:.{places}f}"
+    return f"{round(value, places) + 0.0:.{places}f}"  # never -0.000
 
 
 def cut(text: str, most: int = _CUT) -> str:

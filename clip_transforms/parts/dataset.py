@@ -156,7 +156,7 @@ class Dataset:
     @property
     def rows(self) -> dict[str, int]:
         """Part → number of its rows."""
-        return {part: self._footers[part]["counts"]["rows"] for part in self.parts}
+        return {part: self._footers[part]["counts"].get("rows", 0) for part in self.parts}
 
     @property
     def shards(self) -> dict[str, str]:
