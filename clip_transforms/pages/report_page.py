@@ -10,6 +10,7 @@ from clip_transforms.pages import about, choosing, counting, map_section, scores
 from clip_transforms.pages.choosing import Chosen
 from clip_transforms.pages.counting import SIDES, SURE, Counts, of_kind
 from clip_transforms.pages.facts import Facts
+from clip_transforms.pages.looked import NOT_LOST
 from clip_transforms.pages.rendering import counted_rows, render, share
 from schemas.rejects import REASONS
 
@@ -35,6 +36,7 @@ def report_page(
     data = {
         "about": about.about(facts, counts["rows",]),
         "pictures": pictures,
+        "lost": sum(1 for row in rows if row["shown"] and row["lost"] not in NOT_LOST),
         "sheets": sheets.labels(chosen, counts, looked, ranked),
         "pairs": sheets.pairs(chosen, looked),
         "scores": scores.scores(counts, facts.dataset, facts.selection),

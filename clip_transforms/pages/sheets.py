@@ -12,14 +12,14 @@ from clip_transforms.pages.looked import NOT_READ
 from clip_transforms.pages.rendering import decimals
 
 Looked = Mapping[tuple[str, int], Mapping[str, Any]]
-# Why there is no picture, in a sentence.
+# Why there is no picture, in a small box.
 WHY = {
-    "vanished": "the source is gone",
-    "changed": "the source has changed",
-    "unreadable": "the source cannot be read",
-    "not allowed": "--allow_uri does not permit it",
-    "not fetched": "the source cannot be fetched",
-    "no picture": "the sample has no picture",
+    "vanished": "source gone",
+    "changed": "source changed",
+    "unreadable": "source unreadable",
+    "not allowed": "not allowed",
+    "not fetched": "not fetched",
+    "no picture": "no picture",
 }
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from clip_transforms.clip.decoders import ImageError
 from clip_transforms.clip.preprocess import Preprocessing, decode
 
-SIDE, SMALL = 128, 56  # pixels of a picture on a sheet, and on a map
+SIDE, SMALL = 128, 64  # pixels of a picture on a sheet, and on a map; whole blocks of WebP, so that none bleeds
 _MOST_BYTES = {SIDE: 6_000, SMALL: 1_500}  # a page of them stays below 5 MB
 _QUALITIES = (75, 50, 25, 5)
 

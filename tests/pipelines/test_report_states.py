@@ -85,9 +85,10 @@ def test_a_source_that_is_gone_or_has_changed_shows_its_key_and_why(tmp_path, ma
     result = report_embeddings(made / "out", tmp_path / "r.html")
     shutil.move(tmp_path / "a.tar", made / "a.tar")
     shutil.copy(tmp_path / "moved" / "photos" / "000071.jpg", made / "photos" / "000071.jpg")
-    lost = {f"{i:06d}": "the source is gone" for i in range(4)} | {"000071.jpg": "the source has changed"}
+    lost = {f"{i:06d}": "source gone" for i in range(4)} | {"000071.jpg": "source changed"}
     assert gone(tmp_path / "r.html") == lost and result["lost"] == 5
     page = Page((tmp_path / "r.html").read_bytes())
+    assert "5 pictures are missing; the boxes in their place name the sample and say why" in page.text("sheets")
     assert {a["alt"] for tag, a in page.tags if tag == "img"} == {f"picture number {i}" for i in (70, 72, 73)}
     assert report_embeddings(made / "out", tmp_path / "r.html")["lost"] == 0 and gone(tmp_path / "r.html") == {}
 
