@@ -76,13 +76,14 @@ def main(argv: Sequence[str]) -> int:
         say(over_line("report", plan.dataset))
         say(f"output {plan.page}; nothing was written (--dry_run)")
         return DONE
-    with steps_bar("report", [], in_process(beam_options)):
-        return write_page(plan, pipeline)
+    return write_page(plan, pipeline)
 
 
 def write_page(plan: ReportPlan, pipeline: beam.Pipeline) -> int:
     """Write a page, say where it is, and return the exit code."""
-    if not launch(pipeline, ReportEmbeddings.of(plan)):
+    with steps_bar("report", [], in_process(pipeline.options)):
+        succeeded = launch(pipeline, ReportEmbeddings.of(plan))
+    if not succeeded:
         return FAILED
     for line in closing_lines(plan):
         say(line)

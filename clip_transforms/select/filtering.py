@@ -23,7 +23,7 @@ from clip_transforms.select.selection import Selection
 from schemas.embeddings import EMBEDDINGS
 
 _CURE = "correct the expression; try_cast gives null where a cast fails"
-_BEGUN = f"{_CURE}; the output has begun, so give --overwrite with it"  # when a run has made it
+_BEGUN = f"{_CURE}, and --overwrite replaces an output that has begun"  # in the middle of a run
 
 
 @dataclasses.dataclass(frozen=True)
