@@ -77,7 +77,11 @@ def workplace(tmp_path, tiny_checkpoint):
     (path / "moods.txt").write_text("cheerful\ngloomy\n")
     coco = {"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": [{"image_id": 7, "caption": "a cat"}]}
     (path / "captions_val2017.json").write_text(json.dumps(coco))
-    (path / "photos.csv").write_text("path,caption\n" + "".join(f"photos/{i:06d}.jpg,number {i}\n" for i in range(9)))
+    classes = ["red star", "blue circle"] * 5 + ["green moon", ""]
+    truth = "".join(f"{i:06d}.jpg,{name}\n" for i, name in enumerate(classes))
+    (path / "truth.csv").write_text(f"key,class\n{truth}")
+    listed = (f"photos/{i:06d}.jpg,number {i},{classes[i]},{['indoors', 'outdoors'][i % 2]}\n" for i in range(1, 10))
+    (path / "photos.csv").write_text("path,caption,animal,place\n" + "".join(listed))
     for folder in ("web", "more", "demo"):
         (path / folder).mkdir()
     for i in range(2):
@@ -110,7 +114,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             assert code == 0, (line, printed.err)
             assert_shown(shown, printed.out)
             compared += bool(shown)
-    names = ("embed", "label", "models", "filter", "deduplicate", "export")
+    names = ("embed", "label", "models", "filter", "deduplicate", "export", "evaluate")
     assert typed == {f"pipelines.{name}" for name in names} and compared >= 10
 
 
@@ -119,6 +123,8 @@ def shop(tmp_path):
     """The tars that the cookbook begins with: 20 pictures, of which the last repeats the first."""
     (tmp_path / "web").mkdir()
     (tmp_path / "animals.txt").write_text("cat\ndog\n")
+    truth = "".join(f"{i:06d},{['cat', 'dog'][i % 2]}\n" for i in range(18))
+    (tmp_path / "labels.csv").write_text(f"key,class\n{truth}")
     licences = ["CC0", "CC-BY", None, "all rights reserved"]
     for tar in range(2):
         samples = []
@@ -139,12 +145,14 @@ def test_every_recipe_of_the_cookbook_works(shop, capfd, monkeypatch):
             rows[block] = duckdb.execute(block).fetchall()
             continue
         for line in commands(block):
-            argv = shlex.split(line.replace("ViT-B/32", "demo"))[2:]
+            argv = shlex.split(line.replace("ViT-B/32", "demo").replace("ViT-L/14", "demo"))[2:]
             assert importlib.import_module(argv[0]).main(argv[1:]) == 0, line
         assert_shown(shown, capfd.readouterr().out)
-    assert len(COOKBOOK.split("\n## ")) >= 7 and len(rows) == 3
+    assert len(COOKBOOK.split("\n## ")) >= 10 and len(rows) == 5
     (groups,) = [of for block, of in rows.items() if "groups" in block]
     assert {key for _, key, _, _ in groups} <= {f"{i:06d}" for i in range(20)} and len(groups) > 2
+    (models,) = [of for block, of in rows.items() if "scores" in block]
+    assert [(model, n) for model, n, *_ in models] == [("base", 18), ("large", 18)]
     assert duckdb.execute("SELECT count(*), min(url) FROM 'best.parquet'").fetchall()[0][0] == 7
     uids = np.load(next((shop / "for-datacomp").rglob("uids.npy")))
     assert len(uids) == 7 and uids.dtype.descr == [("f0", "<u8"), ("f1", "<u8")]
