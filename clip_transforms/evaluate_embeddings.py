@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.taxonomy import Taxonomies
 from clip_transforms.evaluation.rows import Source
 from clip_transforms.evaluation.settings import Evaluation, check_one_class
 from clip_transforms.parts.checkpoint import checkpoint_of
 from clip_transforms.parts.dataset import Dataset, check_rows
 from clip_transforms.parts.footers import has_captions
 from clip_transforms.parts.manifest import existing_dataset
-from clip_transforms.run.evaluate_record import Outcome
-from clip_transforms.run.evaluate_steps import EmbedClasses, Evaluating, runs_of
+from clip_transforms.run.evaluate_steps import Evaluating, runs_of
+from clip_transforms.run.evaluate_work import PER_CLASS, PER_GROUP, RECORD, EvaluationWork
 from clip_transforms.run.job import write_taxonomies
 from clip_transforms.run.new_output import WORK, NewOutput
-from clip_transforms.run.over_parts import OverParts, Step, write_items
-from clip_transforms.run.probe_steps import probe_steps
-from clip_transforms.run.retrieval_steps import retrieval_steps
+from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.run_folder import RunFolder
-from clip_transforms.run.zeroshot_steps import zeroshot_steps
 from clip_transforms.select.selection import Selection
-from schemas.evaluation import per_class_schema, per_group_schema
 
-RECORD, PER_CLASS, PER_GROUP, TAXONOMIES = "metrics.json", "per_class.parquet", "per_group.parquet", "taxonomies"
+TAXONOMIES = "taxonomies"
 
 
 def evaluate_embeddings(
-    dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **settings: Any
+    dataset: storage.Place,
+    output: storage.Place,
+    *,
+    measure: str | Sequence[str] = (),
+    taxonomy: Taxonomies = (),
+    truth_column: str | None = None,
+    truth: storage.Place | None = None,
+    group_column: str | None = None,
+    split_column: str | None = None,
+    test: storage.Places = (),
+    test_fraction: float | None = None,
+    seed: int | None = None,
+    selection: storage.Places = (),
+    model: ClipSpec | storage.Place | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measure what the embeddings of a dataset know, in this process, without Beam.
 
@@ -43,38 +50,89 @@ def evaluate_embeddings(
     Args:
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         output: folder of the evaluation, new or of the same command; a text or a Path.
+        measure: what to measure, one or several: `zeroshot`, the labels of images; `retrieval`, captions of images and
+            images of captions; `probe`, logistic regression on image embeddings. By default zeroshot if there is a
+            truth or a group column, else retrieval.
+        taxonomy: taxonomies for zeroshot: names that the dataset has, files or folders, or Taxonomy objects; one or
+            several, which are compared over the same rows. By default the only one of the dataset.
+        truth_column: column of the dataset with the class of a sample, as a name or as an index into the first
+            taxonomy. By default `cls`, if there is such a column.
+        truth: Parquet or CSV file with `key`, or `shard` and `row`; and `class`, or `classes` for a list.
+        group_column: column of the dataset whose values are groups.
+        split_column: column of the dataset that says `train`, `val` or `test`, for a probe.
+        test: selections whose rows test a probe, while all others train it; see `Selection.open`.
+        test_fraction: share of the rows that tests a probe, 0 to 1, if nothing says which rows do; 0.2 by default.
+        seed: seed of the random split; 0 by default.
+        selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
+        model: the dataset's own checkpoint, if it was moved; it embeds classes that the dataset has not embedded.
         overwrite: whether what another command made in `output` may be replaced.
-        **settings:
-            measure: what to measure, one or several: `zeroshot`, the labels of images; `retrieval`, captions of images
-                and images of captions; `probe`, logistic regression on image embeddings. By default zeroshot if there
-                is a truth or a group column, else retrieval.
-            taxonomy: taxonomies for zeroshot: names that the dataset has, files or folders, or Taxonomy objects; one or
-                several, which are compared over the same rows. By default the only one of the dataset.
-            truth_column: column of the dataset with the class of a sample, as a name or as an index into the first
-                taxonomy. By default `cls`, if there is such a column.
-            truth: Parquet or CSV file with `key`, or `shard` and `row`; and `class`, or `classes` for a list.
-            group_column: column of the dataset whose values are groups.
-            split_column: column of the dataset that says `train`, `val` or `test`, for a probe.
-            test: selections whose rows test a probe, while all others train it.
-            test_fraction, seed: a seeded split, 0.2 and 0 by default.
-            selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
-            model: the dataset's own checkpoint, if it was moved; it embeds classes that the dataset has not embedded.
     Returns:
         The content of `metrics.json`.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(EvaluateEmbeddings(dataset, output, overwrite=overwrite, **settings).run_here())
+    return dict(
+        EvaluateEmbeddings(
+            dataset,
+            output,
+            measure=measure,
+            taxonomy=taxonomy,
+            truth_column=truth_column,
+            truth=truth,
+            group_column=group_column,
+            split_column=split_column,
+            test=test,
+            test_fraction=test_fraction,
+            seed=seed,
+            selection=selection,
+            model=model,
+            overwrite=overwrite,
+        ).run_here()
+    )
 
 
 class EvaluateEmbeddings(OverParts):
     """Pipeline → PCollection[what the last measure found in a piece of its work]."""
 
-    def __init__(self, dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **settings: Any):
+    def __init__(
+        self,
+        dataset: storage.Place,
+        output: storage.Place,
+        *,
+        measure: str | Sequence[str] = (),
+        taxonomy: Taxonomies = (),
+        truth_column: str | None = None,
+        truth: storage.Place | None = None,
+        group_column: str | None = None,
+        split_column: str | None = None,
+        test: storage.Places = (),
+        test_fraction: float | None = None,
+        seed: int | None = None,
+        selection: storage.Places = (),
+        model: ClipSpec | storage.Place | None = None,
+        overwrite: bool = False,
+    ):
         """Take the arguments of `evaluate_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_evaluation(dataset, output, overwrite=overwrite, **settings))
+        super().__init__(
+            lambda: plan_evaluation(
+                dataset,
+                output,
+                measure=measure,
+                taxonomy=taxonomy,
+                truth_column=truth_column,
+                truth=truth,
+                group_column=group_column,
+                split_column=split_column,
+                test=test,
+                test_fraction=test_fraction,
+                seed=seed,
+                selection=selection,
+                model=model,
+                overwrite=overwrite,
+            )
+        )
 
-    def begin(self, plan: EvaluationPlan, folder: RunFolder) -> _Work:
+    def begin(self, plan: EvaluationPlan, folder: RunFolder) -> EvaluationWork:
         """Make the output ready, and leave parts, truth and taxonomies in the run's folder."""
         plan.new.begin(folder)
         dataset, asked = plan.dataset, plan.asked
@@ -101,7 +159,7 @@ class EvaluateEmbeddings(OverParts):
             runs=len(runs),
             folder=folder.uri,
         )
-        return _Work(run, asked.measures, dataset.fingerprint, asked.settings)
+        return EvaluationWork(run, asked.measures, dataset.fingerprint)
 
 
 def _folders_of(asked: Evaluation) -> list[str]:
@@ -171,46 +229,3 @@ def plan_evaluation(
     names = {"record": RECORD, "folders": (TAXONOMIES,) if checkpoint else (), "files": (PER_CLASS, PER_GROUP)}
     new = NewOutput.of(output, opened, command, overwrite, **names)
     return EvaluationPlan(opened, asked, chosen, tests, checkpoint, new)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """One run; it is sent to every worker."""
-
-    run: Evaluating
-    measures: tuple[str, ...]
-    fingerprint: str
-    settings: Mapping[str, Any]
-
-    @property
-    def steps(self) -> Sequence[Step]:
-        """Embed classes that are missing, then measure one thing after the other."""
-        of = {"zeroshot": zeroshot_steps, "retrieval": retrieval_steps, "probe": probe_steps}
-        return [EmbedClasses(self.run), *(step for name in self.measures for step in of[name](self.run))]
-
-    def finish(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Write the tables, `metrics.json` and `_SUCCESS`."""
-        run, outcome = self.run, Outcome()
-        if "zeroshot" in self.measures:
-            names = {of.name: of.names for of in run.classes}
-            outcome.add_zeroshot(state["zeroshot"], names, state.get("rankings", {}))
-        if "retrieval" in self.measures:
-            outcome.add_retrieval(state["retrieval"])
-        if "probe" in self.measures:
-            outcome.add_probe(state["probe"])
-        content = {
-            "dataset": run.source.dataset,
-            "fingerprint": self.fingerprint,
-            "made_by": {name: value for name, value in run.new.command.items() if name not in ("format", "writes")},
-            **outcome.content,
-        }
-        if run.source.group_column:
-            content["groups"] = {"column": run.source.group_column, "spreads": outcome.spreads()}
-        for name, rows, schema in (
-            (PER_CLASS, outcome.classes, per_class_schema()),
-            (PER_GROUP, outcome.groups, per_group_schema()),
-        ):
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-            storage.write_bytes(storage.join(run.new.uri, name), sink.getvalue(), run.folder)
-        return run.new.finish(content, run.folder)

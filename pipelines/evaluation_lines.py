@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.evaluate_embeddings import PER_GROUP
 from clip_transforms.metrics.ranks import KS
 from clip_transforms.parts.counts import counted
+from clip_transforms.run.evaluate_work import PER_GROUP
 
 _GROUPS, _COLUMNS = 12, 8  # the most groups, and metrics or classes, of a table
 _INTERVALS = 4  # columns; with more of them, the intervals would make lines that nobody can read

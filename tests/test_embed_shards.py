@@ -364,6 +364,7 @@ def test_what_was_found_is_logged(spec, tmp_path, caplog):
         ("filter_embeddings", "FilterEmbeddings"),
         ("deduplicate_embeddings", "DeduplicateEmbeddings"),
         ("export_embeddings", "ExportEmbeddings"),
+        ("evaluate_embeddings", "EvaluateEmbeddings"),
         ("label_embeddings", "LabelEmbeddings"),
     ],
 )

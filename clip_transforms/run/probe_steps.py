@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from clip_transforms.evaluation.rows import Rows
 from clip_transforms.evaluation.settings import SPLITS
@@ -19,7 +18,7 @@ from clip_transforms.evaluation.truth import flat
 from clip_transforms.metrics.probe import MOST_FITS, Split, probe
 from clip_transforms.metrics.single_label import Confusion
 from clip_transforms.run.evaluate_steps import Evaluating, OverRuns, Run, State
-from clip_transforms.run.over_parts import Step
+from clip_transforms.run.over_parts import PROGRESS, Step
 from clip_transforms.run.tally import by_group
 from clip_transforms.select.bucket_file import read_bucket, read_note, write_buckets
 from clip_transforms.select.sample import sampled
@@ -112,11 +111,9 @@ def _fitted(
     found: dict[str, Any] = {"classes": names.tolist(), **sizes, "c": None, "confusions": {}}
     if len(np.unique(train.classes)) < 2 or not len(validation.classes) or not len(test.classes):
         return found
-    with (
-        threadpool_limits(1 if vectors.size * len(names) < _LARGE else None, "blas"),
-        tqdm(total=MOST_FITS, desc="fitting", unit="fit", disable=None) as bar,
-    ):
-        fitted = probe(train, validation, bar.update)
+    PROGRESS["items"] += MOST_FITS  # a bar shows the fits, too
+    with threadpool_limits(1 if vectors.size * len(names) < _LARGE else None, "blas"):
+        fitted = probe(train, validation, lambda: PROGRESS.update(done=1))
     scores = np.full((len(test.classes), len(names)), -np.inf)
     decided = fitted.model.decision_function(test.vectors)
     decided = np.stack([-decided, decided], axis=1) if decided.ndim == 1 else decided

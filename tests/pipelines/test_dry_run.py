@@ -28,8 +28,6 @@ def dataset(tmp_path_factory):
     ],
 )
 def test_a_dry_run_checks_everything_and_writes_nothing(verb, flags, said, dataset, tmp_path, capsys):
-    if verb == "evaluate":
-        pytest.importorskip("sklearn")
     main = importlib.import_module(f"pipelines.{verb}").main
     before = files_of(Path(dataset))
     argv = ["--input", dataset, "--output", str(tmp_path / "new.html"), *flags]
