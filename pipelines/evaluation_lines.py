@@ -12,7 +12,8 @@ from clip_transforms.metrics.ranks import KS
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.evaluate_work import PER_GROUP
 
-_GROUPS, _COLUMNS = 12, 8  # the most groups, and metrics or classes, of a table
+_GROUPS = 12  # the most groups of a table
+_WIDTH, _GROUP_WIDTH, _NAME_WIDTH = 118, 24, 16  # characters of a line, of a group's name, of a column's
 _INTERVALS = 4  # columns; with more of them, the intervals would make lines that nobody can read
 _DIRECTIONS = {"image_to_caption": "image → captions", "caption_to_image": "caption → images"}
 _TITLES = {
@@ -39,7 +40,7 @@ def evaluation_lines(output: str, content: Mapping[str, Any]) -> list[str]:
             lines += ["", *of(content[name])]
     if "groups" in content:
         lines += ["", *_WARNING, *_groups(output, content["groups"])]
-    return lines
+    return [_printable(line) for line in lines]
 
 
 def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
@@ -49,7 +50,7 @@ def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
         header = ["taxonomy", "classes", "mean AP", "mean 11-point AP", "mean ROC AUC"]
         keys = ("mean_average_precision", "mean_eleven_point_precision", "mean_roc_auc")
         table = [
-            [name, f"{of['classes']:,}", *(_number(of[key]) for key in keys)]
+            [name, f"{of['classes']:,}", *(_percent(of[key]) for key in keys)]
             for name, of in found["taxonomies"].items()
         ]
     elif found["rows"].get("scored"):
@@ -61,12 +62,14 @@ def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
     if not found["rows"].get("scored"):
         yield "note: no row can be scored"
     if found["unknown_truth"]:
-        names = ", ".join(f"{name!r} ({n:,})" for name, n in list(found["unknown_truth"].items())[:5])
+        names = ", ".join(
+            f"{_short(name, _GROUP_WIDTH)!r} ({n:,})" for name, n in [*found["unknown_truth"].items()][:3]
+        )
         yield f"note: classes of the truth that a taxonomy lacks, and that are not scored: {names}"
     for name, of in found["taxonomies"].items():
         if without := of.get("classes_without_samples"):
             number = of["classes"] - of["classes_with_samples"]
-            shown = ", ".join(without[:5]) + (" …" if number > 5 else "")
+            shown = ", ".join(_short(name, _NAME_WIDTH) for name in without[:4]) + (" …" if number > 4 else "")
             yield f"note: {counted(number, 'class', 'classes')} of {name} without a sample, not in its means: {shown}"
 
 
@@ -108,7 +111,7 @@ def _probe(found: Mapping[str, Any]) -> Iterator[str]:
     if not found["converged"]:
         yield "note: the fit had not converged after 1,000 iterations, where the paper's stops too"
     if found["not_trained"]:
-        shown = ", ".join(found["not_trained"][:5])
+        shown = ", ".join(_short(name, _NAME_WIDTH) for name in found["not_trained"][:4])
         yield f"note: classes with test samples alone, whose samples count as wrong: {shown}"
 
 
@@ -141,23 +144,33 @@ def _groups(output: str, groups: Mapping[str, Any]) -> Iterator[str]:
 def _by_group(title: str, column: str, cells: Sequence[tuple[str, Row]]) -> Iterator[str]:
     """Yield a table with a line for each group, a column for each metric or class, and the spreads below."""
     spreads = {name: row["spread"] for name, row in cells}
-    columns = sorted(spreads, key=lambda name: -(spreads[name] or 0))[:_COLUMNS] if len(spreads) > _COLUMNS else spreads
-    chosen = [name for name in spreads if name in columns]
-    groups = list(dict.fromkeys(row["group"] for _, row in cells))
     of = {(row["group"], name): row for name, row in cells}
-    intervals = len(chosen) <= _INTERVALS
-    table = []
-    for group in groups[:_GROUPS]:
-        found = [of.get((group, name)) for name in chosen]
-        n = max(row["n"] for row in found if row is not None)
-        table.append([group, f"{n:,}", *(_cell(row, intervals) for row in found)])
-    table.append(["spread", "", *(_points(spreads[name]) for name in chosen)])
-    most = f", the {_COLUMNS} of {len(spreads):,} that differ most" if len(spreads) > _COLUMNS else ""
+    sizes = {group: max(of[group, name]["n"] for name in spreads if (group, name) in of) for group, _ in of}
+    groups = [group for group in sizes if group in sorted(sizes, key=lambda group: -sizes[group])[:_GROUPS]]
+    labels = [_short(group, _GROUP_WIDTH) or '""' for group in groups]
+    intervals = len(spreads) <= _INTERVALS
+    columns: dict[str, list[str]] = {}
+    for name in sorted(spreads, key=lambda name: -(spreads[name] or 0)):
+        found = [_cell(of.get((group, name)), intervals) for group in groups]
+        columns[name] = [_short(name, _NAME_WIDTH), *found, _points(spreads[name])]
+    room = _WIDTH - max(map(len, [column, *labels])) - len(f"{max(sizes.values()):,}") - 6
+    chosen = []
+    for name, texts in columns.items():
+        room -= max(map(len, texts)) + 2
+        chosen += [name] if room >= 0 else []
+    shown = [columns[name] for name in spreads if name in chosen]
+    numbers = ["n", *(f"{sizes[group]:,}" for group in groups), ""]
+    table = list(zip([column, *labels, "spread"], numbers, *shown, strict=True))
+    most = f", the {len(chosen)} of {len(spreads):,} that differ most" if len(chosen) < len(spreads) else ""
     inside = ", with 95 % intervals" if intervals and any(row["low"] is not None for _, row in cells) else ""
     yield f"{title}, by {column}{most}{inside}:"
-    yield from _table([column, "n", *chosen], table)
-    if len(groups) > _GROUPS:
-        yield f"note: {counted(len(groups) - _GROUPS, 'more group')} in {PER_GROUP}; the spread is over all"
+    yield from _table(table[0], table[1:])
+    if left := len(sizes) - len(groups):
+        yield f"note: {counted(left, 'smaller group')} in {PER_GROUP}; the spread is over all"
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _cell(row: Row | None, interval: bool) -> str:
@@ -188,10 +201,6 @@ def _percent(value: float | None) -> str:
 
 def _points(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

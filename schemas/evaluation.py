@@ -46,7 +46,9 @@ def per_group_schema() -> pa.Schema:
             described("metric", pa.string(), "acc1, acc5, mean_per_class_recall, recall, label_rate, …", False),
             described("class", pa.string(), "name of the class that the number is about; null if about all"),
             described("group", pa.string(), "value of --group_column", False),
-            described("n", pa.int64(), "samples of the group that count", False),
+            described(
+                "n", pa.int64(), "samples of the group that count; of means over classes, their sum over these", False
+            ),
             described("hits", pa.int64(), "how many of them are right, or got the label; null if it is no rate"),
             described("value", pa.float64(), "hits / n where it is a rate; null without samples"),
             described("low", pa.float64(), "lower end of Wilson's 95 % interval of a rate"),

@@ -210,4 +210,4 @@ def check_one_class(evaluation: Evaluation) -> None:
     """
     if "probe" in evaluation.measures and evaluation.truth and evaluation.truth.several:
         where = evaluation.file.uri if evaluation.file else ""
-        raise TruthError(f"--measure probe needs one class for each sample, but --truth {where} lists several; omit it")
+        raise TruthError(f"--measure probe needs one class a sample, but --truth {where} lists several; omit probe")

@@ -190,8 +190,9 @@ def _means(by_class: Sequence[Rated], group: Group) -> Iterator[tuple[str, float
 
 
 def _named(groups: Mapping[Group, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the groups that have a name, sorted."""
-    return iter(sorted((group, of) for group, of in groups.items() if group is not None))
+    """Yield the groups that have a name, numbers by size."""
+    named = [(group, of) for group, of in groups.items() if group is not None]
+    return iter(sorted(named, key=lambda item: (len(item[0]) if item[0].isdecimal() else 0, item[0])))
 
 
 def _rate(hits: int, n: int) -> float | None:

@@ -634,6 +634,22 @@ def test_tables_are_printed_that_a_person_can_read(dataset, tmp_path, capsys, wi
     assert evaluate.main(argv) == 0 and capsys.readouterr().out == printed
 
 
+def test_tables_stay_narrow_with_many_classes_and_groups_and_control_no_terminal(tmp_path, capsys, without_beam):
+    names, weights = [f"a class whose number is {i}" for i in range(30)], np.eye(30, dtype=np.float32)
+    groups = ["b\x1b[31mred", "", "x" * 60, *map(str, range(17))] * 6
+    parts = [{"image_embedding": weights[np.arange(120) % 29], "cls": [i % 29 for i in range(120)], "who": groups}]
+    out = write_rows(tmp_path / "out", parts, columns=["cls:int32", "who"])
+    write_classes(out, "many", names, weights)
+    assert evaluate.main(["--input", out, "--output", str(tmp_path / "e"), "--group_column", "who"]) == 0
+    lines = capsys.readouterr().out.replace(str(tmp_path), "").splitlines()
+    assert max(map(len, lines)) <= 120 and all(line.isprintable() for line in lines)
+    (title,) = [line for line in lines if line.startswith("how often")]
+    assert title == "how often a group gets each label of many, by who, the 4 of 30 that differ most:"
+    first = [line.split()[0] for line in lines[lines.index(title) + 2 :]]
+    assert first == ['""', "b\\x1b[31mred", "x" * 23 + "…", *map(str, range(9)), "spread", "note:"]
+    assert lines[-1] == "note: 8 smaller groups in per_group.parquet; the spread is over all"
+
+
 # What is refused
 
 
