@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.preprocess import EXIF_APPLIED, MAX_IMAGE_PIXELS
+from clip_transforms.pages.looked import Thumbnails
+from clip_transforms.pages.page_file import check_page
+from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.dataset import Dataset
+from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.run.found_step import Page
 from clip_transforms.run.new_output import NewOutput, digest_of
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.run_folder import RunFolder
-from clip_transforms.run.search_steps import QUERIES, Searching, group_parts
+from clip_transforms.run.search_files import QUERIES, group_parts
+from clip_transforms.run.search_steps import Searching
+from clip_transforms.run.settings import reader_options
 from clip_transforms.select.index_folder import IndexFolder
 from clip_transforms.select.queries import Asked, Queries
+from clip_transforms.select.query_file import QueryError
 from clip_transforms.select.results import RESULTS, read_results
 from clip_transforms.select.searched import Searched
 from clip_transforms.select.vector_index import import_faiss
@@ -48,6 +57,8 @@ def search_embeddings(
             selection: selections whose rows alone are searched, one or several; see `Selection.open`.
             index: folder that `index_embeddings` wrote, which is asked instead of comparing all rows: much faster for
                 large datasets, and not exact. `where` and `selection` narrow what it may find.
+            html: a page to write besides, which shows the results with pictures from their sources.
+            allow_uri: places that the URIs of a listing may point to, as when it was embedded; for the page.
             model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
     Returns:
         The rows of `results.parquet`, described by `schemas.results`: for each query its nearest rows, best first; ties
@@ -84,6 +95,7 @@ class SearchEmbeddings(OverParts):
             checkpoint=plan.queries.checkpoint,
             folder=folder.uri,
             index=plan.index,
+            page=plan.page,
         )
 
 
@@ -97,6 +109,7 @@ class SearchPlan:
         searched: where it is searched, and how many rows are wanted.
         new: the output.
         index: the index that is asked; None for an exact search.
+        page: the page that shows what was found; None without one.
     """
 
     dataset: Dataset
@@ -104,6 +117,7 @@ class SearchPlan:
     searched: Searched
     new: NewOutput
     index: IndexFolder | None
+    page: Page | None
 
     @property
     def output(self) -> str:
@@ -119,9 +133,9 @@ class SearchPlan:
         return group_parts(described, [rows[part] for part in parts])
 
     def finished(self) -> Mapping[str, Any] | None:
-        """Return the content of `search.json` if the results are there already."""
+        """Return the content of `search.json` if the results are there already. A page is made anew each time."""
         there = storage.exists(storage.join(self.new.uri, RESULTS))
-        return self.new.finished() if there else None
+        return self.new.finished() if there and self.page is None else None
 
 
 def plan_search(
@@ -131,6 +145,8 @@ def plan_search(
     overwrite: bool = False,
     index: storage.Place | None = None,
     model: ClipSpec | storage.Place | None = None,
+    html: storage.Place | None = None,
+    allow_uri: Sequence[str] = (),
     **asked: Any,
 ) -> SearchPlan:
     """Check the arguments of `search_embeddings`, and that the dataset and the output can be used."""
@@ -145,4 +161,20 @@ def plan_search(
     command = {"verb": "search", **queries.identity, **searched.settings}
     command |= {"index": {"index": folder.uri, "sha256": folder.digest}} if folder else {}
     new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=(), files=(RESULTS,))
-    return SearchPlan(opened, queries, searched, new, folder)
+    page = None
+    if html is not None:
+        uri = check_page(html, "--html", opened.uri, opened.shards.values(), new.overwrite)
+        page = _page(opened, uri, searched, allow_uri)
+    elif allow_uri:
+        raise QueryError("--allow_uri is for the pictures of --html, which is not given; omit it")
+    return SearchPlan(opened, queries, searched, new, folder, page)
+
+
+def _page(dataset: Dataset, uri: str, searched: Searched, allow_uri: Sequence[str]) -> Page:
+    """Return the page that was asked for."""
+    check_templates("--html")
+    settings = existing_dataset(dataset.uri)["settings"]
+    most = int(settings.get("max_image_pixels") or MAX_IMAGE_PIXELS)
+    turned = EXIF_APPLIED in settings.get("preprocessing", "")
+    reader = reader_options(settings, storage.as_names(allow_uri, "allow_uri") if allow_uri else ())
+    return Page(uri, reader, Thumbnails(most, "apply" if turned else "ignore"), searched.described)

@@ -59,6 +59,15 @@ def search_parser() -> argparse.ArgumentParser:
     add("--top_k", type=int, metavar="N", help=f"rows to find for each query (default: {TOP_K})")
     add("--where", metavar="SQL", help="search only rows for which this is true, an expression as for pipelines.filter")
     add("--index", metavar="URI", help="ask this index that pipelines.index wrote: fast, and not exact")
+    add("--html", metavar="FILE", help="write a page besides, which shows the results with pictures from their sources")
+    add(
+        "--allow_uri",
+        action="extend",
+        nargs="+",
+        metavar="URI",
+        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
+        "embedded, for the pictures of --html; https:// stands for every public host",
+    )
     add("--model", help="checkpoint of the dataset, if it was moved since")
     return parser
 
@@ -113,8 +122,13 @@ def _summary(content: Mapping[str, Any]) -> list[str]:
         f"{counted(counts['results'], 'result')} of {counted(counts['queries'], 'query', 'queries')}, from "
         f"{counted(counts['compared'], 'row')} with {what}, of {counts['selected']:,}"
     ]
+    if "index" in asked:
+        lines.append(f"note: these are what {asked['index']['index']} found; without --index the search is exact")
     if not counts["results"]:
         lines.append("note: nothing was found, since there is no such row")
     elif counts["compared"] < asked["top_k"]:
         lines.append(f"note: --top_k {asked['top_k']:,} is more than there are; every row was found")
+    if page := content.get("page"):
+        lost = f"; {counted(page['lost'], 'picture')} could not be read again, and it says why" if page["lost"] else ""
+        lines.append(f"{page['html']}: open it in a browser{lost}")
     return lines

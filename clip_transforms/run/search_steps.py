@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,38 +14,16 @@ import pyarrow.compute as pc
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import Checkpoint
 from clip_transforms.parts.vectors import read_vectors
+from clip_transforms.run.found_step import Page, ShowFound
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import Once, Step, read_items
+from clip_transforms.run.search_files import FOUND_ROWS, QUERIES, VECTORS, Part, parts_of, read_array, write_array
 from clip_transforms.select.filtering import Filter
 from clip_transforms.select.index_folder import INDEX, IndexFolder
 from clip_transforms.select.queries import embed_queries, read_names
 from clip_transforms.select.results import RESULTS, described, write_results
 from clip_transforms.select.top_k import FOUND, NOTHING, ROW, Rows, TopK, best
 from clip_transforms.select.vector_index import open_index, search_index
-
-QUERIES, VECTORS, FOUND_ROWS = "queries.npz", "vectors.npy", "found.npy"  # files in the run's folder
-_FEWEST, _MOST = 16_384, 131_072  # rows of a group of parts
-_GROUPS = 32
-Part = Sequence[Any]  # name, digest, place among the parts, place of its shard's URI among all, sorted
-
-
-def group_parts(parts: Sequence[Part], rows: Sequence[int]) -> list[list[Part]]:
-    """Put consecutive parts into groups that are searched together: each group begins without knowing the best rows.
-
-    Args:
-        parts: the parts.
-        rows: rows of each part.
-    """
-    most = min(max(sum(rows) // _GROUPS, _FEWEST), _MOST)
-    groups: list[list[Part]] = [[]]
-    filled = 0
-    for part, count in zip(parts, rows, strict=True):
-        if groups[-1] and filled + count > most:
-            groups.append([])
-            filled = 0
-        groups[-1].append(part)
-        filled += count
-    return groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +40,7 @@ class Searching:
         checkpoint: what embeds the queries.
         folder: URI of the run's temporary folder.
         index: the index that is asked; None for an exact search.
+        page: the page that shows what was found; None without one.
     """
 
     new: NewOutput
@@ -74,12 +51,15 @@ class Searching:
     classes: Mapping[str, str]
     checkpoint: Checkpoint | None
     folder: str
-    index: IndexFolder | None = None
+    index: IndexFolder | None
+    page: Page | None
 
     @property
     def steps(self) -> list[Step]:
         """Embed the queries, search, and write what was found."""
-        return [Once(self._embed), _SearchIndex(self) if self.index else _Search(self), _Describe(self)]
+        search = _SearchIndex(self) if self.index else _Search(self)
+        show = [ShowFound(self.dataset, self.new.uri, self.page, self.folder)] if self.page else []
+        return [Once(self._embed), search, _Describe(self), *show]
 
     def _embed(self) -> int:
         vectors = embed_queries(self.file(QUERIES), self.checkpoint)
@@ -93,20 +73,9 @@ class Searching:
     def finish(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write `search.json` and `_SUCCESS`."""
         made_by = {name: value for name, value in self.new.command.items() if name not in ("format", "digest")}
-        return self.new.finish({"made_by": made_by, "counts": dict(state)}, self.folder)
-
-
-def write_array(uri: str, array: np.ndarray, scratch: str) -> None:
-    """Write an array for other workers."""
-    sink = io.BytesIO()
-    np.save(sink, array)
-    storage.write_bytes(uri, sink.getvalue(), scratch)
-
-
-@functools.lru_cache(maxsize=1)
-def read_array(uri: str) -> np.ndarray:
-    """Read an array that `write_array` wrote, once per process."""
-    return np.load(io.BytesIO(storage.read_bytes(uri)))
+        counts = {name: number for name, number in state.items() if name != "lost"}
+        page = {"page": {"html": self.page.uri, "lost": state["lost"]}} if self.page else {}
+        return self.new.finish({"made_by": made_by, "counts": counts, **page}, self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,11 +181,10 @@ class _Describe(Step):
 
     def do(self, item: None) -> tuple[str, int]:
         run = self.run
-        parts = sorted((part[2], part[0], part[1]) for group in read_items(run.folder) for part in group)
         names = read_names(run.file(QUERIES))
         table = described(
             run.dataset,
-            [(name, digest) for _, name, digest in parts],
+            parts_of(run.folder),
             read_array(run.file(FOUND_ROWS)),
             names,
             run.classes,

@@ -127,13 +127,16 @@ class IndexFolder:
 
     def rows_of(self, ids: np.ndarray) -> pa.Table:
         """Return what ids mean, in their order: `key`, `shard`, `row` and `part`."""
-        groups = np.unique(ids // GROUP_ROWS)
         with storage.open_input(storage.join(self.uri, ROWS)) as file:
             read = pq.ParquetFile(file)
-            table = read.read_row_groups(groups.tolist(), use_threads=False) if len(groups) else None
-        if table is None:
-            return pa.table({name: pa.array([], rows_schema().field(name).type) for name in rows_schema().names})
-        places = np.searchsorted(groups, ids // GROUP_ROWS) * GROUP_ROWS + ids % GROUP_ROWS
+            if not len(ids):
+                return read.schema_arrow.empty_table()
+            ends = np.cumsum([read.metadata.row_group(group).num_rows for group in range(read.num_row_groups)])
+            groups = np.unique(of_ids := np.searchsorted(ends, ids, side="right"))
+            table = read.read_row_groups(groups.tolist(), use_threads=False)
+        before = ends - np.diff(ends, prepend=0)
+        starts = np.cumsum([0, *(ends - before)[groups]])[:-1]  # of the groups in the table
+        places = starts[np.searchsorted(groups, of_ids)] + ids - before[of_ids]
         return table.unify_dictionaries().take(pa.array(places))
 
     def allowed(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:

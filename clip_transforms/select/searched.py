@@ -68,6 +68,14 @@ class Searched:
         classes = {"classes": dict(self.classes)} if self.classes else {}
         return {**conditions, "against": self.against, "top_k": self.top_k, **classes}
 
+    @property
+    def described(self) -> tuple[str, ...]:
+        """The conditions in words, for a person."""
+        if self.rows is None:
+            return ()
+        where = [f"where {self.rows.where.text}"] if self.rows.where else []
+        return (*where, *(f"selection {place}" for place in self.rows.selection.places))
+
     def settled(self, scratch: str) -> Filter | None:
         """Return which rows are searched, so that it is small and can be sent to workers."""
         return self.rows and dataclasses.replace(self.rows, selection=self.rows.selection.settled(scratch))

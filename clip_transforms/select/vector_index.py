@@ -97,7 +97,9 @@ def search_index(
         Similarities float32 [q, k], and ids int64 [q, k], -1 where there are no more.
     """
     faiss = import_faiss()
-    selector = None
+    if not index.ntotal or not len(queries):  # faiss takes neither
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    k, selector = min(k, index.ntotal), None
     if allowed is not None:
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         effort = -(-effort * len(allowed) // max(1, int(np.count_nonzero(allowed))))

@@ -1,7 +1,10 @@
 """search: exact rows for words, pictures, samples and embeddings; the same on every runner, and what is refused."""
 
+import base64
 import importlib
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import command, make_tar, pair, picture, write_tar
+from PIL import Image
 from test_runners import portable
 
 from benchmarks.datasets import write_rows
@@ -157,9 +161,8 @@ def test_every_runner_writes_the_same_bytes(single, tmp_path):
 @pytest.mark.parametrize("rows", [1, 100, 1 << 20], ids=lambda n: f"groups of {n}")
 def test_the_bytes_do_not_depend_on_how_parts_are_grouped(single, tmp_path, monkeypatch, rows):
     path, queries = query_file(tmp_path, 9)
-    steps = importlib.import_module("clip_transforms.run.search_steps")
-    monkeypatch.setattr(steps, "_FEWEST", rows)
-    monkeypatch.setattr(steps, "_MOST", rows)
+    for name in ("_FEWEST", "_MOST"):
+        monkeypatch.setattr(f"clip_transforms.run.search_files.{name}", rows)
     assert found(search_embeddings(single, queries=path)) == plain(single, queries)
 
 
@@ -254,7 +257,7 @@ def test_a_longer_list_than_there_are_rows_is_all_rows_and_a_line(pictures, caps
     ]
 
 
-def test_nothing_found_is_a_valid_output_and_a_line(pictures, tmp_path, capsys):
+def test_nothing_found_is_a_valid_output_and_a_line(pictures, tmp_path, capsys, without_beam):
     argv = ["--input", str(pictures / "out"), "--text", "a cat", "--where", "width > 10000", "--output"]
     assert search.main([*argv, str(tmp_path / "found")]) == 0
     assert "note: nothing was found" in capsys.readouterr().out
@@ -270,7 +273,36 @@ def test_a_hostile_caption_does_not_control_the_terminal(tmp_path, capsys):
     assert "\\x1b[31mred next\\u202e" in said and "\x1b" not in said and "\u202e" not in said
 
 
-def test_the_same_command_again_does_nothing_and_another_is_refused(pictures, tmp_path, capsys):
+HOSTILE = '</bdi><script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+def test_the_page_shows_pictures_and_escapes_hostile_captions(tmp_path, tiny_checkpoint, capsys):
+    samples = [m for i in range(3) for m in pair(f"{i}", i, caption=HOSTILE)]
+    write_tar(tmp_path / "a.tar", samples)
+    write_tar(tmp_path / "b.tar", pair("words", 7, caption="gone")[0:2])
+    spec = clip.ClipSpec(tiny_checkpoint, precision="fp32")
+    embed_shards([tmp_path / "a.tar", tmp_path / "b.tar"], tmp_path / "out", spec)
+    (tmp_path / "b.tar").unlink()
+    argv = ["--input", str(tmp_path / "out"), "--text", HOSTILE, "--html", str(tmp_path / "page.html")]
+    assert search.main(argv) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith(f"{tmp_path}/page.html: open it in a browser; 1 picture could not be read again")
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page and "<img src=x" not in page and "onerror=&#34;" in page
+    pictures = [base64.b64decode(data) for data in re.findall(r"data:image/webp;base64,([^\"]+)", page)]
+    assert [Image.open(io.BytesIO(data)).size for data in pictures] == [(128, 128)] * 3
+    assert "the source is gone" in page and "words" in page and "default-src 'none'" in page
+    (tmp_path / "mine.html").write_text("mine")
+    for name, message in (("mine.html", "that this program did not write"), ("a.jpg", "must end in .html")):
+        with pytest.raises(ValueError, match=message):
+            search.main([*argv[:-1], str(tmp_path / name)])
+    with pytest.raises(ValueError, match="lies in the dataset"):
+        search.main([*argv[:-1], str(tmp_path / "out" / "page.html")])
+    with pytest.raises(ValueError, match="--allow_uri is for the pictures of --html"):
+        search.main([*argv[:-2], "--allow_uri", "https://"])
+
+
+def test_the_same_command_again_does_nothing_and_another_is_refused(pictures, tmp_path, capsys, without_beam):
     argv = ["--input", str(pictures / "out"), "--output", str(tmp_path / "found"), "--like", "000003"]
     assert search.main(argv) == 0
     first, said = files(tmp_path / "found"), capsys.readouterr().out
