@@ -18,6 +18,7 @@ FOUND = np.dtype([("query", "<i4"), ("similarity", "<f4"), ("shard", "<i4"), ("r
 ROW = np.dtype([("shard", "<i4"), ("row", "<i8"), ("part", "<i4")])
 NOTHING = np.empty(0, FOUND)
 _VALUES = 1 << 22  # products at once: 16 MB
+_TILE = 64
 _PAIRS = 2_048
 
 
@@ -91,9 +92,7 @@ class TopK:
             place = len(rows) - self._k
             own = np.partition(products[new], place, axis=1)[:, place]
             least[new] = own - 2 * far
-        likely = np.flatnonzero(products.max(axis=1) >= least)
-        query, row = np.nonzero(products[likely] >= least[likely, None])
-        query = likely[query]
+        query, row = _at_least(products, least)
         found = np.empty(len(query), FOUND)
         found["query"] = query + some.start
         for name in ("shard", "row", "part"):
@@ -117,6 +116,20 @@ class TopK:
         """The best rows so far: FOUND records, as `best` returns them."""
         self._settle()
         return self._found
+
+
+def _at_least(products: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of products [q, n] that are at least as large as asked for in their row, `least` [q].
+
+    There are few, so whole tiles are passed over by their maxima.
+    """
+    whole = products.shape[1] // _TILE * _TILE
+    tiles = products[:, :whole].reshape(len(products), -1, _TILE)
+    query, tile = np.nonzero(tiles.max(axis=2) >= least[:, None])
+    some, inside = np.nonzero(tiles[query, tile] >= least[query, None])
+    of_rest, rest = np.nonzero(products[:, whole:] >= least[:, None])
+    rows = tile[some] * _TILE + inside
+    return np.concatenate([query[some], of_rest]), np.concatenate([rows, rest + whole])
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
