@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.rendering import check_templates
-from clip_transforms.parts.dataset import Dataset
+from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.parts.manifest import OutputError
+from clip_transforms.run.new_output import digest_of
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.report_steps import GROUPS, Reporting
 from clip_transforms.run.run_folder import RunFolder
@@ -26,7 +27,14 @@ PAGE = "report.html"
 
 
 def report_embeddings(
-    dataset: storage.Place, output: storage.Place = PAGE, *, overwrite: bool = False, **options: Any
+    dataset: storage.Place,
+    output: storage.Place = PAGE,
+    *,
+    selection: storage.Places = (),
+    duplicates: storage.Place | None = None,
+    pictures: bool = True,
+    allow_uri: storage.Places = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a page about a dataset, in this process, without Beam.
 
@@ -36,29 +44,56 @@ def report_embeddings(
     Args:
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         output: the page, an HTML file; a text or a Path. An earlier page is made anew.
+        selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
+        duplicates: folder that `deduplicate_embeddings` wrote, whose groups are shown; by default that among the
+            selections.
+        pictures: whether to read pictures (True); a page without them has less than 300 kB.
+        allow_uri: places that the URIs of a listing may point to, as when it was embedded.
         overwrite: whether a file that is no such page may be replaced.
-        **options:
-            selection: selections whose rows alone are looked at, one or several; see `Selection.open`.
-            duplicates: folder that `deduplicate_embeddings` wrote, whose groups are shown; by default that among the
-                selections.
-            pictures: whether to read pictures (True); a page without them has less than 300 kB.
-            allow_uri: places that the URIs of a listing may point to, as when it was embedded.
     Returns:
         `bytes`, the size of the page; `rows`, how many it looks at; `lost`, pictures whose source is gone or changed.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(ReportEmbeddings(dataset, output, overwrite=overwrite, **options).run_here())
+    return dict(
+        ReportEmbeddings(
+            dataset,
+            output,
+            selection=selection,
+            duplicates=duplicates,
+            pictures=pictures,
+            allow_uri=allow_uri,
+            overwrite=overwrite,
+        ).run_here()
+    )
 
 
 class ReportEmbeddings(OverParts):
     """Pipeline → PCollection[number of pictures of a part that are lost]."""
 
     def __init__(
-        self, dataset: storage.Place, output: storage.Place = PAGE, *, overwrite: bool = False, **options: Any
+        self,
+        dataset: storage.Place,
+        output: storage.Place = PAGE,
+        *,
+        selection: storage.Places = (),
+        duplicates: storage.Place | None = None,
+        pictures: bool = True,
+        allow_uri: storage.Places = (),
+        overwrite: bool = False,
     ):
         """Take the arguments of `report_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_report(dataset, output, overwrite=overwrite, **options))
+        super().__init__(
+            lambda: plan_report(
+                dataset,
+                output,
+                selection=selection,
+                duplicates=duplicates,
+                pictures=pictures,
+                allow_uri=allow_uri,
+                overwrite=overwrite,
+            )
+        )
 
     def begin(self, plan: ReportPlan, folder: RunFolder) -> Reporting:
         """Leave the parts, and the rows of listings, in the run's folder."""
@@ -68,8 +103,17 @@ class ReportEmbeddings(OverParts):
         storage.make_folder(storage.join(folder.uri, "looked"))
         if plan.pictures:
             write_listings(shards, plan.reader, folder.uri)
-        selection = plan.selection.settled(folder.uri)
-        return Reporting(plan.page, plan.facts, selection, plan.duplicates, plan.reader, plan.pictures, folder.uri)
+        return Reporting(
+            output=plan.page,
+            facts=plan.facts,
+            selection=plan.selection.settled(folder.uri),
+            duplicates=plan.duplicates,
+            reader=plan.reader,
+            pictures=plan.pictures,
+            digest=digest_of(dataset.digests),
+            labels=check_labels(dataset.uri, dataset.digests, plan.facts.taxonomies),
+            folder=folder.uri,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +140,8 @@ class ReportPlan:
 
     @property
     def output(self) -> str:
-        """URI of the folder that the page lies in."""
-        return posixpath.dirname(self.page)
+        """URI of a folder beside the page, which is there only while the page is made."""
+        return f"{self.page}.unfinished"  # not the page's own folder, in which `_temporary` may be the user's
 
     def finished(self) -> Mapping[str, Any] | None:
         """Return None: a page is made anew each time, since its sources may have come back."""
@@ -108,11 +152,11 @@ def plan_report(
     dataset: storage.Place,
     output: storage.Place = PAGE,
     *,
-    overwrite: bool = False,
     selection: storage.Places = (),
     duplicates: storage.Place | None = None,
     pictures: bool = True,
-    allow_uri: Sequence[str] = (),
+    allow_uri: storage.Places = (),
+    overwrite: bool = False,
 ) -> ReportPlan:
     """Check the arguments of `report_embeddings`, and that the dataset and the output can be used."""
     check_templates("a report")

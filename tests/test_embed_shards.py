@@ -365,6 +365,7 @@ def test_what_was_found_is_logged(spec, tmp_path, caplog):
         ("deduplicate_embeddings", "DeduplicateEmbeddings"),
         ("export_embeddings", "ExportEmbeddings"),
         ("evaluate_embeddings", "EvaluateEmbeddings"),
+        ("report_embeddings", "ReportEmbeddings"),
         ("label_embeddings", "LabelEmbeddings"),
     ],
 )

@@ -19,11 +19,10 @@ from clip_transforms.exports.npy import Matrices, write_npy
 from clip_transforms.exports.plan import Layout
 from clip_transforms.exports.rows import ExportRows
 from clip_transforms.exports.webdataset import WebDataset
-from clip_transforms.parts.dataset import check_labels
-from clip_transforms.parts.footers import part_names, part_uri, read_digests, read_footer
+from clip_transforms.parts.footers import part_uri, read_footer
 from clip_transforms.parts.reader import DatasetError
 from clip_transforms.run.name_lost import NameLost
-from clip_transforms.run.new_output import NewOutput, digest_of
+from clip_transforms.run.new_output import NewOutput, has_changed
 from clip_transforms.run.over_parts import Step, read_items
 from clip_transforms.run.uid_steps import SortUids, WriteUids
 from clip_transforms.shards.read_again import read_again
@@ -80,16 +79,10 @@ class Exporting:
 
     def _check_unchanged(self) -> None:
         """Refuse a dataset that changed while it was read: parts of two states must not become one export."""
-        dataset = self.rows.dataset
-        parts = sorted(part_names(dataset, "embeddings"))
-        digests = read_digests(dataset, "embeddings", parts)
-        now = {part: digests.get(part) or "" for part in parts}
-        if digest_of(now) != self.new.command["digest"] or (
-            check_labels(dataset, now, tuple(self.layout.classes)) != self.layout.classes
-        ):
+        if has_changed(self.rows.dataset, self.new.command["digest"], self.layout.classes):
             raise DatasetError(
-                f"{dataset} has changed while this command read it; give the command again, with --overwrite, when "
-                "nothing writes to the dataset"
+                f"{self.rows.dataset} has changed while this command read it; give the command again, with "
+                "--overwrite, when nothing writes to the dataset"
             )
 
     def read(self, part: str, wanted: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes | None, str]]:

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.parts.dataset import Dataset
-from clip_transforms.parts.footers import part_names
+from clip_transforms.parts.dataset import Dataset, check_labels
+from clip_transforms.parts.footers import part_names, read_digests
 from clip_transforms.parts.manifest import OutputError, clear_success, write_json
 from clip_transforms.run.run_folder import RunFolder
 from schemas.provenance import FORMAT_VERSION, check_format
@@ -187,6 +187,22 @@ def _record(uri: str) -> Mapping[str, Any] | None:
 def digest_of(digests: Mapping[str, str]) -> str:
     """Return one digest of part → digest, 64 hex digits. Another row anywhere in a dataset gives another."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def has_changed(dataset: str, digest: str, classes: Mapping[str, str]) -> bool:
+    """Return whether a dataset is another one than when a command began: two states must not become one output.
+
+    Args:
+        dataset: URI of the dataset.
+        digest: `digest_of` its parts as they were.
+        classes: taxonomy whose labels are read → digest of its classes as they were.
+    Raises:
+        DatasetError: if labels are missing now.
+    """
+    parts = sorted(part_names(dataset, "embeddings"))
+    digests = read_digests(dataset, "embeddings", parts)
+    now = {part: digests.get(part) or "" for part in parts}
+    return digest_of(now) != digest or check_labels(dataset, now, tuple(classes)) != classes
 
 
 def _given(command: Mapping[str, Any], name: str) -> str:

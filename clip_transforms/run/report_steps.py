@@ -15,7 +15,8 @@ from clip_transforms import storage
 from clip_transforms.pages import choosing, counting, looked, map
 from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.report_page import report_page
-from clip_transforms.parts.reader import read_rejects, read_table
+from clip_transforms.parts.reader import DatasetError, read_rejects, read_table
+from clip_transforms.run.new_output import has_changed
 from clip_transforms.run.over_parts import Step, read_items
 from clip_transforms.select.sample import hashes
 from clip_transforms.select.selection import Selection
@@ -40,6 +41,8 @@ class Reporting:
         duplicates: URI of a selection that `deduplicate` wrote; empty without one.
         reader: how the sources were read.
         pictures: whether the page has pictures.
+        digest: digest of the dataset's parts.
+        labels: taxonomy → digest of its classes.
         folder: URI of the run's temporary folder, in which the parts are listed.
     """
 
@@ -49,6 +52,8 @@ class Reporting:
     duplicates: str
     reader: ReaderOptions
     pictures: bool
+    digest: str
+    labels: Mapping[str, str]
     folder: str
 
     @property
@@ -77,6 +82,11 @@ class Reporting:
         """Write the page, and return its counts."""
         files = (self.looked(part) for part, *_ in self.parts())
         rows = list(looked.read_looked(uri for uri in files if storage.exists(uri)))
+        if has_changed(self.facts.dataset, self.digest, self.labels):
+            raise DatasetError(
+                f"{self.facts.dataset} has changed while this command read it; give the command again when nothing "
+                "writes to the dataset"
+            )
         page = report_page(self.facts, state.counts, state.chosen, rows, self.pictures)
         storage.write_bytes(self.output, page, self.folder)
         return {"bytes": len(page), **state.seen}

@@ -73,7 +73,7 @@ class RunFolder:
         self._local = storage.is_local(output)
         self._lock: int | None = None
         self._has_locks = True
-        self._made = _missing_folders(output) if self._local else []
+        self._made = _missing_folders(output) or _if_unused(output) if self._local else []
         try:
             if self._local:
                 storage.make_folder(output)
@@ -227,6 +227,12 @@ def _missing_folders(path: str) -> list[str]:
         missing.append(place)
         place = os.path.dirname(place)
     return missing
+
+
+def _if_unused(output: str) -> list[str]:
+    """Return the folder if it holds only what a killed run left in it."""
+    path = storage.normalise(output)
+    return [path] if os.path.isdir(path) and os.listdir(path) == ["_temporary"] else []
 
 
 def _this_machine() -> set[str]:

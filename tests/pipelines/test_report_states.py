@@ -10,7 +10,9 @@ from html_page import Page
 
 from benchmarks.datasets import write_rows
 from clip_transforms import embed_shards, filter_embeddings, report_embeddings
+from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.parts.manifest import OutputError
+from clip_transforms.run import report_steps
 from pipelines import report
 from pipelines.command_line import UsageError
 
@@ -229,3 +231,26 @@ def test_embed_writes_a_page_of_nothing_too_and_keeps_its_exit_code(embed, tmp_p
     (tmp_path / "l.csv").write_text("image,caption\n")
     embed(tmp_path / "l.csv", output=tmp_path / "out", flags=["--report", tmp_path / "r.html"], code=3)
     assert "Not complete: nothing was embedded" in Page((tmp_path / "r.html").read_bytes()).text("what")
+
+
+def test_nothing_beside_the_page_is_touched_and_what_a_killed_run_left_goes(tmp_path):
+    out = synthetic(tmp_path / "out")
+    (tmp_path / "_temporary" / "mine").mkdir(parents=True)
+    (tmp_path / "r.html.unfinished" / "_temporary" / "dead").mkdir(parents=True)
+    report_embeddings(out, tmp_path / "r.html", pictures=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_temporary", "out", "r.html"]
+    assert (tmp_path / "_temporary" / "mine").is_dir()
+
+
+def test_a_dataset_that_changes_while_it_is_read_gives_no_page(tmp_path, monkeypatch):
+    out = synthetic(tmp_path / "out")
+    chosen = report_steps.choosing.best_of
+
+    def change(several):
+        synthetic(tmp_path / "out", caption_tokens=[6] * 6)
+        return chosen(several)
+
+    monkeypatch.setattr(report_steps.choosing, "best_of", change)
+    with pytest.raises(DatasetError, match="has changed while this command read it"):
+        report_embeddings(out, tmp_path / "r.html", pictures=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
