@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from clip_transforms.demo.shards import write_demo_inputs
-from pipelines import deduplicate, embed, evaluate
+from pipelines import deduplicate, embed, evaluate, report
 from pipelines import filter as filter_command
 from pipelines.command import DONE
 from pipelines.command_line import UsageError
@@ -61,6 +61,7 @@ _STEPS = (
         deduplicate,
         ["--output", "demo/unique", "--selection", "demo/kept", "--by", "image", "--threshold", "0.99"],
     ),
+    ("See everything on one page:", report, ["--output", "demo/report.html", "--duplicates", "demo/unique"]),
 )
 
 
