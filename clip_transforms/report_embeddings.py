@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from clip_transforms.shards.listings_again import write_listings
 from clip_transforms.shards.unit import ReaderOptions
 
 _OURS = b'<meta name="generator" content="clip-transforms">'
-_BEGINNING = 2_000  # bytes of a page in which _OURS must stand
+_LOST = re.compile(rb'<meta name="lost" content="(\d+)">')
+_BEGINNING = 2_000  # bytes of a page in which both stand
 PAGE = "report.html"
 
 
@@ -105,6 +107,7 @@ class ReportEmbeddings(OverParts):
             write_listings(shards, plan.reader, folder.uri)
         return Reporting(
             output=plan.page,
+            work=plan.output,
             facts=plan.facts,
             selection=plan.selection.settled(folder.uri),
             duplicates=plan.duplicates,
@@ -198,6 +201,12 @@ def check_page(
         raise OutputError(f"{flag} {uri} is a file that no report wrote; remove it, or give another name")
     storage.check_writable(posixpath.dirname(uri))
     return uri
+
+
+def lost_pictures(page: str) -> int:
+    """Return how many pictures a page lacks because their sources are gone or have changed."""
+    found = _LOST.search(storage.read_bytes(page, _BEGINNING))
+    return int(found[1]) if found else 0
 
 
 def _duplicates(dataset: Dataset, selection: Selection, given: storage.Place | None) -> str:

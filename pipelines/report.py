@@ -11,7 +11,8 @@ import argparse
 from collections.abc import Sequence
 
 from clip_transforms import storage
-from clip_transforms.report_embeddings import PAGE, ReportEmbeddings, ReportPlan, plan_report
+from clip_transforms.parts.counts import counted
+from clip_transforms.report_embeddings import PAGE, ReportEmbeddings, ReportPlan, lost_pictures, plan_report
 from clip_transforms.run.beam import beam
 from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
@@ -91,8 +92,11 @@ def write_page(plan: ReportPlan, pipeline: beam.Pipeline) -> int:
 
 
 def closing_lines(plan: ReportPlan) -> list[str]:
-    """Return the line that says where the page is."""
+    """Return the lines that say where the page is, and what it lacks."""
     if not storage.exists(plan.page):  # a job elsewhere goes on
         return [f"the job goes on without this command; {plan.page} appears at its end"]
     (info,) = storage.infos_of([plan.page])
-    return [f"{plan.page}: {info.size / 1000:,.0f} kB; open it in a browser"]
+    lines = [f"{plan.page}: {info.size / 1000:,.0f} kB; open it in a browser"]
+    if lost := lost_pictures(plan.page):
+        lines.append(f"note: {counted(lost, 'picture')} could not be read again; the page says which, and why")
+    return lines

@@ -21,7 +21,6 @@ SUREST, LEAST_SURE, BEST, WORST, REJECTED, DUPLICATES = (
 )
 Kind = tuple[str, ...]  # one of the names above, then what it is of
 MOST_CLASSES = 24  # classes with pictures, of all taxonomies together
-_FEWEST_CLASSES = 3  # of one taxonomy
 _PAIRS, _PER_CLASS, _REJECTS, _GROUPS = 12, 5, 3, 6
 _GROUP_ROWS = 6
 
@@ -50,9 +49,9 @@ def _how_many(kind: Kind) -> int:
 
 
 def shown_classes(ranked: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Decide which classes get pictures; taxonomy → classes, the most frequent first."""
-    most = max(_FEWEST_CLASSES, MOST_CLASSES // max(1, len(ranked)))
-    return {taxonomy: list(classes[:most]) for taxonomy, classes in ranked.items()}
+    """Decide which classes get pictures; taxonomy → classes, the most frequent first, of so many taxonomies as fit."""
+    most = max(1, MOST_CLASSES // max(1, len(ranked)))
+    return {taxonomy: list(classes[:most]) for taxonomy, classes in list(ranked.items())[:MOST_CLASSES]}
 
 
 def choose_rows(table: pa.Table, shown: Mapping[str, Sequence[str]]) -> Chosen:

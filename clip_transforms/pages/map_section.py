@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_transforms.pages import map, thumbnails
+from clip_transforms.pages import projection, thumbnails
 from clip_transforms.pages.counting import Counts, of_kind
 from clip_transforms.pages.rendering import cut, share
 
@@ -28,17 +28,17 @@ def map_section(
         modality: whose embeddings the points are, `image` or `caption`.
         counts: counts of all rows.
     """
-    points = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])[: map.POINTS]
+    points = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])[: projection.POINTS]
     if not points:
         return {"points": 0}
-    places, explained = map.project(np.stack([row["vector"] for row in points]))
-    pictured = [place for place, row in enumerate(points) if row["small"]][: map.PICTURES]
+    places, explained = projection.project(np.stack([row["vector"] for row in points]))
+    pictured = [place for place, row in enumerate(points) if row["small"]][: projection.PICTURES]
     return {
         "points": len(points),
         "of": sum(of_kind(counts, _COUNTED[modality]).values()),
         "modality": modality,
         "explained": share(explained, 1),
-        "size": (map.WIDTH, map.HEIGHT),
+        "size": (projection.WIDTH, projection.HEIGHT),
         "colourings": _colourings(points, places, ranked),
         "pictured": _pictured(points, places, pictured, list(ranked)) if pictured else None,
     }
@@ -49,11 +49,13 @@ def _colourings(
 ) -> list[dict[str, Any]]:
     """Return the layers for some taxonomies; the one whose labels lie farthest apart comes first."""
     labels = {taxonomy: [row[f"{taxonomy}.label"] for row in points] for taxonomy in ranked}
-    apart = {taxonomy: map.told_apart(places, labels[taxonomy]) for taxonomy in ranked}
+    apart = {taxonomy: projection.told_apart(places, labels[taxonomy]) for taxonomy in ranked}
     best = sorted(ranked, key=lambda taxonomy: (-apart[taxonomy], taxonomy))[:_COLOURINGS]
     if not best:
-        return [{"name": "", "layers": map.layers(places, [None] * len(points), [])}]
-    return [{"name": taxonomy, "layers": map.layers(places, labels[taxonomy], ranked[taxonomy])} for taxonomy in best]
+        return [{"name": "", "layers": projection.layers(places, [None] * len(points), [])}]
+    return [
+        {"name": taxonomy, "layers": projection.layers(places, labels[taxonomy], ranked[taxonomy])} for taxonomy in best
+    ]
 
 
 def _pictured(
@@ -65,7 +67,7 @@ def _pictured(
     return {
         "number": len(which),
         "sheet": thumbnails.sheet([row["small"] for row in rows], _COLUMNS),
-        "path": map.dots(places[list(which)]),
+        "path": projection.dots(places[list(which)]),
         "data": {
             "columns": _COLUMNS,
             "rows": -(-len(which) // _COLUMNS),

@@ -14,7 +14,7 @@ from clip_transforms.pages.looked import NOT_LOST
 from clip_transforms.pages.rendering import counted_rows, render, share
 from schemas.rejects import REASONS
 
-_LISTED = 30  # classes in a table
+_LISTED, _FEWEST_LISTED, _ALL_LISTED = 30, 5, 120  # the most classes in a table, the fewest, and in all tables
 
 
 def report_page(
@@ -57,14 +57,15 @@ def labels_table(facts: Facts, counts: Counts, taxonomy: str, ranked: Sequence[s
     """Return how often each class of a taxonomy was the label, and how often it was sure."""
     found, sure = of_kind(counts, "label", taxonomy), of_kind(counts, "sure", taxonomy)
     never = sorted(set(facts.classes[taxonomy]) - set(found))
+    listed = min(_LISTED, max(_FEWEST_LISTED, _ALL_LISTED // len(facts.taxonomies)))
     return {
         "taxonomy": taxonomy,
         "pictures": sum(found.values()),
-        "rows": [(name, n, bar, share(sure[name], n)) for name, n, bar in counted_rows(found, ranked[:_LISTED])],
-        "more": len(ranked[_LISTED:]),
-        "more_pictures": sum(found[name] for name in ranked[_LISTED:]),
-        "never": never[:_LISTED],
-        "never_more": len(never[_LISTED:]),
+        "rows": [(name, n, bar, share(sure[name], n)) for name, n, bar in counted_rows(found, ranked[:listed])],
+        "more": len(ranked[listed:]),
+        "more_pictures": sum(found[name] for name in ranked[listed:]),
+        "never": never[:listed],
+        "never_more": len(never[listed:]),
     }
 
 

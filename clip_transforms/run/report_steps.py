@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from clip_transforms import storage
-from clip_transforms.pages import choosing, counting, looked, map
+from clip_transforms.pages import choosing, counting, looked, projection
 from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.report_page import report_page
 from clip_transforms.parts.reader import DatasetError, read_rejects, read_table
 from clip_transforms.run.new_output import has_changed
 from clip_transforms.run.over_parts import Step, read_items
+from clip_transforms.run.run_folder import remove_if_empty, remove_run_folder
 from clip_transforms.select.sample import hashes
 from clip_transforms.select.selection import Selection
 from clip_transforms.shards.read_again import read_again
@@ -36,6 +37,7 @@ class Reporting:
 
     Attributes:
         output: URI of the page.
+        work: URI of a folder beside it, which holds the run's temporary folder and goes at the end.
         facts: what the dataset says of itself.
         selection: the rows that are looked at.
         duplicates: URI of a selection that `deduplicate` wrote; empty without one.
@@ -47,6 +49,7 @@ class Reporting:
     """
 
     output: str
+    work: str
     facts: Facts
     selection: Selection
     duplicates: str
@@ -89,6 +92,8 @@ class Reporting:
             )
         page = report_page(self.facts, state.counts, state.chosen, rows, self.pictures)
         storage.write_bytes(self.output, page, self.folder)
+        remove_run_folder(self.folder)
+        remove_if_empty(self.work)
         return {"bytes": len(page), **state.seen}
 
 
@@ -196,7 +201,7 @@ class _Look(Step):
         of_map, of_pictures = (
             rows * sum(part[2] for part in some) / total or 1.0 for some in (drawn, drawn[:_PICTURED_PARTS])
         )
-        mapped, small = 1.2 * map.POINTS / of_map, 1.2 * map.PICTURES / of_pictures
+        mapped, small = 1.2 * projection.POINTS / of_map, 1.2 * projection.PICTURES / of_pictures
         return {part[0]: (mapped, small if place < _PICTURED_PARTS else 0.0) for place, part in enumerate(drawn)}
 
     def do(self, item: _Task) -> Counter:

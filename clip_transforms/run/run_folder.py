@@ -73,7 +73,7 @@ class RunFolder:
         self._local = storage.is_local(output)
         self._lock: int | None = None
         self._has_locks = True
-        self._made = _missing_folders(output) or _if_unused(output) if self._local else []
+        self._made = _missing_folders(output) if self._local else []
         try:
             if self._local:
                 storage.make_folder(output)
@@ -220,6 +220,13 @@ def remove_run_folder(uri: str) -> None:
         storage.remove(parent)
 
 
+def remove_if_empty(uri: str) -> None:
+    """Remove a folder on this machine if nothing is in it; an object store has no empty folders."""
+    if storage.is_local(uri):
+        with contextlib.suppress(OSError):
+            os.rmdir(storage.normalise(uri))
+
+
 def _missing_folders(path: str) -> list[str]:
     """Return the folder, if it does not exist, and the missing ones above it, the deepest first."""
     missing, place = [], storage.normalise(path)
@@ -227,12 +234,6 @@ def _missing_folders(path: str) -> list[str]:
         missing.append(place)
         place = os.path.dirname(place)
     return missing
-
-
-def _if_unused(output: str) -> list[str]:
-    """Return the folder if it holds only what a killed run left in it."""
-    path = storage.normalise(output)
-    return [path] if os.path.isdir(path) and os.listdir(path) == ["_temporary"] else []
 
 
 def _this_machine() -> set[str]:

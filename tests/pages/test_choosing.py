@@ -57,9 +57,10 @@ def test_rows_without_a_score_or_a_label_are_never_chosen():
 
 
 def test_many_taxonomies_share_the_pictures():
-    ranked = {f"t{i}": [str(j) for j in range(40)] for i in range(20)}
-    assert [len(classes) for classes in shown_classes(ranked).values()] == [3] * 20
-    assert len(shown_classes({"t": ranked["t0"]})["t"]) == MOST_CLASSES
+    for taxonomies, each in ((1, 24), (2, 12), (5, 4), (20, 1), (50, 1)):
+        shown = shown_classes({f"t{i}": [str(j) for j in range(40)] for i in range(taxonomies)})
+        assert [len(classes) for classes in shown.values()] == [each] * min(taxonomies, MOST_CLASSES)
+        assert sum(map(len, shown.values())) <= MOST_CLASSES
 
 
 def test_the_largest_groups_come_first_and_begin_with_the_row_that_stays():

@@ -7,7 +7,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from clip_transforms.pages import choosing, map
+from clip_transforms.pages import choosing, projection
 from clip_transforms.pages.thumbnails import SIDE, SMALL, sheet, thumbnail
 
 PIXELS = 1 << 24
@@ -36,7 +36,7 @@ def test_a_page_full_of_pictures_stays_below_five_megabytes():
     big, _ = thumbnail(noise(), SIDE, PIXELS, "ignore")
     small, _ = thumbnail(noise(), SMALL, PIXELS, "ignore")
     on_sheets = choosing.MOST_CLASSES * 2 * 5 + 2 * 12 + 6 * 6
-    whole = sheet([small] * map.PICTURES, 20)
+    whole = sheet([small] * projection.PICTURES, 20)
     assert 4 / 3 * (on_sheets * len(big) + len(whole)) + 300_000 < 5e6
 
 

@@ -124,7 +124,7 @@ def test_captions_alone_have_a_map_of_their_own(tmp_path):
 
 
 def test_a_large_dataset_is_sampled_and_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_transforms.pages.map.POINTS", 50)
+    monkeypatch.setattr("clip_transforms.pages.projection.POINTS", 50)
     write_rows(
         tmp_path / "out",
         [
@@ -199,14 +199,16 @@ def test_what_is_wrong_is_refused_in_a_sentence_and_nothing_is_written(tmp_path,
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_an_earlier_page_is_made_anew_and_a_foreign_file_only_if_that_is_asked_for(tmp_path, without_beam):
+def test_an_earlier_page_is_made_anew_and_a_foreign_file_only_if_that_is_asked_for(tmp_path, without_beam, capsys):
     out, page = synthetic(tmp_path / "out"), tmp_path / "r.html"
     page.write_text("mine")
-    argv = ["--input", out, "--output", str(page), "--no_pictures"]
+    argv = ["--input", out, "--output", str(page)]
     with pytest.raises(OutputError):
         report.main(argv)
     assert report.main([*argv, "--overwrite"]) == report.main(argv) == 0
     assert page.read_text().startswith("<!doctype html>")
+    said = "note: 6 pictures could not be read again; the page says which, and why\n"
+    assert capsys.readouterr().out.endswith(said)
 
 
 def test_the_command_names_what_is_missing(monkeypatch, tmp_path, without_beam):

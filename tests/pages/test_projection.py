@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clip_transforms.pages.map import HEIGHT, WIDTH, layers, project, told_apart
+from clip_transforms.pages.projection import HEIGHT, WIDTH, layers, project, told_apart
 
 
 def cloud(rows=200, d=6):
