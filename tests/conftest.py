@@ -7,7 +7,6 @@ import logging
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import tarfile
 import urllib.request
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import run
 from PIL import Image
 
 from benchmarks.published import published_module
@@ -25,6 +25,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Torch's threads spin while they wait for each other; where other processes want the cores too, as in tests that start
 # some, small models then take five times as long. Nothing that is computed depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Some machines forbid Python to keep what it has compiled. Each process that tests start would then compile all modules
+# of ours again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Commands that tests start must heed signals as in a terminal. What is ignored here, as under nohup or in a background
 # job, would be ignored by them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -234,8 +238,7 @@ def s3(s3_server, monkeypatch):
 
 def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):
     """Run a command as a user does; the finished process, with its output."""
-    argv = [sys.executable, "-m", module, *map(str, argv)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, cwd=cwd, **kwargs)
+    return run("-m", module, *argv, timeout=timeout, cwd=cwd, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -246,6 +249,15 @@ def slow_commits():
     """
     path = os.pathsep.join([HOOKS, os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path, "CLIP_TRANSFORMS_TEST_SLOW_COMMITS": "1"}
+
+
+@pytest.fixture(scope="session")
+def service(slow_commits):
+    """The flags of one job service and worker pool for all tests, as for many jobs of a real one."""
+    from test_runners import portable
+
+    with portable(slow_commits) as flags:
+        yield flags
 
 
 def rows_of(output, kind="embeddings"):

@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 from conftest import ROOT, make_folder, make_parquet, make_tar, pair, write_tar
+from forked import Process, run
 
 import clip_transforms
 from clip_transforms import ClipSpec, Taxonomy, embed_shards
@@ -95,8 +94,8 @@ def workplace(tmp_path, tiny_checkpoint):
 
 
 @pytest.mark.timeout(300)
-def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, capfd, monkeypatch):
-    """The first of each command in a process of its own, as it is typed, the others in this one."""
+def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, capfd, monkeypatch, without_beam):
+    """The first of each command in a process of its own, as it is typed, the others in this one and without Beam."""
     monkeypatch.chdir(workplace)
     typed, compared = set(), 0
     for block, shown in examples("bash"):
@@ -108,7 +107,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             if module in typed:
                 code = importlib.import_module(module).main(argv[2:])
             else:
-                code = subprocess.run([sys.executable, *argv], timeout=100).returncode
+                code = Process(*argv).wait(timeout=100)
             typed.add(module)
             printed = capfd.readouterr()
             assert code == 0, (line, printed.err)
@@ -136,7 +135,7 @@ def shop(tmp_path):
     return tmp_path
 
 
-def test_every_recipe_of_the_cookbook_works(shop, capfd, monkeypatch):
+def test_every_recipe_of_the_cookbook_works(shop, capfd, monkeypatch, without_beam):
     """In the order of the page: what one recipe wrote, later ones read."""
     monkeypatch.chdir(shop)
     rows = {}
@@ -175,7 +174,7 @@ def test_the_python_of_the_readme_runs_and_prints_what_is_shown(block, shown, wo
     shutil.copy(photo, workplace / "cat.jpg")
     replaced = block.replace('"ViT-B/32"', '"demo"').replace("gs://web/shards/{00000..00999}.tar", "photos")
     replaced = replaced.replace("gs://web/clip", "out-python").replace("animals.json", "animals.txt")
-    done = subprocess.run([sys.executable, "-c", replaced], capture_output=True, text=True, cwd=workplace, timeout=100)
+    done = run("-c", replaced, cwd=workplace, timeout=100)
     assert done.returncode == 0, done.stderr
     assert_shown(shown, done.stdout)
 
@@ -201,9 +200,10 @@ def test_every_link_leads_to_a_file(page):
 
 
 @pytest.mark.timeout(200)
-def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_second_time(tmp_path, monkeypatch, capsys):
-    argv = [sys.executable, "-m", "pipelines.demo"]
-    first = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=150)
+def test_the_demo_shows_everything_and_says_that_nothing_was_left_to_do_the_second_time(
+    tmp_path, monkeypatch, capsys, without_beam
+):
+    first = run("-m", "pipelines.demo", cwd=tmp_path, timeout=150)
     assert first.returncode == 0, first.stderr
     for piece in (
         "$ python -m pipelines.embed --input",

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, files_of, make_folder, make_parquet, make_tar, pair, picture, write_tar
+from forked import Process
 
 import clip_transforms
 from clip_transforms import (
@@ -148,7 +148,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(number, tiny_checkpoint, tmp_pa
         "from clip_transforms import ClipSpec, embed_shards\n"
         f"embed_shards({tars!r}, {str(slow)!r}, ClipSpec({tiny_checkpoint!r}, precision='fp32'), batch_size=4)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=slow_commits, stderr=subprocess.PIPE)
+    process = Process("-c", code, cwd=ROOT, env=slow_commits, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 40
     while not list(slow.glob("embeddings/*.parquet")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -11,7 +11,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_parquet, make_tar, pair, picture, write_tar
+from forked import run
 from PIL import Image
 
 SECONDS_A_CASE = 30
@@ -220,10 +220,9 @@ def peak():
 )
 def test_mutated_files_end_in_pixels_rows_or_rejects(kind, count):
     code = f"import test_fuzz; test_fuzz.main({kind!r}, range({count}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
+    done = run(
+        "-c",
+        code,
         cwd=f"{ROOT}/tests",
         env={**os.environ, "PYTHONPATH": ROOT},
         timeout=580,

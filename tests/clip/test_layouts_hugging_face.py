@@ -4,14 +4,13 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT
+from forked import run
 from layout_inputs import INCEPTION, SIDE, normalised, tokens_of
 from test_model import CAPTIONS, assert_close, unlike_pictures
 
@@ -165,9 +164,7 @@ def test_a_hugging_face_repository_is_read_from_the_hub(hugging_face_folder):
     )
     hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ | hub, cwd=ROOT
-        )
+        done = run("-c", program, timeout=60, env=os.environ | hub, cwd=ROOT)
     finally:
         server.shutdown()
         server.server_close()

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import apache_beam as beam
@@ -18,6 +17,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 from conftest import ROOT, files_of, make_folder, pair, picture, rows_of, write_tar
+from forked import Process
 
 from clip_transforms import (
     Dataset,
@@ -277,7 +277,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny_checkpoint, tmp_path, slow_
         f"embed_shards({tars!r}, {str(slow)!r}, ClipSpec({tiny_checkpoint!r}, precision='fp32'), "
         "reader=ReaderOptions(captions='all'), batch_size=4)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=slow_commits, stderr=subprocess.PIPE)
+    process = Process("-c", code, cwd=ROOT, env=slow_commits, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 40
     while not list(slow.glob("embeddings/*.parquet")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -5,12 +5,12 @@ import os
 import pty
 import struct
 import subprocess
-import sys
 import termios
 from collections import Counter
 
 import pytest
 from conftest import ROOT, make_tar
+from forked import Process
 
 from clip_transforms.run.summary import PartResult, RunSummary, speed
 from pipelines.closing_lines import closing_lines
@@ -262,8 +262,11 @@ def test_the_bar_shows_samples_on_a_terminal_and_is_quiet_elsewhere(tmp_path, ti
     argv = ["--input", str(tmp_path / "*.tar"), "--model", tiny_checkpoint, "--precision=fp32", "--output"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # a bar needs room
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.embed", *argv, str(tmp_path / "a")],
+    process = Process(
+        "-m",
+        "pipelines.embed",
+        *argv,
+        str(tmp_path / "a"),
         stderr=theirs,
         stdout=subprocess.DEVNULL,
         cwd=ROOT,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, make_tar, pair, rows_of, write_tar
-from test_runners import TWO_PROCESSES, kill_when, portable
+from test_runners import TWO_PROCESSES, kill_when
 
 from benchmarks.datasets import write_rows
 from clip_transforms import DeduplicateEmbeddings, deduplicate_embeddings, filter_embeddings
@@ -254,6 +254,7 @@ def arguments(dataset, output, way, *flags):
     return [str(part) for part in ("--input", dataset, "--output", output, *given, *flags)]
 
 
+@pytest.mark.slow  # two workers of Beam, which import everything anew; the portable runner below has workers too
 @pytest.mark.timeout(200)
 def test_two_processes_give_the_same_bytes(large, reference, tmp_path):
     done = command("pipelines.deduplicate", *arguments(large, tmp_path / "kept", "image", *TWO_PROCESSES))
@@ -262,12 +263,11 @@ def test_two_processes_give_the_same_bytes(large, reference, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_the_portable_runner_with_workers_gives_the_same_bytes(large, reference, tmp_path):
-    with portable() as flags:
-        for way in ("exact", "image"):
-            done = command("pipelines.deduplicate", *arguments(large, tmp_path / way, way, *flags))
-            assert done.returncode == 0, done.stderr
-            assert written(tmp_path / way) == written(reference[way])
+@pytest.mark.parametrize("way", ["image", pytest.param("exact", marks=pytest.mark.slow)])  # some seconds more
+def test_the_portable_runner_with_workers_gives_the_same_bytes(way, large, reference, service, tmp_path):
+    done = command("pipelines.deduplicate", *arguments(large, tmp_path / "kept", way, *service))
+    assert done.returncode == 0, done.stderr
+    assert written(tmp_path / "kept") == written(reference[way])
 
 
 def test_neither_the_runs_of_parts_nor_pieces_of_blocks_change_the_rows(large, reference, tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, files_of, make_folder, make_parquet, make_tar, rows_of
+from forked import Process
 
 from pipelines.embed import main as embed_main
 
@@ -31,9 +31,8 @@ def source(kind, path):
 
 
 def start(argv, **kwargs):
-    argv = [sys.executable, "-m", "pipelines.embed", *map(str, argv)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(argv, cwd=ROOT, text=True, **pipes, **kwargs)
+    return Process("-m", "pipelines.embed", *argv, cwd=ROOT, text=True, **pipes, **kwargs)
 
 
 def descendants(pid):

@@ -14,7 +14,6 @@ from conftest import command
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_filter import files
-from test_runners import portable
 from threadpoolctl import threadpool_limits
 
 from benchmarks.datasets import SETTINGS, write_rows
@@ -555,9 +554,8 @@ def test_beam_in_this_process_gives_the_same_bytes(dataset, reference, tmp_path)
     assert files(tmp_path / "e") == reference
 
 
-def test_the_portable_runner_with_workers_gives_the_same_bytes(dataset, reference, tmp_path):
-    with portable() as flags:
-        done = command("pipelines.evaluate", "--input", dataset, "--output", tmp_path / "e", *ARGV, *flags)
+def test_the_portable_runner_with_workers_gives_the_same_bytes(dataset, reference, service, tmp_path):
+    done = command("pipelines.evaluate", "--input", dataset, "--output", tmp_path / "e", *ARGV, *service)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "e") == reference
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import command, make_folder, make_tar
-from test_runners import TWO_PROCESSES, portable
+from test_runners import TWO_PROCESSES
 
 from benchmarks.datasets import write_rows
 from clip_transforms import Dataset, FilterEmbeddings, filter_embeddings, label_embeddings
@@ -110,15 +110,15 @@ def check_three(number):
 ARGV = ["--where", CONDITIONS["where"], "--by", "clip_score", "--top_count", "3"]
 
 
+@pytest.mark.slow  # two workers of Beam, which import everything anew; the portable runner below has workers too
 def test_two_processes_give_the_same_bytes(dataset, reference, tmp_path):
     done = command("pipelines.filter", "--input", dataset, "--output", tmp_path / "kept", *ARGV, *TWO_PROCESSES)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "kept") == reference
 
 
-def test_the_portable_runner_with_workers_gives_the_same_bytes(dataset, reference, tmp_path):
-    with portable() as flags:
-        done = command("pipelines.filter", "--input", dataset, "--output", tmp_path / "kept", *ARGV, *flags)
+def test_the_portable_runner_with_workers_gives_the_same_bytes(dataset, reference, service, tmp_path):
+    done = command("pipelines.filter", "--input", dataset, "--output", tmp_path / "kept", *ARGV, *service)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "kept") == reference
 

@@ -5,11 +5,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import ROOT, command, files_of, make_tar
+from forked import Process, run
 from test_runners import TWO_PROCESSES, alive, children, portable, wait_for
 
 from pipelines import launch
@@ -23,8 +23,12 @@ def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
     calm = command("pipelines.embed", *argv, "--output", tmp_path / "calm", timeout=150)
     assert calm.returncode == 0, calm.stderr
     whole, out = files_of(tmp_path / "calm"), tmp_path / "slow"
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.embed", *argv, "--output", str(out)],
+    launcher = Process(
+        "-m",
+        "pipelines.embed",
+        *argv,
+        "--output",
+        str(out),
         cwd=ROOT,
         env=env,
         stdout=subprocess.DEVNULL,
@@ -70,8 +74,11 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
     argv = ["--input", str(tmp_path / "*.tar"), "--output", str(out), "--model", tiny_checkpoint]
 
     def start(flags, **environment):
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.embed", *argv, *flags],
+        launcher = Process(
+            "-m",
+            "pipelines.embed",
+            *argv,
+            *flags,
             cwd=ROOT,
             env=slow_commits | environment,
             stdout=subprocess.DEVNULL,
@@ -139,7 +146,11 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    # The workers of Beam's import everything anew: ten seconds. How one that is killed is reported is tested above.
+    [pytest.param(mode, marks=pytest.mark.slow if mode == "workers of Beam's" else ()) for mode in MODES],
+)
 def test_any_other_error_is_one_line_too_unless_a_traceback_is_wanted(mode, full_disk, tiny_checkpoint, tmp_path):
     for i in range(4):
         make_tar(tmp_path / f"{i}.tar", 3, first=3 * i)
@@ -166,7 +177,7 @@ with launch._watch_workers(lambda: print("cleaned up"), separate=True):
 
 
 def test_a_run_that_waits_for_a_dead_worker_is_ended():
-    done = subprocess.run([sys.executable, "-c", WAITS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run("-c", WAITS, cwd=ROOT, timeout=60)
     assert (
         done.returncode == 1 and "the run failed: one of Beam's worker processes was killed by SIGKILL" in done.stderr
     )

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, files_of, make_tar, rows_of, write_tar
+from forked import run
 
 from clip_transforms import LabelEmbeddings, Taxonomy
 from pipelines import label
@@ -81,9 +80,7 @@ def test_neither_an_image_nor_the_vision_tower_is_touched(dataset, tmp_path, tin
     )
     argv = ["--input", tmp_path / "*.tar", "--output", dataset, "--taxonomy", new]
     argv += ["--model", tiny_checkpoint, "--precision=fp32"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+    done = run("-c", code, *map(str, argv), cwd=ROOT, timeout=60)
     assert done.stdout.splitlines()[-1] == "code 0", done.stderr
     assert "2 of them labelled" in done.stdout
 

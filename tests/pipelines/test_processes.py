@@ -7,12 +7,12 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
+from forked import Process
 from test_runners import alive, assert_same, children, wait_for
 
 from clip_transforms.run import child, processes
@@ -148,8 +148,11 @@ def test_the_processes_end_with_their_launcher(number, tiny_checkpoint, tmp_path
         make_tar(tmp_path / f"{i:02d}.tar", 60, first=60 * i)
     argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out")]
     argv += ["--model", tiny_checkpoint, "--precision=fp32"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.embed", *argv, *TWO],
+    launcher = Process(
+        "-m",
+        "pipelines.embed",
+        *argv,
+        *TWO,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import command, make_folder, pair, picture, write_tar
 from html_page import Page, whole
-from test_runners import TWO_PROCESSES, portable
+from test_runners import TWO_PROCESSES
 
 from clip_transforms import (
     ClipSpec,
@@ -238,6 +238,7 @@ def test_beam_makes_the_same_bytes(made, reference, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.slow  # two workers of Beam, which import everything anew; the portable runner below has workers too
 def test_two_processes_make_the_same_bytes_and_say_where(made, reference, tmp_path):
     argv = ["--input", made / "out", "--output", tmp_path / "r.html", "--duplicates", made / "unique"]
     done = command("pipelines.report", *argv, *TWO_PROCESSES)
@@ -246,11 +247,9 @@ def test_two_processes_make_the_same_bytes_and_say_where(made, reference, tmp_pa
     assert (tmp_path / "r.html").read_bytes() == reference.read_bytes()
 
 
-@pytest.mark.slow  # a job server takes ten seconds to start, and two processes were tried before
-def test_the_portable_runner_makes_the_same_bytes(made, reference, tmp_path):
+def test_the_portable_runner_makes_the_same_bytes(made, reference, service, tmp_path):
     argv = ["--input", made / "out", "--output", tmp_path / "r.html", "--duplicates", made / "unique"]
-    with portable() as flags:
-        done = command("pipelines.report", *argv, *flags)
+    done = command("pipelines.report", *argv, *service)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r.html").read_bytes() == reference.read_bytes()
 

@@ -16,6 +16,7 @@ from apache_beam.metrics.monitoring_infos import extract_distribution
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, rows_of, write_tar
+from forked import Process
 
 from clip_transforms import ClipSpec, EmbedShards, LabelEmbeddings, Taxonomy
 from pipelines.embed import main as embed
@@ -45,8 +46,11 @@ def free_port():
 def server(module, *argv, env):
     """A server of Beam's as a process of its own, ended by its own handle, with all that it started."""
     env = env | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOOPBACK, module, *argv],
+    process = Process(
+        "-c",
+        LOOPBACK,
+        module,
+        *argv,
         cwd=ROOT,
         env=env,
         stdout=subprocess.DEVNULL,
@@ -83,13 +87,6 @@ def portable(env=os.environ):
         ]
 
 
-@pytest.fixture(scope="module")
-def service(slow_commits):
-    """One job service and worker pool for all tests, as for many jobs of a real one."""
-    with portable(slow_commits) as flags:
-        yield flags
-
-
 def wait_for(condition, seconds):
     for _ in range(int(seconds / 0.05)):
         if condition():
@@ -100,7 +97,7 @@ def wait_for(condition, seconds):
 
 def kill_when(condition, module, argv, env):
     """Start a command and SIGKILL it as soon as a condition holds."""
-    process = subprocess.Popen([sys.executable, "-m", module, *argv], cwd=ROOT, env=env)
+    process = Process("-m", module, *argv, cwd=ROOT, env=env)
     try:
         wait_for(condition, 60)
     finally:
@@ -197,8 +194,11 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
     argv += ["--model", tiny_checkpoint, "--precision=fp32"]
 
     def start(flags):
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.embed", *argv, *flags],
+        launcher = Process(
+            "-m",
+            "pipelines.embed",
+            *argv,
+            *flags,
             cwd=ROOT,
             env=slow_commits,
             stdout=subprocess.DEVNULL,

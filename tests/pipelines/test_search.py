@@ -17,7 +17,6 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import command, make_tar, pair, picture, write_tar
 from PIL import Image
-from test_runners import portable
 
 from benchmarks.datasets import write_rows
 from clip_transforms import Dataset, SearchEmbeddings, clip, embed_shards, filter_embeddings, search_embeddings
@@ -142,15 +141,14 @@ def test_where_and_selections_narrow_the_rows(single, tmp_path):
     assert some == plain(single, queries, keep=lambda row: row["shard"] == "/shards/b.tar" and row["row"] in (3, 4))
 
 
-def test_every_runner_writes_the_same_bytes(single, tmp_path):
+def test_every_runner_writes_the_same_bytes(single, service, tmp_path):
     path, _ = query_file(tmp_path, 9)
     asked = {"queries": path, "where": "width > 1", "top_k": 4}
     search_embeddings(single, tmp_path / "plain", **asked)
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = pipeline | SearchEmbeddings(single, tmp_path / "beam", **asked)
     argv = ["--input", single, "--queries", path, "--where", "width > 1", "--top_k", "4"]
-    with portable() as flags:
-        done = command("pipelines.search", *argv, "--output", tmp_path / "portable", *flags)
+    done = command("pipelines.search", *argv, "--output", tmp_path / "portable", *service)
     assert done.returncode == 0, done.stderr
     assert "36 results of 9 queries" in done.stdout and "with those of 4 more" in done.stdout
     reference = files(tmp_path / "plain")

@@ -8,6 +8,7 @@ import sys
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, command, make_tar, rows_of
+from forked import Process
 
 from pipelines import launch, terminal
 
@@ -59,8 +60,10 @@ def argv(tmp_path, checkpoint):
 
 
 def test_a_run_whose_output_nobody_reads_goes_on(tmp_path, tiny_checkpoint):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.embed", *argv(tmp_path, tiny_checkpoint)],
+    process = Process(
+        "-m",
+        "pipelines.embed",
+        *argv(tmp_path, tiny_checkpoint),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, files_of, make_parquet, make_tar, pair, rows_of, write_tar
+from forked import Process
 
 from clip_transforms import ClipSpec, EmbedShards
 from clip_transforms.parts import manifest
@@ -79,8 +79,11 @@ def test_shares_that_start_at_once_on_an_empty_output(tars, tmp_path, tiny_check
     argv = ["--input", str(tars), "--output", str(tmp_path / "out")]
     argv += ["--model", tiny_checkpoint, "--precision=fp32", "--units"]
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pipelines.embed", *argv, f"{i}/2"],
+        Process(
+            "-m",
+            "pipelines.embed",
+            *argv,
+            f"{i}/2",
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

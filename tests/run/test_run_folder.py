@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
 from conftest import ROOT, make_tar
+from forked import Process
 
 from clip_transforms import ClipSpec
 from clip_transforms.run.begin import begin_run
@@ -40,9 +40,7 @@ def test_a_living_run_is_left_alone_and_a_dead_one_is_removed(tmp_path):
         sys.stdin.read()
         """
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    other = Process("-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert other.stdout.readline() == "ready\n"
         RunFolder(str(tmp_path), new_run_id()).close()
