@@ -59,9 +59,9 @@ def balance(counts: Mapping[str, int]) -> list[str]:
             counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected", "absent")
         )
         sentences.append(
-            f"Of {counted(samples, 'sample')}, {number(embedded)} {_have(embedded, modality)} an embedding, "
-            f"{number(rejected)} {_were(rejected)} rejected, and {number(absent)} {_have_no(absent, modality)} at the "
-            f"source: {number(embedded)} + {number(rejected)} + {number(absent)} = {number(samples)}."
+            f"Of the {modality}s of {counted(samples, 'sample')}, {number(embedded)} {_were(embedded)} embedded, "
+            f"{number(rejected)} {_were(rejected)} rejected, and {number(absent)} {_are(absent)} absent at the source: "
+            f"{number(embedded)} + {number(rejected)} + {number(absent)} = {number(samples)}."
         )
     if takes_all_captions(counts):
         offered, embedded, rejected = (counts.get(f"{ALL}.{fate}", 0) for fate in ("offered", "embedded", "rejected"))
@@ -72,16 +72,12 @@ def balance(counts: Mapping[str, int]) -> list[str]:
     return sentences
 
 
-def _have(count: int, modality: str) -> str:
-    return f"{modality} has" if count == 1 else f"{modality}s have"
-
-
-def _have_no(count: int, modality: str) -> str:
-    return f"has no {modality}" if count == 1 else f"have no {modality}"
-
-
 def _were(count: int) -> str:
     return "was" if count == 1 else "were"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def time(facts: Facts) -> dict[str, Any]:

@@ -76,12 +76,16 @@ def titles(cards):
 
 
 def test_the_balance_is_what_the_parquet_holds(page, sql):
-    sentences = re.findall(r"Of (\d+) samples, (\d+) \w+ have an embedding, (\d+) were rejected", page.text("what"))
-    for (samples, embedded, rejected), modality in zip(sentences, ("image", "caption"), strict=True):
-        assert sql(f"SELECT count({modality}_embedding) FROM embeddings") == [(int(embedded),)]
-        assert sql(f"SELECT count(*) FROM rejects WHERE modality = '{modality}'") == [(int(rejected),)]
-        assert int(samples) == 57
-    assert "50 captions have an embedding, 2 were rejected, and 2 have no" not in page.text("what")
+    pattern = (
+        r"Of the (image|caption)s of (\d+) samples, (\d+) were embedded, (\d+) were rejected, and (\d+) \w+ absent"
+    )
+    found = re.findall(pattern, page.text("what"))
+    assert [modality for modality, *_ in found] == ["image", "caption"]
+    for modality, *numbers in found:
+        samples, embedded, rejected, absent = map(int, numbers)
+        assert sql(f"SELECT count({modality}_embedding) FROM embeddings") == [(embedded,)]
+        assert sql(f"SELECT count(*) FROM rejects WHERE modality = '{modality}'") == [(rejected,)]
+        assert samples == embedded + rejected + absent == 57
 
 
 @pytest.mark.parametrize("order", ["DESC", "ASC"], ids=["surest", "least sure"])

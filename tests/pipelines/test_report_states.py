@@ -223,7 +223,7 @@ def test_embed_writes_a_page_at_its_end(embed, tmp_path, capsys):
     folder = make_folder(tmp_path / "photos", 3)
     embed(folder, output=tmp_path / "out", flags=["--report", tmp_path / "r.html"])
     assert f"\n{tmp_path}/r.html: " in capsys.readouterr().out
-    assert "Of 3 samples, 3 images have an embedding" in Page((tmp_path / "r.html").read_bytes()).text("what")
+    assert "Of the images of 3 samples, 3 were embedded" in Page((tmp_path / "r.html").read_bytes()).text("what")
     with pytest.raises(OutputError, match="^--report .*/photos/r.html lies in what is embedded, .*/photos; give"):
         embed(folder, output=tmp_path / "new", flags=["--report", tmp_path / "photos" / "r.html"])
     assert not (tmp_path / "new").exists()
