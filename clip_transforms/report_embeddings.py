@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.pages.facts import Facts
+from clip_transforms.pages.page_file import check_page
 from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.dataset import Dataset, check_labels
-from clip_transforms.parts.manifest import OutputError
 from clip_transforms.run.new_output import digest_of
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.report_steps import GROUPS, Reporting
@@ -22,9 +21,8 @@ from clip_transforms.select.selection import Selection, SelectionError
 from clip_transforms.shards.listings_again import write_listings
 from clip_transforms.shards.unit import ReaderOptions
 
-_OURS = b'<meta name="generator" content="clip-transforms">'
 _LOST = re.compile(rb'<meta name="lost" content="(\d+)">')
-_BEGINNING = 2_000  # bytes of a page in which both stand
+_BEGINNING = 2_000  # bytes of a page in which it stands
 PAGE = "report.html"
 
 
@@ -165,42 +163,12 @@ def plan_report(
     check_templates("a report")
     opened = Dataset.open(dataset)
     replaces = storage.as_setting(overwrite, "overwrite", "bool")
-    page = check_page(output, opened.uri, opened.shards.values(), replaces)
+    page = check_page(output, "--output", opened.uri, opened.shards.values(), replaces)
     chosen = Selection.open(opened, selection)
     groups = _duplicates(opened, chosen, duplicates)
     facts = Facts.of(opened, chosen.places, groups)
     reader = reader_options(facts.made["settings"], storage.as_names(allow_uri, "allow_uri") if allow_uri else ())
     return ReportPlan(opened, page, facts, chosen, groups, reader, storage.as_setting(pictures, "pictures", "bool"))
-
-
-def check_page(
-    output: storage.Place, dataset: str, shards: Iterable[str], overwrite: bool = False, flag: str = "--output"
-) -> str:
-    """Check a place for a page, and return its URI.
-
-    Args:
-        output: the place; a text or a Path.
-        dataset: URI of the dataset.
-        shards: URIs of the shards that it was made from.
-        overwrite: whether a file that is no such page may be replaced.
-        flag: the flag that gave the place, for the messages.
-    Raises:
-        OutputError: if it lies in the dataset or in a folder that was embedded, is a folder, or is a file of another
-            kind that may not be replaced.
-    """
-    uri = storage.normalise(storage.as_uri(output, flag.strip("-")))
-    sources = {shard.partition("#")[0].rstrip("/") for shard in shards if "#" in shard}
-    for what, folder in (("the dataset", dataset), *(("what is embedded,", folder) for folder in sorted(sources))):
-        if f"{uri}/".startswith(f"{folder}/"):
-            raise OutputError(f"{flag} {uri} lies in {what} {folder}; give a file outside of it")
-    if storage.is_folder(uri):
-        raise OutputError(f"{flag} {uri} is a folder, but it must be an HTML file; give {storage.join(uri, PAGE)}")
-    if not uri.lower().endswith((".html", ".htm")):
-        raise OutputError(f"{flag} {uri} must end in .html; give {uri}.html")
-    if not overwrite and storage.exists(uri) and _OURS not in storage.read_bytes(uri, _BEGINNING):
-        raise OutputError(f"{flag} {uri} is a file that no report wrote; remove it, or give another name")
-    storage.check_writable(posixpath.dirname(uri))
-    return uri
 
 
 def lost_pictures(page: str) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
+from clip_transforms.pages.page_file import check_page
 from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.counts import counted
 from clip_transforms.parts.manifest import read_run
-from clip_transforms.report_embeddings import check_page, plan_report
+from clip_transforms.report_embeddings import plan_report
 from clip_transforms.run.beam import beam
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.workers.machine import check_device
@@ -72,7 +73,7 @@ def check_report(page: str, plan: RunPlan) -> None:
         ValueError: or one of its subclasses, in one sentence.
     """
     check_templates("--report")
-    check_page(page, plan.settings.output, [planned.unit.shard for planned in plan.units], flag="--report")
+    check_page(page, "--report", plan.settings.output, [planned.unit.shard for planned in plan.units], overwrite=False)
 
 
 def write_report(page: str, plan: RunPlan, pipeline: beam.Pipeline) -> bool:

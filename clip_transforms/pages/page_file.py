@@ -27,7 +27,7 @@ def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[s
     """
     uri = storage.normalise(storage.as_uri(place, flag.strip("-")))
     sources = {shard.partition("#")[0].rstrip("/") for shard in shards if "#" in shard}
-    for what, folder in (("the dataset", dataset), *(("what was embedded,", folder) for folder in sorted(sources))):
+    for what, folder in (("the dataset", dataset), *(("what is embedded,", folder) for folder in sorted(sources))):
         if f"{uri}/".startswith(f"{folder}/"):
             raise OutputError(f"{flag} {uri} lies in {what} {folder}; give a file outside of it")
     if storage.is_folder(uri):

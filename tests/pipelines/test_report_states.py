@@ -173,11 +173,11 @@ REFUSED = {
         {"output": "out/r.html"},
         r"^--output .*/out/r.html lies in the dataset .*/out; give a file",
     ),
-    "a folder": ({"output": ""}, r"^--output .* is a folder, but it must be an HTML file; give .*/report.html$"),
+    "a folder": ({"output": ""}, r"^--output .* is a folder, but it must be an HTML file; give a name that ends in"),
     "no page": ({"output": "r.txt"}, r"^--output .*/r.txt must end in .html; give .*/r.txt.html$"),
     "a foreign file": (
         {"output": "mine.html"},
-        r"^--output .*/mine.html is a file that no report wrote; remove it",
+        r"^--output .*/mine.html is a file that this program did not wri",
     ),
     "no groups": (
         {"duplicates": "kept"},

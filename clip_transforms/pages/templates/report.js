@@ -7,6 +7,7 @@ if (element("threshold")) {
   const { low, rows, kept } = JSON.parse(element("kept-data").textContent);
   const left = Number(slider.dataset.left);
   const width = Number(slider.dataset.right) - left;
+  const last = element("filter").querySelector("span:last-child"); // the word with the threshold
   const clip = document.querySelector("#kept rect");
   const show = () => {
     const at = Number(slider.value);
@@ -17,8 +18,7 @@ if (element("threshold")) {
     element("at").textContent = threshold;
     element("keeps").textContent = kept[at - low].toLocaleString("en");
     element("share").textContent = ((100 * kept[at - low]) / rows).toFixed(1) + "\u00a0%";
-    const command = element("filter");
-    command.textContent = command.textContent.replace(/clip_score >= -?[\d.]+/, "clip_score >= " + threshold);
+    last.textContent = last.textContent.replace(/-?[\d.]+/, threshold);
     slider.setAttribute("aria-valuetext", threshold);
   };
   slider.addEventListener("input", show);
