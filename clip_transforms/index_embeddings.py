@@ -21,35 +21,70 @@ from schemas.samples import MODALITIES
 
 
 def index_embeddings(
-    dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **options: Any
+    dataset: storage.Place,
+    output: storage.Place,
+    *,
+    kind: str = AUTO,
+    against: str | None = None,
+    selection: storage.Places = (),
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Make an index for `search_embeddings`, in this process, without Beam.
 
     Args:
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         output: folder of the index, new or of the same command; a text or a Path.
+        kind: `flat`, which compares all rows; `ivf`, which compares some lists of them; `hnsw`, which follows a graph;
+            or `auto`: flat up to 50,000 rows, and ivf above.
+        against: whose embeddings it holds, `image` or `caption`; by default the pictures', or the captions' if there
+            are no pictures.
+        selection: selections whose rows alone are in it, one or several; see `Selection.open`.
+        seed: another seed measures with other rows, and makes other lists.
         overwrite: whether what another command made in `output` may be replaced.
-        **options:
-            kind: `flat`, which compares all rows; `ivf`, which compares some lists of them; `hnsw`, which follows a
-                graph; or `auto`: flat up to 50,000 rows, and ivf above.
-            against: whose embeddings it holds, `image` or `caption`; by default the pictures', or the captions' if
-                there are no pictures.
-            selection: selections whose rows alone are in it, one or several; see `Selection.open`.
-            seed: another seed measures with other rows, and makes other lists.
     Returns:
         The content of `index.json`: the kind, the number of rows, and the measured recall@10.
     Raises:
         ValueError: or one of its subclasses, in one sentence, if an argument or the dataset is wrong.
     """
-    return dict(IndexEmbeddings(dataset, output, overwrite=overwrite, **options).run_here())
+    made = IndexEmbeddings(
+        dataset,
+        output,
+        kind=kind,
+        against=against,
+        selection=selection,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    return dict(made.run_here())
 
 
 class IndexEmbeddings(OverParts):
     """Pipeline → PCollection[facts about the index], of one element. One worker makes the index."""
 
-    def __init__(self, dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **options: Any):
+    def __init__(
+        self,
+        dataset: storage.Place,
+        output: storage.Place,
+        *,
+        kind: str = AUTO,
+        against: str | None = None,
+        selection: storage.Places = (),
+        seed: int = 0,
+        overwrite: bool = False,
+    ):
         """Take the arguments of `index_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_index(dataset, output, overwrite=overwrite, **options))
+        super().__init__(
+            lambda: plan_index(
+                dataset,
+                output,
+                kind=kind,
+                against=against,
+                selection=selection,
+                seed=seed,
+                overwrite=overwrite,
+            )
+        )
 
     def begin(self, plan: IndexPlan, folder: RunFolder) -> Indexing:
         """Make the output ready, and leave the parts in the run's folder."""

@@ -28,14 +28,29 @@ from clip_transforms.select.index_folder import IndexFolder
 from clip_transforms.select.queries import Asked, Queries
 from clip_transforms.select.query_file import QueryError
 from clip_transforms.select.results import RESULTS, read_results
-from clip_transforms.select.searched import Searched
+from clip_transforms.select.searched import TOP_K, Searched
 from clip_transforms.select.vector_index import import_faiss
 
 RECORD = "search.json"
 
 
 def search_embeddings(
-    dataset: storage.Place, output: storage.Place | None = None, *, overwrite: bool = False, **asked: Any
+    dataset: storage.Place,
+    output: storage.Place | None = None,
+    *,
+    text: str | Sequence[str] = (),
+    image: storage.Places = (),
+    like: str | Sequence[str] = (),
+    queries: storage.Place | None = None,
+    against: str | None = None,
+    top_k: int = TOP_K,
+    where: str | None = None,
+    selection: storage.Places = (),
+    index: storage.Place | None = None,
+    html: storage.Place | None = None,
+    allow_uri: Sequence[str] = (),
+    model: ClipSpec | storage.Place | None = None,
+    overwrite: bool = False,
 ) -> pa.Table:
     """Find the rows that are nearest to some queries, in this process, without Beam.
 
@@ -44,22 +59,21 @@ def search_embeddings(
     Args:
         dataset: folder that `EmbedShards` wrote; a text or a Path.
         output: folder for the results, new or of the same command; without it nothing is written.
+        text: words to search for, one text or several.
+        image: files of pictures to search for, one or several.
+        like: keys of samples to search for, one or several; `SHARD#ROW` where a key is not unique.
+        queries: a file with a text a line, or a Parquet or CSV file with a column `text` or `embedding`.
+        against: what is compared: `image`, `caption`, or `both`, the mean of the two cosines, for rows that have both.
+            By default the pictures, or the captions if there are no pictures.
+        top_k: number of rows a query.
+        where: a DuckDB expression, as in `filter_embeddings`; only rows for which it is true are searched.
+        selection: selections whose rows alone are searched, one or several; see `Selection.open`.
+        index: folder that `index_embeddings` wrote, which is asked instead of comparing all rows: faster, and not
+            exact. `where` and `selection` narrow what it may find.
+        html: a page to write besides, which shows the results with pictures from their sources.
+        allow_uri: places that the URIs of a listing may point to, as when it was embedded; for the page.
+        model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
         overwrite: whether what another command made in `output` may be replaced.
-        **asked:
-            text: one text or several.
-            image: files of pictures, one or several.
-            like: keys of samples, one or several; `SHARD#ROW` where a key is not unique.
-            queries: a file with a text a line, or a Parquet or CSV file with a column `text` or `embedding`.
-            against: what the queries are compared with: `image`, `caption`, or `both`, the mean of the two cosines, for
-                rows that have both. By default the pictures, or the captions if there are no pictures.
-            top_k: number of rows a query (10).
-            where: a DuckDB expression, as in `filter_embeddings`; only rows for which it is true are searched.
-            selection: selections whose rows alone are searched, one or several; see `Selection.open`.
-            index: folder that `index_embeddings` wrote, which is asked instead of comparing all rows: much faster for
-                large datasets, and not exact. `where` and `selection` narrow what it may find.
-            html: a page to write besides, which shows the results with pictures from their sources.
-            allow_uri: places that the URIs of a listing may point to, as when it was embedded; for the page.
-            model: the dataset's own checkpoint, if it was moved since the dataset was made; as in `embed_shards`.
     Returns:
         The rows of `results.parquet`, described by `schemas.results`: for each query its nearest rows, best first; ties
         by (`shard`, `row`).
@@ -68,7 +82,23 @@ def search_embeddings(
     """
     with tempfile.TemporaryDirectory() as folder:
         place = storage.join(folder, "found") if output is None else output
-        search = SearchEmbeddings(dataset, place, overwrite=overwrite, **asked)
+        search = SearchEmbeddings(
+            dataset,
+            place,
+            text=text,
+            image=image,
+            like=like,
+            queries=queries,
+            against=against,
+            top_k=top_k,
+            where=where,
+            selection=selection,
+            index=index,
+            html=html,
+            allow_uri=allow_uri,
+            model=model,
+            overwrite=overwrite,
+        )
         search.run_here()
         return read_results(storage.join(storage.normalise(storage.as_uri(place, "output")), RESULTS))
 
@@ -76,9 +106,45 @@ def search_embeddings(
 class SearchEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of the results, number of their rows)]."""
 
-    def __init__(self, dataset: storage.Place, output: storage.Place, *, overwrite: bool = False, **asked: Any):
+    def __init__(
+        self,
+        dataset: storage.Place,
+        output: storage.Place,
+        *,
+        text: str | Sequence[str] = (),
+        image: storage.Places = (),
+        like: str | Sequence[str] = (),
+        queries: storage.Place | None = None,
+        against: str | None = None,
+        top_k: int = TOP_K,
+        where: str | None = None,
+        selection: storage.Places = (),
+        index: storage.Place | None = None,
+        html: storage.Place | None = None,
+        allow_uri: Sequence[str] = (),
+        model: ClipSpec | storage.Place | None = None,
+        overwrite: bool = False,
+    ):
         """Take the arguments of `search_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(lambda: plan_search(dataset, output, overwrite=overwrite, **asked))
+        super().__init__(
+            lambda: plan_search(
+                dataset,
+                output,
+                text=text,
+                image=image,
+                like=like,
+                queries=queries,
+                against=against,
+                top_k=top_k,
+                where=where,
+                selection=selection,
+                index=index,
+                html=html,
+                allow_uri=allow_uri,
+                model=model,
+                overwrite=overwrite,
+            )
+        )
 
     def begin(self, plan: SearchPlan, folder: RunFolder) -> Searching:
         """Make the output ready, and leave the parts and the queries in the run's folder."""
@@ -142,23 +208,30 @@ def plan_search(
     dataset: storage.Place,
     output: storage.Place,
     *,
-    overwrite: bool = False,
+    text: str | Sequence[str] = (),
+    image: storage.Places = (),
+    like: str | Sequence[str] = (),
+    queries: storage.Place | None = None,
+    against: str | None = None,
+    top_k: int = TOP_K,
+    where: str | None = None,
+    selection: storage.Places = (),
     index: storage.Place | None = None,
-    model: ClipSpec | storage.Place | None = None,
     html: storage.Place | None = None,
     allow_uri: Sequence[str] = (),
-    **asked: Any,
+    model: ClipSpec | storage.Place | None = None,
+    overwrite: bool = False,
 ) -> SearchPlan:
     """Check the arguments of `search_embeddings`, and that the dataset and the output can be used."""
     opened = Dataset.open(dataset)
-    where = {name: asked.pop(name) for name in Searched.ARGUMENTS if name in asked}
-    folder = None if index is None else IndexFolder.open(index, opened, digest_of(opened.digests))
-    if folder is not None:
+    folder = None
+    if index is not None:
         import_faiss()
-        where = {**where, "against": folder.against_or_refuse(where.get("against"))}
-    searched = Searched.of(opened, **where)
-    queries = Queries.of(opened, searched.columns, Asked.of(**asked), model)
-    command = {"verb": "search", **queries.identity, **searched.settings}
+        folder = IndexFolder.open(index, opened, digest_of(opened.digests))
+        against = folder.against_or_refuse(against)
+    searched = Searched.of(opened, against, top_k, where, selection)
+    asked = Queries.of(opened, searched.columns, Asked.of(text, image, like, queries), model)
+    command = {"verb": "search", **asked.identity, **searched.settings}
     command |= {"index": {"index": folder.uri, "sha256": folder.digest}} if folder else {}
     new = NewOutput.of(output, opened, command, overwrite, record=RECORD, folders=(), files=(RESULTS,))
     page = None
@@ -167,7 +240,7 @@ def plan_search(
         page = _page(opened, uri, searched, allow_uri)
     elif allow_uri:
         raise QueryError("--allow_uri is for the pictures of --html, which is not given; omit it")
-    return SearchPlan(opened, queries, searched, new, folder, page)
+    return SearchPlan(opened, asked, searched, new, folder, page)
 
 
 def _page(dataset: Dataset, uri: str, searched: Searched, allow_uri: Sequence[str]) -> Page:

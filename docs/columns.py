@@ -10,6 +10,7 @@ from schemas.evaluation import per_class_schema, per_group_schema
 from schemas.labels import labels_schema
 from schemas.left_out import left_out_schema
 from schemas.rejects import REASONS, rejects_schema
+from schemas.results import results_schema
 from schemas.selection import selection_schema
 
 HEAD = """# Columns
@@ -30,6 +31,7 @@ def render() -> str:
         "captions/*.parquet": captions_schema(),
         "rejects/*.parquet": rejects_schema(),
         "<selection>/parts/*.parquet": selection_schema(pa.float32()),
+        "<search>/results.parquet": results_schema(),
         "<export>/left_out.parquet": left_out_schema(),
         "<evaluation>/per_class.parquet": per_class_schema(),
         "<evaluation>/per_group.parquet": per_group_schema(),

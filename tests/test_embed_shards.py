@@ -367,6 +367,7 @@ def test_what_was_found_is_logged(spec, tmp_path, caplog):
         ("evaluate_embeddings", "EvaluateEmbeddings"),
         ("report_embeddings", "ReportEmbeddings"),
         ("label_embeddings", "LabelEmbeddings"),
+        ("index_embeddings", "IndexEmbeddings"),
     ],
 )
 def test_a_function_and_its_transform_take_the_same_arguments_by_name(verb, transform, tmp_path):

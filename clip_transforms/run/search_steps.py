@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from clip_transforms.select.queries import embed_queries, read_names
 from clip_transforms.select.results import RESULTS, described, write_results
 from clip_transforms.select.top_k import FOUND, NOTHING, ROW, Rows, TopK, best
 from clip_transforms.select.vector_index import open_index, search_index
+
+_AT_ONCE = threading.BoundedSemaphore(6)  # searches in a process, of some 60 MB each, however many cores there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,10 @@ class _Search(Step):
         return read_items(self.run.folder)
 
     def do(self, item: list[Part]) -> tuple[np.ndarray, Counter]:
+        with _AT_ONCE:
+            return self._search(item)
+
+    def _search(self, item: list[Part]) -> tuple[np.ndarray, Counter]:
         run, counts = self.run, Counter[str]()
         top = TopK(read_array(run.file(VECTORS)), run.top_k)
         waiting = Rows(top)

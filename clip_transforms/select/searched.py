@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels
@@ -29,8 +29,6 @@ class Searched:
         rows: which rows are searched; None for all.
         classes: taxonomy whose labels go along → digest of its classes.
     """
-
-    ARGUMENTS: ClassVar = ("against", "top_k", "where", "selection")
 
     against: str
     top_k: int

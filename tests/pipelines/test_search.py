@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import inspect
 import io
 import json
 import re
@@ -314,6 +315,14 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(pictures, tm
     assert pq.read_table(tmp_path / "found" / "results.parquet")["key"][0].as_py() == "000004"
 
 
+def test_the_function_and_the_transform_take_the_same_arguments_by_name():
+    function, transform = (inspect.signature(call).parameters for call in (search_embeddings, SearchEmbeddings))
+    assert {**function, "output": None} == {**transform, "output": None}
+    assert all(f"\n    {name}: " in inspect.getdoc(search_embeddings) for name in function)
+    with pytest.raises(TypeError, match="unexpected .* 'txt'"):
+        search_embeddings("out", txt="a cat")
+
+
 WRONG = {
     "no query": ([], "nothing is asked for; give --text, --image, --like or --queries"),
     "empty text": (["--text", " "], "--text is an empty text"),
@@ -335,6 +344,7 @@ WRONG = {
     "model for nothing": (["--like", "000003", "--model", "demo"], "--model demo embeds texts and pictures"),
     "another model": (["--text", "a", "--model", "demo"], "--model demo is given, but .* was made with --model"),
     "overwrite what": (["--text", "a", "--overwrite"], "--overwrite does nothing without --output"),
+    "what would be done": (["--text", "a", "--dry_run"], "--dry_run does nothing without --output"),
     "runner for what": (
         ["--text", "a", "--direct_num_workers", "2"],
         "--direct_num_workers does nothing without --out",
