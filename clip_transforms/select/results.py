@@ -30,8 +30,11 @@ def described(
         names: how results call each query.
         classes: taxonomy whose labels are read → digest of its classes.
     """
-    places, inverse = np.unique(found[["part", "row"]], return_inverse=True)
-    tables = [_of_part(dataset, *parts[part], places["row"][places["part"] == part], classes) for part in _each(places)]
+    places, inverse = _distinct(found)
+    tables = []
+    for number in np.unique(places["part"]).tolist():
+        name, digest = parts[number]
+        tables.append(_of_part(dataset, name, digest, places["row"][places["part"] == number], classes))
     rows = pa.concat_tables([_nothing(classes), *tables]).take(pa.array(inverse, pa.int64()))
     columns = {
         "query": pa.array(names, pa.string()).take(pa.array(found["query"])),
@@ -45,8 +48,15 @@ def described(
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _each(places: np.ndarray) -> list[int]:
-    return np.unique(places["part"]).tolist()
+def _distinct(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row that was found once, sorted by part and row, and for each record the place of its row there."""
+    order = np.lexsort((found["row"], found["part"]))
+    rows = found[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (np.diff(rows["part"]) != 0) | (np.diff(rows["row"]) != 0)
+    inverse = np.empty(len(rows), np.int64)
+    inverse[order] = np.cumsum(first) - 1
+    return rows[first], inverse
 
 
 def _columns(classes: Mapping[str, str]) -> list[str]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from benchmarks.datasets import write_rows
 from clip_transforms import Dataset, SearchEmbeddings, clip, embed_shards, filter_embeddings, search_embeddings
+from clip_transforms.pages.sheets import WHY
 from pipelines import search
 from schemas.results import results_schema
 
@@ -101,12 +102,17 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("count", [1, 100, 10_000])
+@pytest.mark.parametrize("count", [1, 100, pytest.param(10_000, marks=pytest.mark.slow)])  # four seconds each
 def test_it_is_exact_with_ties_by_shard_and_row(dataset, tmp_path, count):
     path, queries = query_file(tmp_path, count)
     results = search_embeddings(dataset, queries=path, top_k=10)
     assert found(results) == plain(dataset, queries)
     assert results.schema == results_schema() and results["query"][-1].as_py() == str(count - 1)
+
+
+def test_ten_thousand_queries_are_exact(single, tmp_path):
+    path, queries = query_file(tmp_path, 10_000)
+    assert found(search_embeddings(single, queries=path, top_k=3)) == plain(single, queries, k=3)
 
 
 @pytest.mark.parametrize("against", ["image", "caption", "both"])
@@ -290,7 +296,7 @@ def test_the_page_shows_pictures_and_escapes_hostile_captions(tmp_path, tiny_che
     assert "<script" not in page and "<img src=x" not in page and "onerror=&#34;" in page
     pictures = [base64.b64decode(data) for data in re.findall(r"data:image/webp;base64,([^\"]+)", page)]
     assert [Image.open(io.BytesIO(data)).size for data in pictures] == [(128, 128)] * 3
-    assert "source gone" in page and "words" in page and "default-src 'none'" in page
+    assert WHY["vanished"] in page and "words" in page and "default-src 'none'" in page
     (tmp_path / "mine.html").write_text("mine")
     for name, message in (("mine.html", "that this program did not write"), ("a.jpg", "must end in .html")):
         with pytest.raises(ValueError, match=message):
