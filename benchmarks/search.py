@@ -1,9 +1,10 @@
 """Search a million vectors: `python -m benchmarks.search [--rows N]`.
 
 The benchmark prints ratios of seconds, of runs that take turns in one process: one query to the bare read of the
-column by Arrow, and a thousand queries to that read and the bare float32 product together. It prints the peak memory of
-each, of a process of its own. With `--index` it makes indexes of vectors in clusters, as those of pictures lie, and of
-vectors in all directions alike, and prints the time of a query as a ratio to that of a flat index.
+column by Arrow, and many queries (`--queries`) to that read and the bare float32 product together, and to the product
+alone. It prints the peak memory of each, of a process of its own. With `--index` it makes indexes of vectors in
+clusters, as those of pictures lie, and of vectors in all directions alike, and prints the time of a query as a ratio to
+that of a flat index.
 """
 
 from __future__ import annotations
@@ -39,32 +40,37 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) /
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows, in parts of 10,000 (%(default)s)")
+    parser.add_argument("--queries", type=int, default=MANY, help="queries at once, beside one alone (%(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that are timed (%(default)s)")
     parser.add_argument("--index", action="store_true", help="measure indexes instead")
     options = parser.parse_args(argv)
     print_facts()
     with tempfile.TemporaryDirectory() as folder:
-        _indexes(Path(folder), options.rows) if options.index else _exact(Path(folder), options.rows, options.rounds)
+        if options.index:
+            _indexes(Path(folder), options.rows)
+        else:
+            _exact(Path(folder), options.rows, options.queries, options.rounds)
 
 
-def _exact(folder: Path, rows: int, rounds: int) -> None:
+def _exact(folder: Path, rows: int, many: int, rounds: int) -> None:
     dataset = write_rows(folder / "out", _parts(rows, "alike"))
     block = next(iter(_parts(PART_ROWS, "alike")))["image_embedding"]
-    files = {count: _queries(folder, count) for count in (1, MANY)}
-    queries = np.array(pq.read_table(files[MANY])["embedding"].to_pylist(), np.float32)
+    files = {count: _queries(folder, count) for count in (1, many)}
+    queries = np.array(pq.read_table(files[many])["embedding"].to_pylist(), np.float32)
     seconds = interleaved(
         rounds,
         read=lambda: _read(dataset),
         product=lambda: [queries @ block.T for _ in range(-(-rows // PART_ROWS))],
         one=lambda: search_embeddings(dataset, queries=files[1]),
-        many=lambda: search_embeddings(dataset, queries=files[MANY]),
+        many=lambda: search_embeddings(dataset, queries=files[many]),
     )
     both = [a + b for a, b in zip(seconds["read"], seconds["product"], strict=True)]
     print(
         f"{rows:,} rows of d = {D}: one query {min(seconds['one']):.2f} s, ratio to the bare read "
-        f"{median_ratio(seconds['one'], seconds['read']):.2f}; {MANY:,} queries {min(seconds['many']):.2f} s, ratio to "
-        f"the bare read and product {median_ratio(seconds['many'], both):.2f} (read {min(seconds['read']):.2f} s, "
-        f"product {min(seconds['product']):.2f} s)",
+        f"{median_ratio(seconds['one'], seconds['read']):.2f}; {many:,} queries {min(seconds['many']):.2f} s, ratio to "
+        f"the bare read and product {median_ratio(seconds['many'], both):.2f}, to the product alone "
+        f"{median_ratio(seconds['many'], seconds['product']):.2f} (read {min(seconds['read']):.2f} s, product "
+        f"{min(seconds['product']):.2f} s)",
         flush=True,
     )
     for count, file in files.items():

@@ -1,6 +1,6 @@
 """The rows nearest to each query: exact, in blocks, whatever the order in which the rows come.
 
-A float32 product proposes rows; a float64 sum in a fixed order decides. So the result depends on neither the blocks nor
+A quick product proposes rows; a float64 sum in a fixed order decides. So the result depends on neither the blocks nor
 the machine, and equal rows tie.
 """
 
@@ -10,7 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from clip_transforms.select.cosines import dots, slack
+from clip_transforms.select.cosines import dots
+from clip_transforms.select.products import ways
 
 # A row that was found for a query: place of the query, float32 similarity, place of the shard's URI among all, sorted,
 # place in the shard, and place of the part among the dataset's parts.
@@ -19,6 +20,7 @@ ROW = np.dtype([("shard", "<i4"), ("row", "<i8"), ("part", "<i4")])
 NOTHING = np.empty(0, FOUND)
 _VALUES = 1 << 22  # products at once: 16 MB
 _TILE = 64
+_FEW = 4  # candidates for each row that is wanted
 _PAIRS = 2_048
 
 
@@ -60,7 +62,6 @@ class TopK:
         self.queries, self._k = queries, k
         self._found, self._waiting = NOTHING, [NOTHING]
         self._least = np.full(len(queries), -np.inf, np.float32)  # k-th similarity so far
-        self._slack = slack(queries.shape[1])
 
     def add(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Add rows.
@@ -75,24 +76,21 @@ class TopK:
             rows, vectors, lengths = rows[finite], vectors[finite], lengths[finite]
         if not len(rows):
             return
-        # How far a product may be from the sum that decides: the vectors need not have length 1 exactly.
-        far = self._slack * float(lengths.max())
+        longest = float(lengths.max())
         step = max(1, _VALUES // len(rows))
         for first in range(0, len(self.queries), step):
-            self._add(slice(first, first + step), rows, vectors, far)
+            self._add(slice(first, first + step), rows, vectors, longest)
         if sum(map(len, self._waiting)) > max(_PAIRS, len(self._found) // 2):
             self._settle()
 
-    def _add(self, some: slice, rows: np.ndarray, vectors: np.ndarray, far: float) -> None:
+    def _add(self, some: slice, rows: np.ndarray, vectors: np.ndarray, longest: float) -> None:
         queries = self.queries[some]
-        products = queries @ vectors.T
-        far = far * float(_lengths(queries).max())
-        least = self._least[some] - far
-        if len(rows) > self._k and (new := np.isneginf(least)).any():
-            place = len(rows) - self._k
-            own = np.partition(products[new], place, axis=1)[:, place]
-            least[new] = own - 2 * far
-        query, row = _at_least(products, least)
+        longest *= float(_lengths(queries).max())  # none of them need have length 1
+        for multiply in ways(len(queries)):
+            near, far = multiply(queries, vectors)
+            query, row = self._candidates(some, near, far * longest)
+            if len(query) <= _FEW * self._k * len(queries):
+                break  # else many rows are too near to each other for a quick product
         found = np.empty(len(query), FOUND)
         found["query"] = query + some.start
         for name in ("shard", "row", "part"):
@@ -101,6 +99,20 @@ class TopK:
             of = slice(first, first + _PAIRS)
             found["similarity"][of] = dots(queries[query[of]], vectors[row[of]])
         self._waiting.append(found)
+
+    def _candidates(self, some: slice, near: np.ndarray, far: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places in some products that may be among the best.
+
+        Args:
+            some: the queries.
+            near: float32 [q, n], their products.
+            far: how far a product may be from the exact one.
+        """
+        least = self._least[some] - far
+        if near.shape[1] > self._k and (new := np.isneginf(least)).any():
+            place = near.shape[1] - self._k
+            least[new] = np.partition(near[new], place, axis=1)[:, place] - 2 * far
+        return _at_least(near, least)
 
     def _settle(self) -> None:
         """Keep the best of all rows so far."""
@@ -118,16 +130,16 @@ class TopK:
         return self._found
 
 
-def _at_least(products: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of products [q, n] that are at least as large as asked for in their row, `least` [q].
+def _at_least(near: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the products [q, n] that are at least as large as asked for in their row, `least` [q].
 
     There are few, so whole tiles are passed over by their maxima.
     """
-    whole = products.shape[1] // _TILE * _TILE
-    tiles = products[:, :whole].reshape(len(products), -1, _TILE)
+    whole = near.shape[1] // _TILE * _TILE
+    tiles = near[:, :whole].reshape(len(near), -1, _TILE)
     query, tile = np.nonzero(tiles.max(axis=2) >= least[:, None])
     some, inside = np.nonzero(tiles[query, tile] >= least[query, None])
-    of_rest, rest = np.nonzero(products[:, whole:] >= least[:, None])
+    of_rest, rest = np.nonzero(near[:, whole:] >= least[:, None])
     rows = tile[some] * _TILE + inside
     return np.concatenate([query[some], of_rest]), np.concatenate([rows, rest + whole])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clip_transforms.select import top_k
+from clip_transforms.select import products, top_k
 from clip_transforms.select.top_k import FOUND, ROW, Rows, TopK, best
 
 
@@ -46,6 +46,40 @@ def test_it_is_the_plain_product_with_ties_by_shard_and_row(dtype, k, values, mo
         for first in np.random.default_rng(2).permutation(np.arange(0, 300, block)):
             top.add(rows[first : first + block], vectors[first : first + block])
         assert of_queries(top.found, len(queries)) == plain(queries, rows, vectors, k)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-2], ids=["far from each other", "near copies"])
+def test_with_bf16_the_result_is_the_same(spread, monkeypatch):
+    """Products in bf16 are wrong in the third digit. Of near copies they say nothing, so float32 is asked too."""
+    rng, asked = np.random.default_rng(4), []
+    rows, vectors = rows_and_vectors(3_000, 64)
+    vectors = unit(vectors[:1] + spread * vectors) if spread < 1 else vectors
+    queries = unit(vectors[:300] + 0.1 * rng.normal(size=(300, 64)))
+    plainly = TopK(queries, 10)
+    plainly.add(rows, vectors)
+    for name in ("in_bf16", "in_float32"):
+        real = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *of, n=name, f=real: asked.append(n) or f(*of))
+    monkeypatch.setattr(products, "has_amx", lambda: True)
+    quickly = TopK(queries, 10)
+    quickly.add(rows, vectors)
+    assert np.array_equal(quickly.found, plainly.found)
+    assert asked == ["in_bf16", *(["in_float32"] if spread < 1 else [])]
+
+
+def test_few_queries_are_multiplied_in_float32_everywhere(monkeypatch):
+    monkeypatch.setattr(products, "has_amx", lambda: True)
+    assert products.ways(255) == (products.in_float32,)
+    assert products.ways(256) == (products.in_bf16, products.in_float32)
+
+
+def test_a_product_is_as_near_as_it_says():
+    vectors = unit(np.random.default_rng(5).normal(size=(600, 512)))
+    vectors[300:] = unit(np.abs(vectors[300:]))  # errors of one sign add up here
+    exact = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    for multiply, far in ((products.in_bf16, 0.006), (products.in_float32, 1e-4)):
+        found, said = multiply(vectors, vectors)
+        assert np.abs(found - exact).max() < said <= far
 
 
 def test_sums_of_pieces_are_the_same_in_any_order():
