@@ -31,6 +31,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.label
 	$(BIN)/python -m benchmarks.filter
 	$(BIN)/python -m benchmarks.deduplicate
+	$(BIN)/python -m benchmarks.search
 
 clean:
 	rm -rf $(VENV) demo

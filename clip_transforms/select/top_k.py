@@ -19,7 +19,7 @@ FOUND = np.dtype([("query", "<i4"), ("similarity", "<f4"), ("shard", "<i4"), ("r
 ROW = np.dtype([("shard", "<i4"), ("row", "<i8"), ("part", "<i4")])
 NOTHING = np.empty(0, FOUND)
 _VALUES = 1 << 22  # products at once: 16 MB
-_TILE = 64
+_TILE = 128
 _FEW = 4  # candidates for each row that is wanted
 _PAIRS = 2_048
 
