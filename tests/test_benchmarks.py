@@ -148,6 +148,17 @@ def test_near_duplicates(bench, monkeypatch):
     assert all(re.search(pattern, line) for line in lines[1:]), lines
 
 
+def test_search_and_indexes(bench, monkeypatch):
+    from benchmarks import search
+
+    for name, value in {"PART_ROWS": 500, "D": 16, "CLUSTERS": 20, "_peak": lambda *_: 1.0}.items():
+        monkeypatch.setattr(search, name, value)
+    said = bench("search", "--rows", 1000, "--queries", 20, "--rounds", 1)
+    assert re.search(r"1,000 rows of d = 16: one query .* ratio to the bare read [\d.]+; 20 queries", said), said
+    said = bench("search", "--rows", 1000, "--index")
+    assert len(re.findall(r"recall@10 [01]\.\d+, [\d.]+ ms a query, ratio to flat [\d.]+", said)) == 4, said
+
+
 @pytest.mark.slow  # each starts the command several times, and each start takes seconds
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,15 @@ from clip_transforms import storage
 from clip_transforms.clip.decoders import ImageError
 from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
 from clip_transforms.clip.preprocess import EXIF_APPLIED, decode
+from clip_transforms.clip.tokenizer import default_tokenizer
 from clip_transforms.parts.checkpoint import checkpoint_of
+from clip_transforms.parts.counts import counted
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.manifest import existing_dataset
 from clip_transforms.select.query_file import QueryError, read_query_file
 from clip_transforms.select.sample_rows import find_samples, vectors_of
 
+_LOGGER = logging.getLogger(__name__)
 _BATCH = 256
 _ROUNDING = 1e-3  # a vector of half precision may be so much longer or shorter than 1
 
@@ -121,6 +125,8 @@ class Queries:
         arrays = {place: one for place, one in enumerate(found) if not isinstance(one, str)}
         pixels = {place: one for place, one in arrays.items() if one.dtype == np.uint8}
         vectors = {place: one for place, one in arrays.items() if one.dtype != np.uint8}
+        if checkpoint is not None:
+            _warn_of_cut(list(texts.values()), checkpoint.preprocessing.context_length)
         names = (*asked.texts, *asked.images, *asked.samples, *(name for name, _ in of_file))
         return cls(names, texts, pixels, vectors, checkpoint, (c, dataset.embed_dim), asked.identity)
 
@@ -173,6 +179,14 @@ def embed_queries(uri: str, checkpoint: Checkpoint | None, device: str = "auto")
             of = slice(first, first + _BATCH)
             found[read["image_places"][of]] = model.embed_images(read["pixels"][of]).numpy()[:, None]
     return found.reshape(count, c * d) / np.float32(c)
+
+
+def _warn_of_cut(texts: list[str], length: int) -> None:
+    """Log one line about texts that the model does not read to their end."""
+    cut = np.flatnonzero(default_tokenizer().tokenize(texts, length).truncated)
+    if len(cut):
+        others = f", and {counted(len(cut) - 1, 'other')}" if len(cut) > 1 else ""
+        _LOGGER.warning("the text %r is cut at %d tokens%s", f"{texts[cut[0]][:40]}…", length, others)
 
 
 def _pixels(uri: str, dataset: Dataset, checkpoint: Checkpoint | None) -> np.ndarray:

@@ -202,6 +202,11 @@ def test_words_are_embedded_as_the_model_alone_does(pictures, tiny_checkpoint):
         assert own == {row: pytest.approx(value, abs=1e-6) for row, value in wanted.items()}
 
 
+def test_a_text_that_is_too_long_is_cut_with_a_warning(pictures, caplog):
+    search_embeddings(pictures / "out", text=["a cat " * 50, "a cat", "dog " * 99])
+    assert re.search("the text 'a cat a cat .*…' is cut at 77 tokens, and 1 other", caplog.text)
+
+
 def test_a_picture_finds_itself(pictures, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(picture(4))
     results = search_embeddings(pictures / "out", image=tmp_path / "mine.jpg", top_k=2).to_pylist()
