@@ -136,6 +136,7 @@ def test_both_programs_must_hold_the_same_pairs(tmp_path):
         peer._compare(ours, theirs, 2)
 
 
+@pytest.mark.slow  # seven seconds
 def test_near_duplicates(bench, monkeypatch):
     """In parts of 500 rows there is one block, so every planted pair must be found, and no other."""
     from benchmarks import deduplicate

@@ -110,6 +110,7 @@ def test_a_wrong_setting_is_one_sentence_before_anything_is_written(settings, sa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # the command with two processes is tested by default; two more imports of torch: ten seconds
 def test_two_processes_give_the_same_bytes(inputs, spec, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     embed_shards(inputs, str(one), spec, [ANIMALS], max_reject_fraction=0.5, batch_size=8)

@@ -1,6 +1,7 @@
 """The arrows of the house: who may import whom. A new room is one line here; a new verb is none."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +48,17 @@ def place_of(module):
     return "verb" if parts[1] in VERBS else parts[1] if parts[1] in ALLOWED else None
 
 
+@functools.cache
 def imports_of(path):
     """Every module that a file imports, at its top or inside a function."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def module_of(path):

@@ -47,7 +47,7 @@ def fuzzed(rng):
 
 @pytest.mark.parametrize(
     "seed, count",
-    [(0, 3_000), pytest.param(1, 100_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],  # slow: minutes
+    [(0, 1_000), pytest.param(1, 100_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],  # slow: minutes
 )
 def test_fuzzed_strings_give_the_published_tokens(seed, count, published):
     rng = random.Random(seed)

@@ -13,6 +13,9 @@ from threadpoolctl import threadpool_limits
 from clip_transforms import Dataset, Taxonomy, clip, evaluate_embeddings
 from pipelines import embed, evaluate
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 CLASSES = ["red panda", "barn owl", "sea lion", "fire ant", "sand cat", "tree frog"]
 TEMPLATES = ["a photo of a {c}.", "a bad photo of the {c}.", "itap of my {c}."]
 IMAGES = 40

@@ -22,6 +22,9 @@ from clip_transforms.run import deduplicate_steps, near_steps
 from clip_transforms.select import block_rows, blocks
 from pipelines import deduplicate
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 D = 16
 
 
@@ -239,14 +242,17 @@ def test_the_measured_recall_is_that_of_the_rows_it_compares(small, tmp_path, mo
     assert measured == {"pairs": 2 * len(pairs), "found": 2 * right} and 0 < right < len(pairs), "from both sides"
 
 
-def test_beam_in_this_process_gives_the_same_bytes(large, reference, tmp_path):
-    for way, settings in WAYS.items():
-        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-            parts = pipeline | DeduplicateEmbeddings(large, tmp_path / way, **settings)
-            _ = parts | beam.Map(lambda part: part[0]) | beam.io.WriteToText(str(tmp_path / f"{way}.txt"))
-        assert written(tmp_path / way) == written(reference[way])
-        lines = [line for path in tmp_path.glob(f"{way}.txt*") for line in path.read_text().splitlines()]
-        assert sorted(lines) == sorted(str(path) for path in (tmp_path / way / "parts").iterdir())
+@pytest.mark.parametrize(
+    "way",
+    ["image", *(pytest.param(way, marks=pytest.mark.slow) for way in ("exact", "semdedup"))],  # seconds each
+)
+def test_beam_in_this_process_gives_the_same_bytes(way, large, reference, tmp_path):
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        parts = pipeline | DeduplicateEmbeddings(large, tmp_path / way, **WAYS[way])
+        _ = parts | beam.Map(lambda part: part[0]) | beam.io.WriteToText(str(tmp_path / f"{way}.txt"))
+    assert written(tmp_path / way) == written(reference[way])
+    lines = [line for path in tmp_path.glob(f"{way}.txt*") for line in path.read_text().splitlines()]
+    assert sorted(lines) == sorted(str(path) for path in (tmp_path / way / "parts").iterdir())
 
 
 def arguments(dataset, output, way, *flags):
@@ -270,6 +276,7 @@ def test_the_portable_runner_with_workers_gives_the_same_bytes(way, large, refer
     assert written(tmp_path / "kept") == written(reference[way])
 
 
+@pytest.mark.slow  # each way again over 20,000 rows: seven seconds
 def test_neither_the_runs_of_parts_nor_pieces_of_blocks_change_the_rows(large, reference, tmp_path, monkeypatch):
     monkeypatch.setattr(deduplicate_steps, "RUN_ROWS", 4000)
     monkeypatch.setattr(block_rows, "PIECE_ROWS", 500)
@@ -341,6 +348,7 @@ def test_killed_at_its_end_it_has_nothing_to_find_again(way, at, small, tmp_path
     assert written(tmp_path / "killed") == written(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow  # a run in a process of its own and one that goes on, over 20,000 rows: ten seconds
 def test_a_process_that_is_killed_goes_on_where_it_was(large, reference, slow_commits, tmp_path):
     argv = arguments(large, tmp_path / "slow", "image")
     kill_when(lambda: list(tmp_path.glob("slow/_work/pairs/*")), "pipelines.deduplicate", argv, slow_commits)

@@ -9,6 +9,9 @@ from conftest import files_of
 
 from benchmarks.datasets import write_rows
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

@@ -170,12 +170,9 @@ def interrupt(argv, out, env, whole_group):
 ENDED = "\nended by SIGINT; what is committed stays; the same command goes on from there\n"
 
 
+@pytest.mark.slow  # two of Beam's workers that start and end each time: twelve seconds
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    "whole_group",
-    [True, pytest.param(False, marks=pytest.mark.slow)],  # two of Beam's workers that start and end each time
-    ids=["as a terminal does", "to the launcher alone"],
-)
+@pytest.mark.parametrize("whole_group", [True, False], ids=["as a terminal does", "to the launcher alone"])
 def test_ctrl_c_with_beams_workers_is_one_sentence_and_nothing_else(whole_group, few, slow_end, tmp_path):
     assert interrupt(few, tmp_path / "slow", slow_end, whole_group) == ENDED
     assert not (tmp_path / "slow" / "_temporary").exists()

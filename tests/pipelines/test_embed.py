@@ -86,6 +86,7 @@ def test_every_layout_gives_the_same_embeddings(embed, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow  # an interpreter without pandas imports everything: eight seconds; the verbs are tested by default
 def test_pandas_is_not_needed(tmp_path, tiny_checkpoint):
     argv = ["--input", make_tar(tmp_path / "a.tar", 2), "--output", str(tmp_path / "out")]
     argv += ["--model", tiny_checkpoint, "--precision=fp32"]

@@ -29,6 +29,9 @@ from pipelines import evaluate
 from schemas.captions import captions_schema
 from schemas.provenance import encode_footer
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

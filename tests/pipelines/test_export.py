@@ -30,6 +30,9 @@ from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.run.export_steps import _Count
 from pipelines import export, label
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 SAME_BYTES = [name for name in LAYOUTS if name != "lance"]  # Lance names its files at random
 
 

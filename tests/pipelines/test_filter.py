@@ -28,6 +28,9 @@ from clip_transforms.select.selection import Selection, SelectionError
 from pipelines import filter as filter_command
 from pipelines import progress
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 SCORES = [[0.5, 0.1, None, 0.3], [0.3, 0.3], [], [0.9, float("nan"), 0.3]]
 LABELS = [["cat", "dog", None, "cat"], ["cat", "cat"], [], ["dog", "cat", "cat"]]
 ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]}).digest + " top 5"

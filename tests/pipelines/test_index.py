@@ -13,6 +13,9 @@ from clip_transforms import Dataset, filter_embeddings, index_embeddings, search
 from clip_transforms.select import index_folder, vector_index
 from pipelines import index, search
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 D, SIZES = 32, (1500, 0, 700, 1800)
 KINDS = ("flat", "ivf", "hnsw")
 

@@ -103,12 +103,13 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
                 rf"\(if memory ran out: fewer --processes need less\); {GO_ON}",
             ],
         ),
-        (
+        pytest.param(
             TWO_PROCESSES,
             [
                 r"the run failed: one of Beam's worker processes was killed by SIGKILL \(if memory ran out: fewer "
                 rf"--direct_num_workers need less\); {GO_ON}"
             ],
+            marks=pytest.mark.slow,  # workers of Beam's, which import everything anew: fifteen seconds
         ),
     ],
     ids=["a process of ours", "a worker of Beam's"],
@@ -148,8 +149,8 @@ MODES = {
 
 @pytest.mark.parametrize(
     "mode",
-    # The workers of Beam's import everything anew: ten seconds. How one that is killed is reported is tested above.
-    [pytest.param(mode, marks=pytest.mark.slow if mode == "workers of Beam's" else ()) for mode in MODES],
+    # Workers import everything anew: ten seconds. How one that is killed is reported is tested above.
+    [pytest.param(mode, marks=pytest.mark.slow if "of" in mode.split()[:2] else ()) for mode in MODES],
 )
 def test_any_other_error_is_one_line_too_unless_a_traceback_is_wanted(mode, full_disk, tiny_checkpoint, tmp_path):
     for i in range(4):

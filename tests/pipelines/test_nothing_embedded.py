@@ -220,6 +220,7 @@ def test_a_tar_of_other_extensions_names_them_and_its_cure_cures(embed, tmp_path
     assert "images    2 = 2 embedded" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # two interpreters with hashes of their own, which import everything: fifteen seconds
 def test_the_fields_of_a_part_do_not_depend_on_the_hashes_of_texts(tiny_checkpoint, tmp_path):
     """More fields than are named, in a tar; two processes with other hashes give the same bytes."""
     fields = json.dumps({f"field {i}": str(i) for i in range(50)}).encode()

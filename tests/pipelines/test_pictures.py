@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +9,7 @@ import pytest
 import safetensors.torch
 from conftest import ROOT, picture, rows_of, write_tar
 from count_sources import count
+from forked import run as run_python
 from PIL import Image
 
 from pipelines import embed as embed_command
@@ -158,8 +157,7 @@ CURE = "HEIC needs the extra [heic]: pip install pillow-heif"
 
 def test_without_the_extra_every_heic_is_named_with_the_extra(phone, tmp_path, tiny_checkpoint):
     flags = ["--model", tiny_checkpoint, "--output", str(tmp_path / "out"), "--device", "cpu"]
-    argv = [sys.executable, "-c", WITHOUT, "--input", *map(str, phone), *flags]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = run_python("-c", WITHOUT, "--input", *phone, *flags, cwd=ROOT)
     assert done.returncode == 3, done.stderr
     said = done.stdout + done.stderr
     assert f"a folder of 1 picture; not read: 2 .heic ({CURE}), 1 .heif ({CURE}), 1 .hif ({CURE})" in said
@@ -172,6 +170,5 @@ def test_without_the_extra_a_folder_of_heic_alone_is_refused_with_the_extra(tmp_
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.heic").write_bytes(heic(1))
     flags = ["--model", "demo", "--output", str(tmp_path / "out")]
-    argv = [sys.executable, "-c", WITHOUT, "--input", str(tmp_path / "photos"), *flags]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = run_python("-c", WITHOUT, "--input", tmp_path / "photos", *flags, cwd=ROOT)
     assert done.returncode and f"1 .heic ({CURE})" in done.stderr and not (tmp_path / "out").exists()

@@ -23,6 +23,9 @@ from clip_transforms import (
     report_embeddings,
 )
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_checkpoint):

@@ -16,6 +16,9 @@ from clip_transforms.run import report_steps
 from pipelines import report
 from pipelines.command_line import UsageError
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

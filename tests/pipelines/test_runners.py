@@ -159,6 +159,12 @@ def test_two_processes_give_the_same_dataset(argv, reference, tmp_path):
     assert_same(tmp_path / "out", reference)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["speed"]["processes"] == 2 and "ceiling" not in run["speed"]
+
+
+@pytest.mark.slow  # two more workers of Beam, which import everything anew: ten seconds
+@pytest.mark.timeout(200)
+def test_two_processes_label_too(argv, reference, tmp_path):
+    embed([*argv, "--output", str(tmp_path / "out")])
     (tmp_path / "new.txt").write_text("cat\nCAT\n")
     labelled = ["--input", tmp_path / "out", "--taxonomy", tmp_path / "new.txt"]
     done = command("pipelines.label", *labelled, *TWO_PROCESSES, timeout=100)

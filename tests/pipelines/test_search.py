@@ -25,6 +25,9 @@ from clip_transforms.pages.sheets import WHY
 from pipelines import search
 from schemas.results import results_schema
 
+# Commands in this process; those in a process of their own, and the transforms, take Beam.
+pytestmark = pytest.mark.usefixtures("without_beam")
+
 D = 16
 SIZES = [700, 0, 333, 40]
 

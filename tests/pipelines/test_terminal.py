@@ -75,6 +75,7 @@ def test_a_run_whose_output_nobody_reads_goes_on(tmp_path, tiny_checkpoint):
     assert len(rows_of(tmp_path / "out")) == 3
 
 
+@pytest.mark.slow  # an interpreter that a shell starts imports everything: nine seconds
 def test_a_run_with_closed_streams_writes_no_line_into_a_part(tmp_path, tiny_checkpoint):
     script = 'exec "$0" -m pipelines.embed "$@" <&- >&- 2>&-'
     line = ["sh", "-c", script, sys.executable, *argv(tmp_path, tiny_checkpoint)]

@@ -108,7 +108,10 @@ def test_a_run_on_a_file_system_that_lacks_everything_gives_the_same_bytes(
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("operation", ["flock", "fsync_folder", "fsync_file"])
+@pytest.mark.parametrize(
+    "operation",
+    ["flock", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsync_folder", "fsync_file"))],  # 4 s each
+)
 def test_a_disk_that_fails_is_no_file_system_that_lacks_something(operation, on_odd, tars, tiny_checkpoint, tmp_path):
     done = on_odd(*argv_of(tars, tmp_path / "out", tiny_checkpoint), **{operation: errno.EIO})
     assert done.returncode == 2 and not (tmp_path / "out").exists()

@@ -162,6 +162,7 @@ def test_a_cosine_depends_on_nothing_but_its_pair(seed, dtype):
     assert (cosines(rows, a, a) == 1).all()
 
 
+@pytest.mark.slow  # 42,000 rows: ten seconds
 def test_copies_of_one_vector_are_joined_without_comparing_each_with_each():
     """40,000 copies between 2,000 others: all pairs would be 820 million. The 120 s of every test are the limit."""
     rng = np.random.default_rng(0)

@@ -4,8 +4,6 @@ import bz2
 import lzma
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_folder, make_parquet, make_tar, picture
+from forked import run
 from reading import read
 
 from clip_transforms import storage
@@ -238,8 +237,7 @@ print(result["complete"], result["input"]["samples"], result["input"].get("image
 def as_nobody(tmp_path, source, output):
     """Embed a folder as another user, who owns nothing; return what the child printed."""
     warm = make_folder(tmp_path / "warm", 1)
-    argv = [sys.executable, "-c", AS_NOBODY, warm, tmp_path / "warm-out", source, output]
-    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=200, cwd=ROOT)
+    done = run("-c", AS_NOBODY, warm, tmp_path / "warm-out", source, output, timeout=200, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[-2]
 
