@@ -32,6 +32,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.filter
 	$(BIN)/python -m benchmarks.deduplicate
 	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.evaluate
 
 clean:
 	rm -rf $(VENV) demo

@@ -7,12 +7,13 @@ classes: seconds to those of a single fit with the C that it chooses, and the pe
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.datasets import write_rows
+from benchmarks.machine import print_facts
 from clip_transforms import Dataset
 from clip_transforms.metrics.probe import Split, fit
 from schemas.captions import captions_schema
@@ -37,9 +39,10 @@ print(json.dumps([time.perf_counter() - start, peak, found]))
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=__doc__.split("\n")[0]).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{os.cpu_count()} cores", flush=True)
+        print_facts()
         _retrieval(Path(folder))
         _probe(Path(folder))
 
@@ -126,4 +129,4 @@ def _write_captions(out: str, part: str, number: int, captions: np.ndarray) -> N
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

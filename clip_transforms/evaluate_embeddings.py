@@ -21,7 +21,8 @@ from clip_transforms.run.job import write_taxonomies
 from clip_transforms.run.new_output import WORK, NewOutput
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.run_folder import RunFolder
-from clip_transforms.select.selection import Selection
+from clip_transforms.select.row_files import RowFileError
+from clip_transforms.select.selection import Selection, SelectionError
 
 TAXONOMIES = "taxonomies"
 
@@ -222,10 +223,22 @@ def plan_evaluation(
         spec = None if model is None else ClipSpec.of(model)
         checkpoint = checkpoint_of(opened.uri, existing_dataset(opened.uri), spec)
     chosen = Selection.open(opened, selection)
-    tests = Selection.open(opened, test) if test else None
+    tests = _test_rows(opened, test) if test else None
     command = {"verb": "evaluate", **asked.settings}
     command |= {"selection": list(chosen.identity)} if chosen.identity else {}
     command |= {"test": list(tests.identity)} if tests else {}
     names = {"record": RECORD, "folders": (TAXONOMIES,) if checkpoint else (), "files": (PER_CLASS, PER_GROUP)}
     new = NewOutput.of(output, opened, command, overwrite, **names)
     return EvaluationPlan(opened, asked, chosen, tests, checkpoint, new)
+
+
+def _test_rows(dataset: Dataset, places: storage.Places) -> Selection:
+    """Open the selections that name the test rows.
+
+    Raises:
+        SelectionError: as `Selection.open` does, naming the flag.
+    """
+    try:
+        return Selection.open(dataset, places)
+    except (SelectionError, RowFileError) as error:
+        raise SelectionError(str(error).replace("--selection", "--test")) from None

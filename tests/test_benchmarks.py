@@ -160,6 +160,19 @@ def test_search_and_indexes(bench, monkeypatch):
     assert len(re.findall(r"recall@10 [01]\.\d+, [\d.]+ ms a query, ratio to flat [\d.]+", said)) == 4, said
 
 
+def test_evaluation(bench, monkeypatch):
+    from benchmarks import evaluate
+    from clip_transforms import evaluate_embeddings
+
+    sizes = {"IMAGES": 40, "CAPTIONS": 2, "D": 16, "SAMPLES": 200, "CLASSES": 3, "ROWS_A_PART": 50}
+    for name, value in sizes.items():
+        monkeypatch.setattr(evaluate, name, value)
+    monkeypatch.setattr(evaluate, "_run", lambda *places, **asked: (1.0, 2.0, evaluate_embeddings(*places, **asked)))
+    first, second = bench("evaluate").splitlines()
+    assert re.search(r"retrieval, 40 images with 2 captions each: 1.0 s, [\d.]+ of .*, peak 2 MB", first), first
+    assert re.search(r"probe, 200 × 16, 3 classes: 1 s, [\d.]+ of one fit, peak 2 MB, C ", second), second
+
+
 @pytest.mark.slow  # each starts the command several times, and each start takes seconds
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(

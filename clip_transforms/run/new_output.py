@@ -66,8 +66,9 @@ class NewOutput:
         writes = [names["record"], *names["folders"], *names.get("files", ())]
         content = json.loads(json.dumps({"format": FORMAT_VERSION, **command, **source, "writes": writes}))
         new = cls(uri, content, overwrite=storage.as_setting(overwrite, "overwrite", "bool"), **names)
-        selections = (given["selection"] for given in command.get("selection", ()))
-        for what, read in (("the dataset", dataset.uri), *(("--selection", selection) for selection in selections)):
+        flags = ("selection", "test")  # they name selections, which may be folders
+        read_too = [(f"--{flag}", given["selection"]) for flag in flags for given in command.get(flag, ())]
+        for what, read in (("the dataset", dataset.uri), *read_too):
             if f"{uri}/".startswith(f"{read}/") or f"{read}/".startswith(f"{uri}/"):
                 raise OutputError(f"--output {uri} and {what} {read} lie in each other; give a folder outside of it")
         folders = {shard.partition("#")[0].rstrip("/") for shard in dataset.shards.values() if "#" in shard}

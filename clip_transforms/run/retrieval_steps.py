@@ -58,6 +58,7 @@ class _WriteVectors(OverRuns):
 
 def _pairs(run: Evaluating, part: Any) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[list, list], Counter]:
     """Read a part: images, captions and the image of each caption; the groups of both; and the counts."""
+    run = dataclasses.replace(run, source=dataclasses.replace(run.source, truth=None))
     images = run.read(part, "image_embedding")
     captions = _all_captions(run, part) if run.all_captions else run.read(part, "caption_embedding")
     rows = np.asarray(captions.table.column("row"))

@@ -82,7 +82,7 @@ def test_a_block_far_larger_than_the_others_is_split():
     rng = np.random.default_rng(0)
     around, apart = rng.normal(size=(5000, 32)) + 10 * np.eye(32)[0], rng.normal(size=(1000, 32))
     sample, few = unit(np.concatenate([around, apart])), unit(np.concatenate([np.eye(32)[:1], apart[:19]]))
-    with blocks._one_thread() as used:
+    with blocks.one_thread() as used:
         split = blocks._split(used, sample, few, 0)
     before, after = (np.bincount(give_blocks(sample, Blocks(c))[1]) for c in (few, split))
     assert len(few) < len(split) < 2 * len(few) and before.max() >= 5000 and after.max() < 2000
