@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from benchmarks.datasets import write_rows
 from benchmarks.machine import print_facts
@@ -83,7 +84,8 @@ def _probe(folder: Path) -> None:
     of = found["probe"]
     train = of["train"] + of["validation"]
     start = time.perf_counter()
-    fit(Split(vectors[:train], classes[:train]), of["c"])
+    with threadpool_limits(1, "blas"):
+        fit(Split(vectors[:train].astype(np.float64), classes[:train]), of["c"])
     one = time.perf_counter() - start
     print(
         f"probe, {SAMPLES:,} × {D}, {CLASSES} classes: {seconds:.0f} s, {seconds / one:.1f} of one fit, peak "

@@ -22,9 +22,9 @@ from clip_transforms.run.over_parts import PROGRESS, Step
 from clip_transforms.run.tally import by_group
 from clip_transforms.select.bucket_file import read_bucket, read_note, write_buckets
 from clip_transforms.select.sample import sampled
+from clip_transforms.workers.machine import cores
 
 TRAIN, VALIDATION, TEST, NONE = range(4)
-_LARGE = 1 << 26  # multiplications of a product; threads of a smaller one wait for each other longer than they work
 _VALIDATION = 0.2  # of the training samples, where no column names those that validate
 VECTORS, SPLIT, TRUTH, GROUP = range(4)  # buckets of a file
 
@@ -112,8 +112,8 @@ def _fitted(
     if len(np.unique(train.classes)) < 2 or not len(validation.classes) or not len(test.classes):
         return found
     PROGRESS["items"] += MOST_FITS  # a bar shows the fits, too
-    with threadpool_limits(1 if vectors.size * len(names) < _LARGE else None, "blas"):
-        fitted = probe(train, validation, lambda: PROGRESS.update(done=1))
+    with threadpool_limits(1, "blas"):  # several fits at a time keep the cores busier than threads of one fit do
+        fitted = probe(train, validation, lambda: PROGRESS.update(done=1), cores())
     scores = np.full((len(test.classes), len(names)), -np.inf)
     decided = fitted.model.decision_function(test.vectors)
     decided = np.stack([-decided, decided], axis=1) if decided.ndim == 1 else decided
