@@ -11,11 +11,16 @@ from pipelines.deduplicate import deduplicate_parser
 from pipelines.evaluate import evaluate_parser
 from pipelines.export import export_parser
 from pipelines.filter import filter_parser
+from pipelines.index import index_parser
 from pipelines.options import embed_parser, label_parser
 from pipelines.report import report_parser
+from pipelines.search import search_parser
 from schemas.rejects import REASONS
 
-PARSERS = (embed_parser, label_parser, filter_parser, deduplicate_parser, evaluate_parser, export_parser, report_parser)
+PARSERS = (
+    *(embed_parser, label_parser, filter_parser, deduplicate_parser, export_parser),
+    *(search_parser, index_parser, evaluate_parser, report_parser),
+)
 PAGE = (Path(ROOT) / "docs" / "troubleshooting.md").read_text()
 REASONS_OF_CODE = [f"{stage}: {reason}" for stage, reason in REASONS]
 _STAGES = "|".join(sorted({stage for stage, _ in REASONS} | {"tokenize"}))

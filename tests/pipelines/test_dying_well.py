@@ -92,7 +92,10 @@ def kill_and_check(kind, kills, tmp_path, checkpoint, taxonomy, mode=()):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind, kills", [("tars", 2), ("parquet", 1), ("folder", 1)])
+@pytest.mark.parametrize(
+    "kind, kills",
+    [("tars", 2), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("parquet", "folder"))],  # 6 s each
+)
 def test_four_kills_change_no_byte(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file):
     kill_and_check(kind, kills, tmp_path, tiny_checkpoint, taxonomy_file)
 

@@ -109,11 +109,11 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
                 r"the run failed: one of Beam's worker processes was killed by SIGKILL \(if memory ran out: fewer "
                 rf"--direct_num_workers need less\); {GO_ON}"
             ],
-            marks=pytest.mark.slow,  # workers of Beam's, which import everything anew: fifteen seconds
         ),
     ],
     ids=["a process of ours", "a worker of Beam's"],
 )
+@pytest.mark.slow  # processes of ours, which import everything anew: ten seconds
 def test_a_killed_process_is_reported_once_and_without_a_traceback(flags, lines, started, tmp_path):
     launcher = started(flags)
     os.kill(children(launcher.pid)[-1], signal.SIGKILL)

@@ -77,6 +77,7 @@ def test_two_processes_give_the_same_dataset(embed, inputs, reference, tmp_path,
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow  # processes of ours, which import everything anew: ten seconds
 def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inputs, reference, tmp_path, monkeypatch):
     killed = []
 
@@ -111,6 +112,7 @@ def test_a_process_that_is_killed_is_named_and_a_rerun_does_its_units(embed, inp
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow  # processes of ours, which import everything anew: ten seconds
 def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_one(
     embed, inputs, tmp_path, tiny_checkpoint, monkeypatch
 ):

@@ -152,6 +152,7 @@ def assert_same(ours, theirs):
     assert (ours / "_SUCCESS").exists() and not (ours / "_temporary").exists()
 
 
+@pytest.mark.slow  # two workers of Beam, which import everything anew; the portable runner below has workers too
 @pytest.mark.timeout(200)
 def test_two_processes_give_the_same_dataset(argv, reference, tmp_path):
     done = command("pipelines.embed", *argv, "--output", tmp_path / "out", *TWO_PROCESSES, timeout=150)

@@ -94,6 +94,7 @@ def tars(tmp_path):
     return [make_tar(tmp_path / f"{i}.tar", 3, first=3 * i) for i in range(2)]
 
 
+@pytest.mark.slow  # an interpreter with the library imports everything: ten seconds
 def test_a_run_on_a_file_system_that_lacks_everything_gives_the_same_bytes(
     on_odd, tars, tiny_checkpoint, tmp_path, embed
 ):

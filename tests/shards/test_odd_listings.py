@@ -69,7 +69,10 @@ CARRIAGE_RETURNS = {
 }
 
 
-@pytest.mark.parametrize("name", CARRIAGE_RETURNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "long.csv" else ()) for name in CARRIAGE_RETURNS],  # 6 s
+)
 def test_lines_that_end_with_carriage_returns_alone_are_read_like_others(name, tmp_path):
     data = CARRIAGE_RETURNS[name]
     found = []
