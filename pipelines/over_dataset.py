@@ -118,7 +118,7 @@ def run_over_dataset(
             succeeded = launch(pipeline, transform.of(plan))
         if not succeeded:
             return FAILED
-        content = plan.finished()
+        content = plan.new.finished()
         if content is None:
             say(f"the job goes on without this command; {plan.output}/_SUCCESS appears at its end")
             return DONE

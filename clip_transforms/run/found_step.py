@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -70,6 +71,7 @@ class ShowFound(Step):
             for row in self._look(name, digest, places["row"][places["part"] == part]):
                 looked[row["shard"], row["row"]] = row
         page = found_page(self.dataset, results, looked, {**item, "asked": self.page.asked})
+        storage.make_folder(posixpath.dirname(self.page.uri))
         storage.write_bytes(self.page.uri, page, self.folder)
         return Counter(lost=sum(1 for row in looked.values() if row["lost"] not in NOT_LOST))
 

@@ -124,7 +124,7 @@ class _Search(Step):
             rows = np.empty(len(values), ROW)
             rows["shard"], rows["row"], rows["part"] = shard, found.rows[stays], number
             counts["compared"] += len(rows)
-            yield rows, values.reshape(len(values), -1)
+            yield rows, values.reshape(len(values), values.shape[1] * values.shape[2])
 
     def add(self, summaries: Iterable[tuple[np.ndarray, Counter]]) -> tuple[np.ndarray, Counter]:
         found, counts = NOTHING, Counter[str]()

@@ -286,6 +286,19 @@ def test_a_hostile_caption_does_not_control_the_terminal(tmp_path, capsys):
     assert "\\x1b[31mred next\\u202e" in said and "\x1b" not in said and "\u202e" not in said
 
 
+def test_rows_without_an_embedding_are_no_results_and_no_fault(tmp_path):
+    """Of one part no row has an embedding, and of another none of the wanted rows."""
+    some = {"image_embedding": [*unit(np.eye(4)[:2]), None], "width": [1, 2, 3], "d": 4}
+    none = {"image_embedding": [None] * 2, "width": [4, 5], "d": 4}
+    out = write_rows(tmp_path / "out", [some, none, some])
+    table = pa.table({"embedding": [[1.0, 0, 0, 0]]})
+    pq.write_table(table, tmp_path / "q.parquet")
+    for number, (where, found) in enumerate(((None, 4), ("width <> 2", 2), ("width > 2", 0), ("width = 5", 0))):
+        folder = tmp_path / f"found-{number}"
+        search_embeddings(out, folder, queries=tmp_path / "q.parquet", where=where)
+        assert pq.read_table(folder / "results.parquet").num_rows == found, where
+
+
 HOSTILE = '</bdi><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 
@@ -305,6 +318,11 @@ def test_the_page_shows_pictures_and_escapes_hostile_captions(tmp_path, tiny_che
     pictures = [base64.b64decode(data) for data in re.findall(r"data:image/webp;base64,([^\"]+)", page)]
     assert [Image.open(io.BytesIO(data)).size for data in pictures] == [(128, 128)] * 3
     assert WHY["vanished"] in page and "words" in page and "default-src 'none'" in page
+    argv[-1] = str(tmp_path / "new" / "page.html")
+    for _ in range(2):  # a page is made anew each time
+        assert search.main([*argv, "--output", str(tmp_path / "found")]) == 0
+        said = capsys.readouterr().out
+        assert "page.html: open it in a browser" in said and "goes on" not in said
     (tmp_path / "mine.html").write_text("mine")
     for name, message in (("mine.html", "that this program did not write"), ("a.jpg", "must end in .html")):
         with pytest.raises(ValueError, match=message):
