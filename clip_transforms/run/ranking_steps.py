@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from clip_transforms.evaluation.rows import Rows
 from clip_transforms.evaluation.truth import flags_of
@@ -34,27 +36,30 @@ class _WriteScores(OverRuns):
     def do(self, item: Run) -> Tally:
         number, parts = item
         classifiers, all_rows = self.run.classifiers(), [self.run.read(part) for part in parts]
-        tallies = []
+        tallies, kept = [], []
         for rows in all_rows:
             truth, n = rows.truth, len(rows.vectors)
             assert truth is not None
             labels = tally_of(dataclasses.replace(rows, truth=None), classifiers)
-            missing = int(truth.null_count)
-            counted = Counter({**labels.rows, "without_truth": missing, "scored": n - missing})
-            tallies.append(dataclasses.replace(labels, rows=counted))
+            known = _known(truth, [of.names for of in classifiers.values()])
+            kept.append(dataclasses.replace(rows, truth=known))
+            missing, unknown = int(truth.null_count), int(known.null_count - truth.null_count)
+            counted = {"without_truth": missing, "unknown_truth": unknown, "scored": n - missing - unknown}
+            tallies.append(dataclasses.replace(labels, rows=Counter({**labels.rows, **counted})))
         for name, of in classifiers.items():
-            records, groups, unknown = [], [], Counter[str]()
-            for rows in all_rows:
-                found, own, others = _records(rows, of)
+            records, groups, others = [], [], Counter[str]()
+            for rows, given in zip(kept, all_rows, strict=True):
+                found, own = _records(rows, of)
                 records.append(found)
                 groups += own
-                unknown.update(others)
+                assert given.truth is not None
+                others.update(flags_of(given.truth.drop_null(), of.names)[1])
             joined, names = np.concatenate(records), sorted({group for group in groups if group is not None})
             codes = {group: code for code, group in enumerate(names)}
             numbers = np.array([codes.get(group, -1) if group is not None else -1 for group in groups], "<i4")
             uri, note = self.run.work("scores", name, number), {"groups": names}
             write_buckets(uri, [*np.ascontiguousarray(joined.T), numbers], self.run.folder, note)
-            tallies.append(Tally(Counter(), unknown, {}))
+            tallies.append(Tally(Counter(), others, {}))
         return Tally.sum(tallies)
 
     def add(self, summaries: Iterable[Tally]) -> Tally:
@@ -64,18 +69,29 @@ class _WriteScores(OverRuns):
         return {**state, "zeroshot": total}
 
 
-def _records(rows: Rows, classifier: Classifier) -> tuple[np.ndarray, list[Group], list[str]]:
-    """Return scores and truth of the rows that have a truth, [m, k]; their groups; and values that are no class."""
+def _known(truth: pa.Array, taxonomies: Sequence[Sequence[str]]) -> pa.Array:
+    """Return the truth without the lists of which a taxonomy has no value: null in their place.
+
+    An empty list stays: such a sample has none of the classes.
+    """
+    stays = np.ones(len(truth), bool)
+    for names in taxonomies:
+        stays &= flags_of(truth, names)[0].any(axis=1)
+    stays |= np.asarray(pc.fill_null(pc.list_value_length(truth), 0)) == 0
+    return truth.take(pa.array(np.arange(len(truth)), mask=~stays))
+
+
+def _records(rows: Rows, classifier: Classifier) -> tuple[np.ndarray, list[Group]]:
+    """Return scores and truth of the rows that have a truth, [m, k], and their groups."""
     assert rows.truth is not None
     has = np.asarray(rows.truth.is_valid())
-    flags, unknown = flags_of(rows.truth.filter(rows.truth.is_valid()), classifier.names)
     records = np.empty((len(has), len(classifier.names)), _SCORE)
     for some, scores in scores_of(rows, classifier):
         records["score"][some] = scores
     records = records[has]
-    records["truth"] = flags
+    records["truth"] = flags_of(rows.truth.drop_null(), classifier.names)[0]
     groups = rows.groups if rows.groups is not None else [None] * len(has)
-    return records, [group for group, one in zip(groups, has, strict=True) if one], unknown
+    return records, [group for group, one in zip(groups, has, strict=True) if one]
 
 
 @dataclasses.dataclass(frozen=True)

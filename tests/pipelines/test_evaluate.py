@@ -334,6 +334,23 @@ def tagged(tmp_path_factory):
     return out
 
 
+def test_a_sample_of_unknown_classes_alone_is_counted_and_never_taken_for_wrong(tagged, tmp_path):
+    """An empty list is a truth: the sample has none of the classes."""
+    truth = pq.read_table(Path(tagged).parent / "t.parquet")
+    lists = truth["classes"].to_pylist()
+    for name, first in (("less", None), ("more", ["wolf"]), ("blank", [""])):
+        table = pa.table({"key": truth["key"], "classes": pa.array([first, *lists[1:]], pa.list_(pa.string()))})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    less, more, blank = (
+        evaluate_embeddings(tagged, tmp_path / f"e-{name}", truth=tmp_path / f"{name}.parquet")["zeroshot"]
+        for name in ("less", "more", "blank")
+    )
+    numbers = [found["taxonomies"]["animals"]["mean_average_precision"] for found in (less, more, blank)]
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert [found["rows"]["scored"] for found in (less, more, blank)] == [59, 59, 59]
+    assert (less["rows"]["without_truth"], more["rows"]["unknown_truth"], blank["rows"]["unknown_truth"]) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
 def test_samples_with_several_classes_are_ranked_as_scikit_learn_does(tagged, tmp_path, monkeypatch, name):
     monkeypatch.setattr("clip_transforms.run.ranking_steps._SCORES", 700)  # two classes a task
