@@ -62,10 +62,10 @@ def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
     if not found["rows"].get("scored"):
         yield "note: no row can be scored"
     if found["unknown_truth"]:
-        names = ", ".join(
-            f"{_short(name, _GROUP_WIDTH)!r} ({n:,})" for name, n in [*found["unknown_truth"].items()][:3]
-        )
-        yield f"note: classes of the truth that a taxonomy lacks, and that are not scored: {names}"
+        most = sorted(found["unknown_truth"].items(), key=lambda item: (-item[1], item[0]))
+        names = ", ".join(f"{_short(name, _GROUP_WIDTH)!r} ({n:,})" for name, n in most[:3])
+        more = " …" if len(most) > 3 else ""
+        yield f"note: classes of the truth that a taxonomy lacks, and that are not scored: {names}{more}"
     for name, of in found["taxonomies"].items():
         if without := of.get("classes_without_samples"):
             number = of["classes"] - of["classes_with_samples"]

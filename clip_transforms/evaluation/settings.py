@@ -74,7 +74,8 @@ class Evaluation:
         _check_used(measure, {"truth": truth, "truth_column": truth_column, "taxonomy": taxonomy or None})
         if truth is None and truth_column is None and CLS in schema.names:
             truth_column = CLS
-        measures = _measures(measure, truth is not None or truth_column is not None, group_column)
+        with_truth = truth is not None or truth_column is not None
+        measures = _measures(measure or _usual(with_truth or bool(group_column or taxonomy)), with_truth, group_column)
         classes = classes_of(dataset, taxonomy) if taxonomy or "zeroshot" in measures else ()
         of, file = _truth(dataset, schema, truth_column, truth, classes) if measures != ("retrieval",) else (None, None)
         if group_column is not None:
@@ -120,14 +121,17 @@ def _check_used(measure: Any, given: Mapping[str, Any]) -> None:
                 raise ValueError(f"--{name} is for --measure zeroshot and probe; omit it, or add one of these")
 
 
+def _usual(of_labels: bool) -> str:
+    """Say what is measured unless something is asked for."""
+    return "zeroshot" if of_labels else "retrieval"
+
+
 def _measures(asked: Any, with_truth: bool, group_column: str | None) -> tuple[str, ...]:
-    """Decide what is measured: what was asked for, or what can be."""
-    measures = storage.as_names(asked, "measure") if asked else ()
+    """Check what is asked for, and put it in order."""
+    measures = storage.as_names(asked, "measure")
     for name in measures:
         if name not in MEASURES:
             raise ValueError(f"--measure is {name!r}, but it must be one or more of {', '.join(MEASURES)}")
-    if not measures:
-        return ("zeroshot",) if with_truth or group_column is not None else ("retrieval",)
     if not with_truth and ("probe" in measures or ("zeroshot" in measures and group_column is None)):
         what = "probe" if "probe" in measures else "zeroshot"
         raise ValueError(f"--measure {what} needs the right classes; give --truth_column NAME, or --truth FILE")

@@ -94,8 +94,8 @@ class IndexFolder:
         uri = storage.normalise(storage.as_uri(index, "index"))
         record, again = storage.join(uri, RECORD), f"python -m pipelines.index --input {dataset.uri} makes one"
         if not storage.exists(storage.join(uri, "_SUCCESS")) or not storage.exists(record):
-            complete = storage.exists(storage.join(uri, _COMMAND))
-            state = "is not complete; run the command that made it again" if complete else f"is no index; {again}"
+            began = _began(storage.join(uri, _COMMAND))
+            state = "is not complete; run the command that made it again" if began else f"is no index; {again}"
             raise QueryError(f"--index {uri} {state}")
         try:
             made: Mapping[str, Any] = json.loads(storage.read_bytes(record))
@@ -164,3 +164,14 @@ def _edges(part: pa.ChunkedArray) -> np.ndarray:
     codes = pc.index_in(part, value_set=pc.unique(part)).to_numpy() if len(part) else np.empty(0, int)
     inner = np.flatnonzero(np.diff(codes)) + 1
     return np.unique([0, *inner, len(codes)])
+
+
+def _began(command: str) -> bool:
+    """Say whether the file that a verb leaves at its start is that of an index."""
+    if not storage.exists(command):
+        return False
+    try:
+        made = json.loads(storage.read_bytes(command))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(made, dict) and made.get("verb") == "index"

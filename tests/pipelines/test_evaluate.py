@@ -26,6 +26,7 @@ from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.parts.manifest import OutputError
 from clip_transforms.select.sample import sampled
 from pipelines import evaluate
+from pipelines.evaluation_lines import evaluation_lines
 from schemas.captions import captions_schema
 from schemas.provenance import encode_footer
 
@@ -613,6 +614,17 @@ def test_after_a_kill_the_same_command_ends_with_the_same_bytes(dataset, referen
     monkeypatch.undo()
     evaluate_embeddings(dataset, tmp_path / "e", **ALL)
     assert files(tmp_path / "e") == reference
+
+
+def test_a_taxonomy_alone_asks_for_zeroshot_which_needs_a_truth(dataset, tmp_path):
+    with pytest.raises(ValueError, match="--measure zeroshot needs the right classes; give --truth_column NAME"):
+        evaluate_embeddings(dataset, tmp_path / "e", taxonomy="animals")
+
+
+def test_the_most_frequent_unknown_classes_are_named_and_more_are_hinted_at():
+    unknown = {"ant": 1, "bee": 2, "gnat": 9, "wasp": 3}
+    found = {"rows": {"rows": 15, "unknown_truth": 15}, "unknown_truth": unknown, "taxonomies": {}}
+    assert "'gnat' (9), 'wasp' (3), 'bee' (2) …" in "\n".join(evaluation_lines("e", {"zeroshot": found}))
 
 
 # What is printed

@@ -206,6 +206,10 @@ def test_wrong_input_is_one_sentence(dataset, indexes, tmp_path, monkeypatch):
     (broken / "_SUCCESS").unlink()
     with pytest.raises(ValueError, match="is not complete; run the command that made it again"):
         search_embeddings(dataset, **like, index=broken)
+    command = json.loads((broken / "_command.json").read_text())
+    (broken / "_command.json").write_text(json.dumps(command | {"verb": "filter"}))
+    with pytest.raises(ValueError, match="is no index"):
+        search_embeddings(dataset, **like, index=broken)
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     for call in (
         lambda: index_embeddings(dataset, tmp_path / "new"),
