@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.beam import beam
 from clip_transforms.run.deduplicate_steps import GROUPS, KINDS, Deduplicating, exact_steps, runs_of_parts
 from clip_transforms.run.near_steps import near_steps
@@ -79,37 +81,10 @@ def deduplicate_embeddings(
 class DeduplicateEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of a part of the selection, its counts)]."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place,
-        *,
-        by: str = "exact",
-        keep: str | None = None,
-        threshold: float | None = None,
-        rule: str | None = None,
-        recall: float | None = None,
-        seed: int | None = None,
-        measure_recall: int | None = None,
-        selection: storage.Places = (),
-        overwrite: bool = False,
-    ):
+    @same_arguments(deduplicate_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `deduplicate_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_duplicates(
-                dataset,
-                output,
-                by=by,
-                keep=keep,
-                threshold=threshold,
-                rule=rule,
-                recall=recall,
-                seed=seed,
-                measure_recall=measure_recall,
-                selection=selection,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_duplicates, **arguments))
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, dict[str, int]]]:
         """Unpack the results, of which each task has several."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from clip_transforms.parts.checkpoint import checkpoint_of
 from clip_transforms.parts.dataset import Dataset, check_rows
 from clip_transforms.parts.footers import has_captions
 from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.evaluate_steps import Evaluating, runs_of
 from clip_transforms.run.evaluate_work import PER_CLASS, PER_GROUP, RECORD, EvaluationWork
 from clip_transforms.run.job import write_taxonomies
@@ -53,7 +55,7 @@ def evaluate_embeddings(
         output: folder of the evaluation, new or of the same command; a text or a Path.
         measure: what to measure, one or several: `zeroshot`, the labels of images; `retrieval`, captions of images and
             images of captions; `probe`, logistic regression on image embeddings. By default zeroshot if there is a
-            truth or a group column, else retrieval.
+            truth, a group column or a taxonomy, else retrieval.
         taxonomy: taxonomies for zeroshot: names that the dataset has, files or folders, or Taxonomy objects; one or
             several, which are compared over the same rows. By default the only one of the dataset.
         truth_column: column of the dataset with the class of a sample, as a name or as an index into the first
@@ -95,43 +97,10 @@ def evaluate_embeddings(
 class EvaluateEmbeddings(OverParts):
     """Pipeline → PCollection[what the last measure found in a piece of its work]."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place,
-        *,
-        measure: str | Sequence[str] = (),
-        taxonomy: Taxonomies = (),
-        truth_column: str | None = None,
-        truth: storage.Place | None = None,
-        group_column: str | None = None,
-        split_column: str | None = None,
-        test: storage.Places = (),
-        test_fraction: float | None = None,
-        seed: int | None = None,
-        selection: storage.Places = (),
-        model: ClipSpec | storage.Place | None = None,
-        overwrite: bool = False,
-    ):
+    @same_arguments(evaluate_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `evaluate_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_evaluation(
-                dataset,
-                output,
-                measure=measure,
-                taxonomy=taxonomy,
-                truth_column=truth_column,
-                truth=truth,
-                group_column=group_column,
-                split_column=split_column,
-                test=test,
-                test_fraction=test_fraction,
-                seed=seed,
-                selection=selection,
-                model=model,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_evaluation, **arguments))
 
     def begin(self, plan: EvaluationPlan, folder: RunFolder) -> EvaluationWork:
         """Make the output ready, and leave parts, truth and taxonomies in the run's folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from clip_transforms.exports.plan import LAYOUTS, Layout
 from clip_transforms.exports.rows import ExportRows
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.export_steps import Exporting, entries_of
 from clip_transforms.run.new_output import WORK, NewOutput
 from clip_transforms.run.over_parts import OverParts, write_items
@@ -79,33 +81,10 @@ def export_embeddings(
 class ExportEmbeddings(OverParts):
     """Pipeline → PCollection[counts of a piece of the export]."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place,
-        layout: str,
-        *,
-        selection: storage.Places = (),
-        samples_per_shard: int | None = None,
-        modality: str | None = None,
-        labels: storage.Places | None = None,
-        allow_uri: storage.Places = (),
-        overwrite: bool = False,
-    ):
+    @same_arguments(export_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `export_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_export(
-                dataset,
-                output,
-                layout,
-                selection=selection,
-                samples_per_shard=samples_per_shard,
-                modality=modality,
-                labels=labels,
-                allow_uri=allow_uri,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_export, **arguments))
 
     def begin(self, plan: ExportPlan, folder: RunFolder) -> Exporting:
         """Make the output ready, and leave the parts and the rows of listings in the run's folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from clip_transforms.parts.counts import add
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.reader import KEYS
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.beam import beam
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, Step, read_items, write_items
@@ -82,35 +84,10 @@ def filter_embeddings(
 class FilterEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of a part of the selection, its counts)]."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place,
-        *,
-        selection: storage.Places = (),
-        where: str | None = None,
-        sample_fraction: float | None = None,
-        seed: int | None = None,
-        top_fraction: float | None = None,
-        top_count: int | None = None,
-        by: str | None = None,
-        overwrite: bool = False,
-    ):
+    @same_arguments(filter_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `filter_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_filter(
-                dataset,
-                output,
-                selection=selection,
-                where=where,
-                sample_fraction=sample_fraction,
-                seed=seed,
-                top_fraction=top_fraction,
-                top_count=top_count,
-                by=by,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_filter, **arguments))
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, dict[str, int]]]:
         """Unpack the results, which come in groups."""

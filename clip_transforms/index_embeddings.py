@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.index_steps import Indexing
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, write_items
@@ -62,29 +64,10 @@ def index_embeddings(
 class IndexEmbeddings(OverParts):
     """Pipeline → PCollection[facts about the index], of one element. One worker makes the index."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place,
-        *,
-        kind: str = AUTO,
-        against: str | None = None,
-        selection: storage.Places = (),
-        seed: int = 0,
-        overwrite: bool = False,
-    ):
+    @same_arguments(index_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `index_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_index(
-                dataset,
-                output,
-                kind=kind,
-                against=against,
-                selection=selection,
-                seed=seed,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_index, **arguments))
 
     def begin(self, plan: IndexPlan, folder: RunFolder) -> Indexing:
         """Make the output ready, and leave the parts in the run's folder."""

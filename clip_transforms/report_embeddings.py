@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.page_file import check_page
 from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.dataset import Dataset, check_labels
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.new_output import digest_of
 from clip_transforms.run.over_parts import OverParts, write_items
 from clip_transforms.run.report_steps import GROUPS, Reporting
@@ -71,29 +73,10 @@ def report_embeddings(
 class ReportEmbeddings(OverParts):
     """Pipeline → PCollection[number of pictures of a part that are lost]."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place = PAGE,
-        *,
-        selection: storage.Places = (),
-        duplicates: storage.Place | None = None,
-        pictures: bool = True,
-        allow_uri: storage.Places = (),
-        overwrite: bool = False,
-    ):
+    @same_arguments(report_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `report_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_report(
-                dataset,
-                output,
-                selection=selection,
-                duplicates=duplicates,
-                pictures=pictures,
-                allow_uri=allow_uri,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_report, **arguments))
 
     def begin(self, plan: ReportPlan, folder: RunFolder) -> Reporting:
         """Leave the parts, and the rows of listings, in the run's folder."""

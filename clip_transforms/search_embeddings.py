@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from clip_transforms.pages.page_file import check_page
 from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.found_step import Page
 from clip_transforms.run.new_output import NewOutput, digest_of
 from clip_transforms.run.over_parts import OverParts, write_items
@@ -106,45 +108,10 @@ def search_embeddings(
 class SearchEmbeddings(OverParts):
     """Pipeline → PCollection[(URI of the results, number of their rows)]."""
 
-    def __init__(
-        self,
-        dataset: storage.Place,
-        output: storage.Place,
-        *,
-        text: str | Sequence[str] = (),
-        image: storage.Places = (),
-        like: str | Sequence[str] = (),
-        queries: storage.Place | None = None,
-        against: str | None = None,
-        top_k: int = TOP_K,
-        where: str | None = None,
-        selection: storage.Places = (),
-        index: storage.Place | None = None,
-        html: storage.Place | None = None,
-        allow_uri: Sequence[str] = (),
-        model: ClipSpec | storage.Place | None = None,
-        overwrite: bool = False,
-    ):
+    @same_arguments(search_embeddings)
+    def __init__(self, **arguments: Any):
         """Take the arguments of `search_embeddings`; applying the transform looks at the dataset."""
-        super().__init__(
-            lambda: plan_search(
-                dataset,
-                output,
-                text=text,
-                image=image,
-                like=like,
-                queries=queries,
-                against=against,
-                top_k=top_k,
-                where=where,
-                selection=selection,
-                index=index,
-                html=html,
-                allow_uri=allow_uri,
-                model=model,
-                overwrite=overwrite,
-            )
-        )
+        super().__init__(functools.partial(plan_search, **arguments))
 
     def begin(self, plan: SearchPlan, folder: RunFolder) -> Searching:
         """Make the output ready, and leave the parts and the queries in the run's folder."""

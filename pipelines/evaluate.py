@@ -31,7 +31,8 @@ def evaluate_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=list(MEASURES),
         help="zeroshot: the labels of images; retrieval: captions of images, and images of captions; probe: logistic "
-        "regression on image embeddings; one or more (default: zeroshot with a truth or groups, else retrieval)",
+        "regression on image embeddings; one or more (default: zeroshot with a truth, groups or a "
+        "taxonomy, else retrieval)",
     )
     add(
         "--taxonomy",

@@ -369,6 +369,7 @@ def test_what_was_found_is_logged(spec, tmp_path, caplog):
         ("report_embeddings", "ReportEmbeddings"),
         ("label_embeddings", "LabelEmbeddings"),
         ("index_embeddings", "IndexEmbeddings"),
+        ("search_embeddings", "SearchEmbeddings"),
     ],
 )
 def test_a_function_and_its_transform_take_the_same_arguments_by_name(verb, transform, tmp_path):
