@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 4
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -29,6 +29,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # of ours again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# argparse looks for translations of its words on disk, for each of the many parsers that Beam makes.
+os.environ["LANGUAGE"] = "C"
 # Commands that tests start must heed signals as in a terminal. What is ignored here, as under nohup or in a background
 # job, would be ignored by them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -132,7 +132,7 @@ def test_make_installs_for_each_target_what_it_needs_and_nothing_twice(targets, 
         assert installed == wanted, "each extra once, the demo's before the tests'"
         assert any("open_clip_torch" in call for call in calls) is ("test" in extras_of(calls))
         assert target != "demo" or "-m pipelines.demo" in calls
-        assert target != "test" or "-m pytest -n 3" in calls
+        assert target != "test" or "-m pytest -n 4" in calls
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")

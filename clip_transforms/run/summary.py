@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import platform
@@ -122,8 +123,9 @@ class RunSummary:
         )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide bytes or speed."""
+    """Versions of Python and of the packages that decide bytes or speed. Do not change the dictionary."""
     packages = ("clip-transforms", "apache-beam", "torch", "pyarrow", "pillow", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 

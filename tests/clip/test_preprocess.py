@@ -371,7 +371,10 @@ def test_a_tile_that_is_far_larger_than_its_picture_is_refused_unread(tile):
 
 @pytest.mark.parametrize(
     "size, message",
-    [((80_000_000, 1), "a side of 80000000 pixels"), ((1, 8_000_000), "224 × 8000000 pixels resized in one direction")],
+    [
+        pytest.param((80_000_000, 1), "a side of 80000000 pixels", marks=pytest.mark.slow),  # four seconds
+        ((1, 8_000_000), "224 × 8000000 pixels resized in one direction"),
+    ],
     ids=str,
 )
 def test_a_needle_is_refused_where_both_its_sides_are_resized_to_one(size, message):

@@ -1,5 +1,6 @@
 """deduplicate: equal files and near duplicates, the same rows and bytes on every runner."""
 
+import functools
 import json
 import math
 import os
@@ -51,11 +52,14 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def reference(large, tmp_path_factory):
-    """Each way, by the plain function: way → folder."""
-    made = {}
-    for way, settings in WAYS.items():
-        made[way] = tmp_path_factory.mktemp("reference") / "kept"
-        deduplicate_embeddings(large, made[way], **settings)
+    """The folder of a way, made by the plain function when it is first asked for."""
+
+    @functools.cache
+    def made(way):
+        folder = tmp_path_factory.mktemp("reference") / "kept"
+        deduplicate_embeddings(large, folder, **WAYS[way])
+        return folder
+
     return made
 
 
@@ -105,7 +109,7 @@ def test_one_row_of_each_group_stays_and_every_row_is_accounted_for(by, keep, sm
 def test_many_blocks_find_the_pairs_that_all_pairs_are_and_no_others(large, reference):
     rows = stored(large)
     pairs = list(near(rows, ["image_embedding"], 0.95))
-    found, _ = groups_of(reference["image"])
+    found, _ = groups_of(reference("image"))
     place = {name_of(row): i for i, row in enumerate(rows)}
     group_of = {place[name]: number for number, group in enumerate(found) for name in group}
     right = [group_of.get(i, -1) == group_of.get(j, -2) for i, j in pairs]
@@ -114,7 +118,7 @@ def test_many_blocks_find_the_pairs_that_all_pairs_are_and_no_others(large, refe
     component = {i: number for number, group in enumerate(whole) for i in group}
     for group in found:
         assert len({component[place[name]] for name in group}) == 1, "rows that no chain of near ones joins"
-    record = json.loads((reference["image"] / "selection.json").read_text())["duplicates"]
+    record = json.loads((reference("image") / "selection.json").read_text())["duplicates"]
     assert record["blocks"] > 100 and record["recall"] >= 0.998
     assert record["measured"]["pairs"] > 50
     assert 0.99 * record["measured"]["pairs"] <= record["measured"]["found"] <= record["measured"]["pairs"]
@@ -141,7 +145,7 @@ def test_beam_in_this_process_gives_the_same_bytes(way, large, reference, tmp_pa
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         parts = pipeline | DeduplicateEmbeddings(large, tmp_path / way, **WAYS[way])
         _ = parts | beam.Map(lambda part: part[0]) | beam.io.WriteToText(str(tmp_path / f"{way}.txt"))
-    assert written(tmp_path / way) == written(reference[way])
+    assert written(tmp_path / way) == written(reference(way))
     lines = [line for path in tmp_path.glob(f"{way}.txt*") for line in path.read_text().splitlines()]
     assert sorted(lines) == sorted(str(path) for path in (tmp_path / way / "parts").iterdir())
 
@@ -156,7 +160,7 @@ def arguments(dataset, output, way, *flags):
 def test_two_processes_give_the_same_bytes(large, reference, tmp_path):
     done = command("pipelines.deduplicate", *arguments(large, tmp_path / "kept", "image", *TWO_PROCESSES))
     assert done.returncode == 0, done.stderr
-    assert written(tmp_path / "kept") == written(reference["image"])
+    assert written(tmp_path / "kept") == written(reference("image"))
 
 
 @pytest.mark.timeout(200)
@@ -164,7 +168,7 @@ def test_two_processes_give_the_same_bytes(large, reference, tmp_path):
 def test_the_portable_runner_with_workers_gives_the_same_bytes(way, large, reference, service, tmp_path):
     done = command("pipelines.deduplicate", *arguments(large, tmp_path / "kept", way, *service))
     assert done.returncode == 0, done.stderr
-    assert written(tmp_path / "kept") == written(reference[way])
+    assert written(tmp_path / "kept") == written(reference(way))
 
 
 @pytest.mark.slow  # each way again over 20,000 rows: seven seconds
@@ -173,7 +177,7 @@ def test_neither_the_runs_of_parts_nor_pieces_of_blocks_change_the_rows(large, r
     monkeypatch.setattr(block_rows, "PIECE_ROWS", 500)
     for way, settings in WAYS.items():
         deduplicate_embeddings(large, tmp_path / way, **settings)
-        assert written(tmp_path / way) == written(reference[way])
+        assert written(tmp_path / way) == written(reference(way))
 
 
 class Killed(BaseException):
@@ -245,7 +249,7 @@ def test_a_process_that_is_killed_goes_on_where_it_was(large, reference, slow_co
     kill_when(lambda: list(tmp_path.glob("slow/_work/pairs/*")), "pipelines.deduplicate", argv, slow_commits)
     centroids = (tmp_path / "slow" / "_work" / "centroids").read_bytes()
     assert deduplicate.main(argv) == 0
-    assert centroids and written(tmp_path / "slow") == written(reference["image"])
+    assert centroids and written(tmp_path / "slow") == written(reference("image"))
 
 
 def test_the_command_says_what_it_did_and_does_it_once(small, tmp_path, capsys):

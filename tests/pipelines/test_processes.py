@@ -136,14 +136,8 @@ def test_what_goes_wrong_in_a_process_is_said_as_if_it_had_gone_wrong_in_this_on
     assert said[0] == said[1] and "model.safetensors" in said[0]
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT)),  # a run and a rerun each
-    ],
-    ids=["KILL", "TERM", "INT"],
-)
+@pytest.mark.slow  # a run and a rerun each: six seconds
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
 @pytest.mark.timeout(200)
 def test_the_processes_end_with_their_launcher(number, tiny_checkpoint, tmp_path):
     for i in range(40):

@@ -219,12 +219,9 @@ def started(tiny_checkpoint, slow_commits, tmp_path):
     return start
 
 
+@pytest.mark.slow  # ten seconds of a job each
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],  # ten seconds of a job each
-    ids=["KILL", "INT"],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["KILL", "INT"])
 def test_a_detached_job_finishes_without_its_launcher(number, started, service, tmp_path):
     out = tmp_path / "slow"
     launcher, _ = started(service)
@@ -272,15 +269,9 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow  # a run and a rerun each, with workers that import everything anew: ten seconds
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT)),  # a run and a rerun each
-    ],
-    ids=["KILL", "TERM", "INT"],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
 def test_workers_end_with_their_launcher(number, started, tmp_path):
     out = tmp_path / "slow"
     launcher, argv = started(TWO_PROCESSES)
