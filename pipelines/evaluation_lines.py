@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.evaluation.settings import MEASURES
 from clip_transforms.metrics.ranks import KS
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.evaluate_work import PER_GROUP
@@ -29,6 +30,7 @@ _WARNING = (
     "Its authors rule out surveillance, the recognition of faces, and any use that was not tested in its own context;",
     "read docs/model-card.md before you rely on a number below.",
 )
+_NOT_SCORED = "note: no row can be scored"
 Row = Mapping[str, Any]
 
 
@@ -38,8 +40,15 @@ def evaluation_lines(output: str, content: Mapping[str, Any]) -> list[str]:
     for name, of in (("zeroshot", _zeroshot), ("retrieval", _retrieval), ("probe", _probe)):
         if name in content:
             lines += ["", *of(content[name])]
+    if "zeroshot" in content and not {"truth", "truth_column"} & content["made_by"].keys():
+        lines = [line for line in lines if line != _NOT_SCORED]
+        lines.append("note: no truth was given, so there are no accuracies, only the labels that each group gets")
     if "groups" in content:
         lines += ["", *_WARNING, *_groups(output, content["groups"])]
+        without = [found["rows"].get("without_group", 0) for name, found in content.items() if name in MEASURES]
+        if any(without):
+            column = content["groups"]["column"]
+            lines.append(f"note: {counted(max(without), 'row')} without a {column}, in no group")
     return [_printable(line) for line in lines]
 
 
@@ -60,7 +69,7 @@ def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
         header, table = [], []
     yield from _table(header, table)
     if not found["rows"].get("scored"):
-        yield "note: no row can be scored"
+        yield _NOT_SCORED
     if found["unknown_truth"]:
         most = sorted(found["unknown_truth"].items(), key=lambda item: (-item[1], item[0]))
         names = ", ".join(f"{_short(name, _GROUP_WIDTH)!r} ({n:,})" for name, n in most[:3])
@@ -104,7 +113,9 @@ def _probe(found: Mapping[str, Any]) -> Iterator[str]:
     sizes = ", ".join(f"{found[name]:,} {name}" for name in ("train", "validation", "test"))
     yield f"linear probe: {_rows(found['rows'])}: {sizes}"
     if found["c"] is None:
-        yield "note: there is no probe: it needs two classes to train on, and samples that validate and test it"
+        lacks = [name for name in ("train", "validation", "test") if not found[name]]
+        why = f"no sample is left for {' and '.join(lacks)}" if lacks else "its training samples are all of one class"
+        yield f"note: there is no probe: {why}"
         return
     header = ["classes", "C", "top 1", "95 % interval", "top 5", "mean recall"]
     yield from _table(header, [[f"{found['classes']:,}", f"{found['c']:.3g}", *_accuracies(found)]])
@@ -137,6 +148,8 @@ def _groups(output: str, groups: Mapping[str, Any]) -> Iterator[str]:
             tables.setdefault(what, []).append((_TITLES.get(metric, metric), row))
     if not rows:
         yield f"note: no row has a {groups['column']}, so there are no groups"
+    # Without a truth there are no accuracies, and no table of them.
+    tables = {title: cells for title, cells in tables.items() if any(row["n"] for _, row in cells)}
     for title, cells in sorted(tables.items(), key=lambda item: item[1][0][1]["metric"] == "label_rate"):
         yield from ("", *_by_group(title, groups["column"], cells))
 

@@ -11,22 +11,25 @@ import pyarrow as pa
 _LONGEST = {"key": 40, "from": 40, "caption": 60, "labels": 60}  # characters of a cell
 
 
-def found_lines(results: pa.Table, most: int) -> Iterator[str]:
+def found_lines(results: pa.Table, most: int, most_rows: int) -> Iterator[str]:
     """Yield the lines of a table for each query.
 
     Args:
         results: rows of `results.parquet`.
         most: the number of queries that are shown, the first ones.
+        most_rows: the number of rows of each that are shown.
     """
     firsts = np.flatnonzero(results.column("rank").to_numpy() == 1)
     for first, stop in zip(firsts[:most], np.append(firsts, results.num_rows)[1:], strict=False):
-        rows = results.slice(first, stop - first).to_pylist()
+        rows = results.slice(first, min(stop - first, most_rows)).to_pylist()
         yield _printable(rows[0]["query"])
         cells = [("", "similarity", "key", "from", "caption", "labels"), *map(_cells, rows)]
         widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
             yield "  ".join(padded).rstrip()
+        if stop - first > most_rows:
+            yield f"   … and {stop - first - most_rows:,} more"
         yield ""
 
 

@@ -59,6 +59,8 @@ def _lines(output: str, content: Mapping[str, Any]) -> list[str]:
     lines = [f"{counted(content['rows'], f'{of} embedding')} in {output} ({content['kind']})"]
     for name, recall in found.items():
         lines.append(f"recall@10 with {counted(asked[name], f'{name} embedding')} as queries: {recall:.4f}")
+    if not content["rows"]:
+        lines.append(f"note: the index is empty, since no selected row has {'an' if of == 'image' else 'a'} {of}")
     if found and min(found.values()) < _GOOD:
         lines.append(
             "note: the index misses many of the nearest rows, as it must where rows lie in all directions alike; "

@@ -25,7 +25,7 @@ from pipelines.options import parse
 from pipelines.over_dataset import dataset_parser, required, run_over_dataset
 from pipelines.terminal import say
 
-_SHOWN = 5  # queries whose results are printed, if they are also in a file
+_SHOWN, _SHOWN_ROWS = 5, 20  # queries, and rows of each, that are printed if the results are also in a file
 _AGAIN = "nothing was written; give the command again"
 
 
@@ -101,7 +101,7 @@ def _search_here(plan: SearchPlan, folder: str) -> int:
         failed(error, _AGAIN)
         return FAILED
     results = read_results(storage.join(plan.output, RESULTS))
-    for line in (*found_lines(results, results.num_rows), *_summary(content)):
+    for line in (*found_lines(results, results.num_rows, results.num_rows), *_summary(content)):
         say(line)
     return DONE
 
@@ -109,7 +109,7 @@ def _search_here(plan: SearchPlan, folder: str) -> int:
 def _lines(output: str, content: Mapping[str, Any]) -> list[str]:
     """Return the closing lines of a search with an output."""
     uri = storage.join(output, RESULTS)
-    lines = [*found_lines(read_results(uri), _SHOWN), *_summary(content)]
+    lines = [*found_lines(read_results(uri), _SHOWN, _SHOWN_ROWS), *_summary(content)]
     more = content["counts"]["queries"] - _SHOWN
     return [*lines, f"in {uri}" + (f", with those of {more:,} more" if more > 0 else "")]
 
@@ -118,9 +118,10 @@ def _summary(content: Mapping[str, Any]) -> list[str]:
     counts, asked = content["counts"], content["made_by"]
     what = "both embeddings" if asked["against"] == "both" else f"an {asked['against']} embedding"
     what = what.replace("an caption", "a caption")
+    without = counts["selected"] - counts["compared"]
     lines = [
-        f"{counted(counts['results'], 'result')} of {counted(counts['queries'], 'query', 'queries')}, from "
-        f"{counted(counts['compared'], 'row')} with {what}, of {counts['selected']:,}"
+        f"{counted(counts['results'], 'result')} for {counted(counts['queries'], 'query', 'queries')}; searched: "
+        f"{counted(counts['compared'], 'row')} with {what}" + (f"; {without:,} without" if without else "")
     ]
     if "index" in asked:
         lines.append(f"note: these are what {asked['index']['index']} found; without --index the search is exact")

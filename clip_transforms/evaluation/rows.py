@@ -57,13 +57,11 @@ class Source:
         counts = Counter(seen=len(has), not_selected=int((~selected).sum()), without_embedding=left_out)
         truth = self.truth.read(part, table) if self.truth else None
         keep = pa.array(has)
-        return Rows(
-            table.drop_columns([vectors]).filter(keep),
-            matrix,
-            None if truth is None else truth.filter(keep),
-            self._groups(table, keep),
-            counts,
-        )
+        groups = self._groups(table, keep)
+        if groups is not None:
+            counts["without_group"] = groups.count(None)
+        found = None if truth is None else truth.filter(keep)
+        return Rows(table.drop_columns([vectors]).filter(keep), matrix, found, groups, counts)
 
     def _groups(self, table: pa.Table, keep: pa.Array) -> list[str | None] | None:
         if self.group_column is None:
@@ -80,7 +78,8 @@ class Rows:
         vectors: float32 [n, d], of length 1.
         truth: string or list<string> [n], the right classes; None if there is no truth.
         groups: n names, None where a row has none; None if there are no groups.
-        counts: `seen`, `not_selected` and `without_embedding`; what is left is n.
+        counts: `seen`, `not_selected` and `without_embedding`; what is left is n. With groups also `without_group`, how
+            many of the n rows are in none.
     """
 
     table: pa.Table

@@ -80,8 +80,8 @@ def check_type(type_: pa.DataType, what: str) -> None:
 def class_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
     """Return the names that values of a truth stand for.
 
-    A number is an index into the classes, from 0. So is a text of digits, unless it is a name, or the name of any class
-    is made of digits. What is no class stays as it is.
+    A number is an index into the classes, from 0. So is a text of digits, also with `.0` behind them, unless it is a
+    name, or the name of any class is made of digits. What is no class stays as it is.
 
     Args:
         values: texts, whole numbers or floats, as pandas has whole numbers with nulls; NaN is null.
@@ -99,7 +99,13 @@ def class_names(values: pa.Array, names: Sequence[str]) -> pa.Array:
         texts = pc.if_else(pc.equal(texts, ""), None, texts)
         if any(_INDEX.fullmatch(name) for name in names):
             return texts
+        # pandas writes a column of whole numbers with gaps as 1.0, 2.0 and nothing.
+        texts = pc.if_else(pc.is_in(texts, pa.array(names, pa.string())), texts, _whole(texts))
     return _by_index(texts, names)
+
+
+def _whole(texts: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(texts, r"^(\d+)\.0+$", r"\1")
 
 
 def _by_index(texts: pa.Array, names: Sequence[str]) -> pa.Array:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +50,8 @@ class TruthFile:
         table = _read(uri)
         names = table.column_names
         by = ("shard", "row") if {"shard", "row"} <= set(names) else ("key",)
+        if {ONE, SEVERAL} <= set(names):
+            raise TruthError(f"--truth {uri} has the columns class and classes; keep one of them")
         truth = SEVERAL if SEVERAL in names else ONE
         if not {*by, truth} <= set(names):
             raise TruthError(
@@ -93,8 +96,19 @@ class TruthFile:
         matched = sum(table.num_rows for _, table in self._by_part(dataset))
         if not matched and self.table.num_rows:
             first = ", ".join(f"{name} {self.table.column(name)[0].as_py()}" for name in self.by)
-            raise TruthError(f"--truth {self.uri} names no sample of {dataset.uri}; its first is {first}")
+            there = ", ".join(f"{name} {value}" for name, value in self._first_of(dataset).items())
+            raise TruthError(
+                f"--truth {self.uri} names no sample of {dataset.uri}: its first is {first}"
+                + (f", and that of the dataset is {there}; write them alike" if there else ", and the dataset is empty")
+            )
         return matched
+
+    def _first_of(self, dataset: Dataset) -> dict[str, Any]:
+        """Return what names the first sample of a dataset; nothing if it has none."""
+        for part in dataset.parts:
+            if dataset.rows[part]:
+                return read_table(dataset.uri, part, list(self.by)).slice(0, 1).to_pylist()[0]
+        return {}
 
     def _by_part(self, dataset: Dataset) -> Iterator[tuple[str, pa.Table]]:
         """Yield the parts that the file names rows of."""

@@ -75,6 +75,7 @@ def _pairs(run: Evaluating, part: Any) -> tuple[tuple[np.ndarray, np.ndarray, np
         captions=len(rows),
         without_caption=len(own) - with_caption,
         without_image=int((owners < 0).sum()),
+        **{name: count for name, count in images.counts.items() if name == "without_group"},
     )
     none: list[list] = [[None] * len(own), [None] * len(rows)]
     groups = [of.groups if of.groups is not None else empty for of, empty in zip((images, captions), none, strict=True)]

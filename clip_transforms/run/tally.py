@@ -27,7 +27,8 @@ class Tally:
     """What is counted in some rows. Tallies of the same taxonomies can be added up.
 
     Attributes:
-        rows: `seen`, `not_selected`, `without_embedding`, `without_truth`, `unknown_truth` and `scored`.
+        rows: `seen`, `not_selected`, `without_embedding`, `without_truth`, `unknown_truth` and `scored`; with groups
+            also `without_group`.
         unknown: values of the truth that are no class, the first ones by name → number of rows.
         confusions: taxonomy → group → its confusion.
     """

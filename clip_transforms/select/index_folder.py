@@ -17,6 +17,7 @@ from clip_transforms.parts.dataset import Dataset
 from clip_transforms.select.query_file import QueryError
 from schemas.embeddings import KEY, ROW, SHARD, described
 from schemas.provenance import check_format
+from schemas.samples import MODALITIES
 
 RECORD, INDEX, ROWS, QUERIES = "index.json", "index.faiss", "rows.parquet", "queries.parquet"
 GROUP_ROWS = 16_384  # rows of a row group of `rows.parquet`: all but the last
@@ -120,9 +121,9 @@ class IndexFolder:
         """
         if asked in (None, self.against):
             return self.against
+        other = f", or make an index with --against {asked}" if asked in MODALITIES else ", which searches both exactly"
         raise QueryError(
-            f"--against is {asked}, but --index {self.uri} holds {self.against} embeddings; omit --index, or make an "
-            f"index with --against {'image or caption' if asked == 'both' else asked}"
+            f"--against is {asked}, but --index {self.uri} holds {self.against} embeddings; omit --index{other}"
         )
 
     def rows_of(self, ids: np.ndarray) -> pa.Table:

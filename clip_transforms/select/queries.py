@@ -219,6 +219,8 @@ def _repeated(vector: np.ndarray, count: int, name: str) -> np.ndarray:
 def _of_length_1(vector: np.ndarray, name: str) -> np.ndarray:
     """Return an embedding [1, d] as it is if its length is 1 up to the rounding of float16, otherwise scaled to 1."""
     length = float(np.linalg.norm(vector.astype(np.float64)))
+    if not np.isfinite(vector).all():
+        raise QueryError(f"{name} is an embedding that holds a null, NaN or infinity; leave it out")
     if not 0 < length < np.inf:
         raise QueryError(f"{name} is an embedding of length {length:g}, which has no direction; leave it out")
     return vector[None] if abs(length - 1) <= _ROUNDING else (vector / length).astype(np.float32)[None]

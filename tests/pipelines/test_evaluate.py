@@ -112,7 +112,7 @@ def test_labels_are_compared_with_the_truth_and_every_row_is_counted(dataset, tm
     }
     found = metrics["zeroshot"]
     rows = {"seen": 8, "not_selected": 0, "without_embedding": 1, "without_truth": 1, "unknown_truth": 1, "scored": 5}
-    assert found["rows"] == rows and found["unknown_truth"] == {"zebra": 1}
+    assert found["rows"] == rows | {"without_group": 1} and found["unknown_truth"] == {"zebra": 1}
     assert found["taxonomies"] == {
         "animals": {
             "classes": 5,
@@ -186,6 +186,21 @@ def test_without_a_truth_groups_show_the_labels_that_they_get(dataset, tmp_path)
     assert rates["cat", "a"] == 2 and rates["dog", "b"] == 1
 
 
+def test_without_a_truth_no_table_of_accuracies_is_printed(dataset, tmp_path, capsys, without_beam):
+    assert evaluate.main(["--input", dataset, "--output", str(tmp_path / "e"), "--group_column", "who"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: no truth was given, so there are no accuracies, only the labels" in printed
+    assert "how often a group gets each label of animals, by who" in printed
+    assert "top 1" not in printed and "can be scored" not in printed
+
+
+def test_rows_without_a_group_are_counted_by_every_measure(dataset, tmp_path):
+    found = evaluate_embeddings(dataset, tmp_path / "e", measure=["zeroshot", "retrieval"], **ASKED)
+    assert [found[of]["rows"]["without_group"] for of in ("zeroshot", "retrieval")] == [1, 1]
+    alone = evaluate_embeddings(dataset, tmp_path / "f", measure="zeroshot", truth_column="animal")
+    assert "without_group" not in alone["zeroshot"]["rows"]
+
+
 def test_two_taxonomies_are_compared_over_the_same_rows(tmp_path):
     out = write(tmp_path / "out")
     turned = WEIGHTS[[1, 0, 2]]
@@ -206,9 +221,10 @@ def test_two_taxonomies_are_compared_over_the_same_rows(tmp_path):
         ("int32", [[0, 0, 1, None], [], [2, 99, 2, 0]]),
         ("string", [["0", "0", "1", ""], [], ["2", "99", "2", "0"]]),
         ("float64", [[0, 0, 1, float("nan")], [], [2, 7.5, 2, 0]]),
+        ("string", [["0.0", "0.00", "1.0", None], [], ["2.0", "7.5", "2.0", "0.0"]]),
         ("string", TRUTH),
     ],
-    ids=["index", "index as text", "index as float", "name"],
+    ids=["index", "index as text", "index as float", "index as pandas writes it", "name"],
 )
 def test_a_truth_is_a_name_or_an_index(tmp_path, type_, values):
     out = write_rows(
@@ -286,13 +302,18 @@ def test_a_file_names_classes_by_key_or_by_shard_and_row(keyed, tmp_path):
             "gives two classes to key 0-0; if samples have several, call the column classes",
         ),
         ("key,classes\n0-0,cat\n0-0,dog\n", "names a sample twice: key 0-0; write its classes into one list"),
-        ("key,class\nx,cat\n", "names no sample of .*; its first is key x"),
+        ("key,class\n7,cat\n", "its first is key 7, and that of the dataset is key 0-0; write them alike"),
         (
             "key,class\n0-0,cats\n",
             "holds 'cats', which is no class of taxonomy animals, nor is any other value; is 'cat' meant",
         ),
         ('key,classes\n0-0,"[cat"\n', "is no JSON list; write one, or cat.dog"),
         ("shard,row,class\nx,one,cat\n", "cannot be read"),
+        (
+            "shard,row,class\n0.tar,0,cat\n",
+            "its first is shard 0.tar, row 0, and that of the dataset is shard /",
+        ),
+        ("key,class,classes\n0-0,cat,dog\n", "has the columns class and classes; keep one of them"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(keyed, tmp_path, text, said):
@@ -554,6 +575,23 @@ def test_a_probe_of_one_class_is_none(dataset, tmp_path):
     assert found["c"] is found["acc1"] is None and found["rows"]["scored"] == 4
 
 
+@pytest.mark.parametrize(
+    "classes, splits, why",
+    [
+        (["cat"] * 4, ["train", "val", "train", "test"], "its training samples are all of one class"),
+        (["cat", "dog"] * 2, ["train", "val", "train", "val"], "no sample is left for test"),
+        (["cat", "dog"] * 2, ["test"] * 4, "no sample is left for train and validation"),
+    ],
+    ids=["one class", "no test", "test alone"],
+)
+def test_a_probe_that_cannot_be_fitted_says_why(tmp_path, classes, splits, why, capsys, without_beam):
+    part = {"image_embedding": one(0, 1, 2, 0), "animal": classes, "split": splits, "d": 5}
+    out = write_rows(tmp_path / "out", [part], columns=["animal", "split"])
+    argv = ["--input", out, "--output", str(tmp_path / "e"), "--measure", "probe", "--truth_column", "animal"]
+    assert evaluate.main([*argv, "--split_column", "split"]) == 0
+    assert f"note: there is no probe: {why}\n" in capsys.readouterr().out
+
+
 # Runners
 
 
@@ -624,7 +662,9 @@ def test_a_taxonomy_alone_asks_for_zeroshot_which_needs_a_truth(dataset, tmp_pat
 def test_the_most_frequent_unknown_classes_are_named_and_more_are_hinted_at():
     unknown = {"ant": 1, "bee": 2, "gnat": 9, "wasp": 3}
     found = {"rows": {"rows": 15, "unknown_truth": 15}, "unknown_truth": unknown, "taxonomies": {}}
-    assert "'gnat' (9), 'wasp' (3), 'bee' (2) …" in "\n".join(evaluation_lines("e", {"zeroshot": found}))
+    assert "'gnat' (9), 'wasp' (3), 'bee' (2) …" in "\n".join(
+        evaluation_lines("e", {"made_by": {"truth": {}}, "zeroshot": found})
+    )
 
 
 # What is printed
@@ -652,6 +692,7 @@ how often a group gets each label of animals, by who:
   a       3  66.7 %  33.3 %   0.0 %  0.0 %  0.0 %
   b       3   0.0 %  33.3 %  66.7 %  0.0 %  0.0 %
   spread       66.7     0.0    66.7    0.0    0.0
+note: 1 row without a who, in no group
 """
 
 

@@ -172,6 +172,12 @@ def test_an_empty_dataset_has_an_empty_index(tmp_path, kind):
     assert search_embeddings(tmp_path / "out", queries=tmp_path / "q.parquet", index=tmp_path / "index").num_rows == 0
 
 
+def test_an_empty_index_says_so(tmp_path, capsys, without_beam):
+    write_rows(tmp_path / "out", [{"image_embedding": np.empty((0, 4)), "d": 4}])
+    assert index.main(["--input", str(tmp_path / "out"), "--output", str(tmp_path / "index")]) == 0
+    assert "note: the index is empty, since no selected row has an image\n" in capsys.readouterr().out
+
+
 def test_an_index_of_a_dataset_that_changed_is_refused(indexes, dataset, tmp_path):
     copy = shutil.copytree(dataset, tmp_path / "copy")
     like = {"like": "/shards/0.tar#1", "index": indexes["flat"][0]}
@@ -188,7 +194,7 @@ def test_wrong_input_is_one_sentence(dataset, indexes, tmp_path, monkeypatch):
     for asked, message in (
         ({"index": tmp_path}, "--index .* is no index; python -m pipelines.index --input .* makes one"),
         ({"index": flat, "against": "caption"}, "--against is caption, but --index .* holds image embeddings; omit"),
-        ({"index": flat, "against": "both"}, "--against is both, but --index"),
+        ({"index": flat, "against": "both"}, "holds image embeddings; omit --index, which searches both exactly"),
     ):
         with pytest.raises(ValueError, match=message):
             search_embeddings(dataset, **like, **asked)

@@ -160,7 +160,7 @@ def test_every_runner_writes_the_same_bytes(single, service, tmp_path):
     argv = ["--input", single, "--queries", path, "--where", "width > 1", "--top_k", "4"]
     done = command("pipelines.search", *argv, "--output", tmp_path / "portable", *service)
     assert done.returncode == 0, done.stderr
-    assert "36 results of 9 queries" in done.stdout and "with those of 4 more" in done.stdout
+    assert "36 results for 9 queries" in done.stdout and "with those of 4 more" in done.stdout
     reference = files(tmp_path / "plain")
     assert sorted(reference) == ["_SUCCESS", "_command.json", "results.parquet", "search.json"]
     assert files(tmp_path / "beam") == files(tmp_path / "portable") == reference
@@ -258,6 +258,23 @@ def test_a_file_of_queries(pictures, single, tmp_path):
     assert found(results) == plain(single, unit(np.array([long])))
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_query_that_is_not_finite_is_one_sentence(single, tmp_path, value):
+    pq.write_table(pa.table({"embedding": [[*[1.0] * (D - 1), value]]}), tmp_path / "q.parquet")
+    with pytest.raises(ValueError, match="is an embedding that holds a null, NaN or infinity; leave it out"):
+        search_embeddings(single, queries=tmp_path / "q.parquet")
+
+
+def test_a_long_list_is_in_the_file_and_its_beginning_is_printed(single, tmp_path, capsys, without_beam):
+    first = Dataset.open(single).to_table(["shard", "row"]).to_pylist()[0]
+    argv = ["--input", str(single), "--like", f"{first['shard']}#{first['row']}", "--top_k", "50"]
+    assert search.main([*argv, "--output", str(tmp_path / "found")]) == 0
+    printed = capsys.readouterr().out
+    assert "   … and 30 more\n" in printed and len(printed.splitlines()) < 30
+    assert search.main(argv) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line[:4].strip().isdigit()]) == 50
+
+
 def test_a_longer_list_than_there_are_rows_is_all_rows_and_a_line(pictures, capsys):
     argv = ["--input", str(pictures / "out"), "--text", "a cat", "--text", "a dog", "--top_k", "100"]
     assert search.main(argv) == 0
@@ -265,7 +282,7 @@ def test_a_longer_list_than_there_are_rows_is_all_rows_and_a_line(pictures, caps
     assert said[0] == "a cat" and said[1].split() == ["similarity", "key", "from", "caption", "labels"]
     assert said[2].split()[0] == "1" and said[10] == ""
     assert said[-2:] == [
-        "16 results of 2 queries, from 8 rows with an image embedding, of 9",
+        "16 results for 2 queries; searched: 8 rows with an image embedding; 1 without",
         "note: --top_k 100 is more than there are; every row was found",
     ]
 
