@@ -1,12 +1,26 @@
 """What analysts read it with: DuckDB, Polars, pandas and Hugging Face datasets, with nulls and an empty part in it."""
 
+import functools
 import re
+import shutil
+import subprocess
+import urllib.request
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_tar, pair, write_tar
 
+from clip_transforms import embed_shards, filter_embeddings
+
 QUERY = re.findall(r"```sql\n(.*?)```", (Path(ROOT) / "README.md").read_text(), re.DOTALL)[0]
+COOKBOOK = (Path(ROOT) / "docs" / "cookbook.md").read_text()
+PAGE = (Path(ROOT) / "docs" / "for-analysts.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(params=["float32", "float16"])
@@ -68,3 +82,75 @@ def test_embedding_reader_stops_at_a_null(dataset):
     settings = {"file_format": "parquet", "embedding_column": "image_embedding", "meta_columns": ["key"]}
     with pytest.raises(Exception, match="failed reading file|NoneType"):
         list(reader(str(dataset / "embeddings"), **settings)(batch_size=4))
+
+
+# docs/for-analysts.md
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder `out` as that page describes it, and a selection `kept` of it."""
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "animals.txt").write_text("red star\nblue circle\n")
+    samples = pair("image-only", 1, caption=None)[:1] + pair("caption-only", 2)[1:] + pair("broken", 3, jpg=b"no")
+    tars = [make_tar(folder / "a.tar", 6), write_tar(folder / "b.tar", samples)]
+    embed_shards(tars, folder / "out", "demo", [folder / "animals.txt"])
+    filter_embeddings(folder / "out", folder / "kept", where="width > 0")
+    return folder
+
+
+def test_duckdb_answers_every_question_of_the_analysts_page(given, monkeypatch):
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.chdir(given)
+    best, near, rejects, close, kept = (duckdb.sql(query).fetchall() for query in blocks("sql"))
+    labels = Counter(label for label, *_ in best)
+    assert labels and labels.keys() <= {"red star", "blue circle"} and max(labels.values()) <= 3
+    assert best == sorted(best, key=lambda row: (row[0], -row[3])) and not any(
+        key == "image-only" for _, key, *_ in best
+    )
+    assert near[0][1] == pytest.approx(1) and len(near) == 5
+    assert rejects == [("image", "decode", "unknown format", 1)]
+    assert len(close) == 7 and {second for *_, second in close} <= {"red star", "blue circle"}
+    assert kept == [(7,)]
+
+
+@pytest.mark.parametrize("library", ["polars", "pandas", "pyspark", "datasets"])
+def test_python_of_the_analysts_page_runs(given, library, monkeypatch, capsys):
+    pytest.importorskip(library)
+    monkeypatch.chdir(given)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(given / "cache"))
+    (block,) = [block for block in blocks("python") if f"import {library}" in block or f"from {library}" in block]
+    exec(compile(block, "for-analysts.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert {"polars": "(7, 64)", "pandas": "(7, 64)", "pyspark": "label|  n|", "datasets": "(64,)"}[library] in printed
+
+
+# The viewers of docs/cookbook.md; they are no packages of the tests, since they bring many others.
+
+
+@pytest.mark.slow  # a minute of UMAP
+def test_embedding_atlas_exports_the_page_of_the_cookbook(given, tmp_path, monkeypatch):
+    if not shutil.which("embedding-atlas"):
+        pytest.skip("needs embedding-atlas")
+    embed_shards(make_tar(tmp_path / "a.tar", 60), tmp_path / "out", "demo")
+    (command,) = re.findall(r"```sh\n(embedding-atlas .*)\n```", COOKBOOK)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=110)
+    with zipfile.ZipFile(tmp_path / "atlas.zip") as page:
+        assert {"index.html", "data/dataset.parquet"} <= set(page.namelist())
+
+
+@pytest.mark.slow  # it starts a server, where it is installed
+def test_spotlight_shows_what_the_cookbook_says(given, monkeypatch):
+    spotlight = pytest.importorskip("renumics.spotlight")
+    monkeypatch.chdir(given)
+    show = functools.partial(spotlight.show, no_browser=True, wait=False)
+    monkeypatch.setattr(spotlight, "show", show)
+    (block,) = re.findall(r"```python\n(.*?)```", COOKBOOK, re.DOTALL)
+    names = {}
+    exec(compile(block, "cookbook.md", "exec"), names)
+    try:
+        with urllib.request.urlopen(names["viewer"].url, timeout=20) as answer:
+            assert answer.status == 200
+        assert len(names["rows"]) == 6
+    finally:
+        names["viewer"].close()
