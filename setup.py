@@ -33,12 +33,13 @@ setup(
         "aws": ["s3fs>=2024.6"],  # s3://
         "search": ["faiss-cpu>=1.9"],  # blocks of near duplicates in large datasets, and --as faiss
         "report": ["Jinja2>=3.1"],  # the pages of report
+        "browse": ["starlette>=0.46", "uvicorn>=0.30"],  # the page of browse
         "lance": ["pylance>=1"],  # --as lance
         "heic": ["pillow-heif>=1.1"],  # HEIC, as phones write it
         "test": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
             *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
-            *("pillow-heif>=1.1", "Jinja2>=3.1"),
+            *("pillow-heif>=1.1", "Jinja2>=3.1", "starlette>=0.46", "uvicorn>=0.30"),
             *("faiss-cpu>=1.9", "pylance>=1", "lancedb", "webdataset", "fire"),  # fire is a dependency of autofaiss
             *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback

@@ -18,16 +18,18 @@ from pipelines.terminal import complain, on_signals, open_streams, plain_logs
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 
 
-def run_command(module: str) -> NoReturn:
+def run_command(module: str, needs_beam: bool = True) -> NoReturn:
     """Run a command and exit with its code. A wrong command line is one sentence and exit 2.
 
     Args:
         module: full name of the command's module. Its `main(argv)` returns the exit code.
+        needs_beam: whether the command imports Beam at all.
     """
     open_streams()
     on_signals(end_before_start)
     _check_temporary_folder()
-    _import_beam()
+    if needs_beam:
+        _import_beam()
     main = importlib.import_module(module).main
     plain_logs()
     try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
+import numpy as np
 from PIL import Image
 
 from clip_transforms.clip.decoders import ImageError
-from clip_transforms.clip.preprocess import Preprocessing, decode
+from clip_transforms.clip.preprocess import Preprocessing, decode, resized_size
 
-SIDE, SMALL = 128, 64  # pixels of a picture on a sheet, and on a map; whole blocks of WebP, so that none bleeds
-_MOST_BYTES = {SIDE: 6_000, SMALL: 1_500}  # a page of them stays below 5 MB
+# Pixels of a picture on a sheet, on a map, and on a page that loads each; whole blocks of WebP, so that none bleeds.
+SIDE, SMALL, LARGE = 128, 64, 256
+WHOLE = 1_024  # the longer side of a picture that is shown alone
+_MOST_BYTES = {SIDE: 6_000, SMALL: 1_500, LARGE: 40_000}  # a page of the smaller ones stays below 5 MB
+_MOST_WHOLE = 400_000
 _QUALITIES = (75, 50, 25, 5)
 
 
@@ -19,7 +24,7 @@ def thumbnail(data: bytes, side: int, max_pixels: int, exif_orientation: str) ->
 
     Args:
         data: the encoded picture.
-        side: SIDE or SMALL, pixels of the square.
+        side: SIDE, SMALL or LARGE, pixels of the square.
         max_pixels: the most pixels of the picture, as stored and as resized.
         exif_orientation: what the dataset does with EXIF orientation: `ignore` or `apply`.
     Returns:
@@ -29,13 +34,36 @@ def thumbnail(data: bytes, side: int, max_pixels: int, exif_orientation: str) ->
         pixels = decode(data, Preprocessing(side, exif_orientation=exif_orientation), max_pixels).pixels
     except ImageError as error:
         return None, error.reason
-    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    return _encoded(pixels, _MOST_BYTES[side]), ""
+
+
+def whole_picture(data: bytes, max_pixels: int, exif_orientation: str) -> tuple[bytes | None, str]:
+    """Decode a picture in the same way, and encode all of it, at most WHOLE pixels long; see `thumbnail`."""
+    how = Preprocessing(WHOLE, resize="longest", exif_orientation=exif_orientation)
+    try:
+        found = decode(data, how, max_pixels)
+        turned = exif_orientation == "apply" and found.orientation >= 5
+        width, height = (found.height, found.width) if turned else (found.width, found.height)
+        if max(width, height) < WHOLE:  # a small picture is not made larger
+            how = dataclasses.replace(how, side=max(width, height))
+            found = decode(data, how, max_pixels)
+    except ImageError as error:
+        return None, error.reason
+    # Without the padding that makes a square of it.
+    width, height = (max(1, length) for length in resized_size(width, height, how))
+    left, top = (how.side - width) // 2, (how.side - height) // 2
+    return _encoded(found.pixels[:, top : top + height, left : left + width], _MOST_WHOLE), ""
+
+
+def _encoded(pixels: np.ndarray, most: int) -> bytes:
+    """Encode pixels [3, h, w] as WebP, in the best quality that stays below so many bytes."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     for quality in _QUALITIES:
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=quality, method=4)
-        if buffer.tell() <= _MOST_BYTES[side]:
+        if buffer.tell() <= most:
             break
-    return buffer.getvalue(), ""
+    return buffer.getvalue()
 
 
 def sheet(pictures: list[bytes], columns: int) -> bytes:
