@@ -20,6 +20,7 @@ from clip_transforms.select.fence import ExpressionError, open_connection, taxon
 from clip_transforms.select.filtering import columns_of
 
 FOUND_ROWS = 2_000  # the nearest rows of a query that can be paged through
+_FIRST_ROWS = 240  # that are sought for the first pages: fewer are found sooner
 _MASKS, _SEARCHES = 8, 32  # that are kept: n bytes each, and 24 kB each
 _SECONDS = 20.0  # a condition may take, over all rows
 _CAPTION = 400  # characters of a caption beside its picture
@@ -52,13 +53,14 @@ class Answers:
             query, name, cut = self._query(question)
             notes += ["The text is longer than the model reads; only its beginning counts."] if cut else []
             total = int(np.count_nonzero(allowed & loaded.vectors.there))
+            sought = _FIRST_ROWS if question.first + question.rows <= _FIRST_ROWS else FOUND_ROWS
             places, similarities = _kept(
                 self._searches,
-                (name, question.condition),
+                (name, question.condition, sought),
                 _SEARCHES,
-                lambda: loaded.vectors.find(query, allowed & loaded.vectors.there, FOUND_ROWS),
+                lambda: loaded.vectors.find(query, allowed & loaded.vectors.there, sought),
             )
-            shown = len(places)
+            shown = len(places) if len(places) < sought else min(total, FOUND_ROWS)
         page = slice(question.first, question.first + question.rows)
         rows = [_card(place, row) for place, row in zip(places[page].tolist(), loaded.rows(places[page]), strict=True)]
         if similarities is not None:

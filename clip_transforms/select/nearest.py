@@ -32,7 +32,8 @@ def nearest(
         pieces = [matrix[places[first : first + _PAIRS]] @ query for first in range(0, len(places), _PAIRS)]
         near = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
     else:
-        near = (matrix @ query)[places]
+        near = matrix @ query
+        near = near if len(places) == len(near) else near[places]
     if k < len(places):
         far = slack(len(query)) * longest * float(np.linalg.norm(query))
         last = np.partition(near, len(near) - k)[len(near) - k]

@@ -198,7 +198,9 @@ const card = (row, place) => {
   like.addEventListener("click", () => moreLike(row));
   const value = "similarity" in row ? row.similarity.toFixed(3) : row.score === null ? "" : row.score.toFixed(3);
   const facts = [value, ...row.labels.map(([, label]) => label)].filter(Boolean).join(" · ");
-  return make("li", {}, open, make("label", { className: "tick" }, tick), make("p", { className: "words", dir: "auto" }, row.caption || row.key), make("p", { className: "facts-line", title: factsOf(row) }, make("bdi", {}, facts || "\u00a0")), like);
+  const frame = make("div", { className: "frame" }, open, make("label", { className: "tick" }, tick), like);
+  const words = make("p", { className: "words", dir: "auto" }, row.caption || row.key);
+  return make("li", {}, frame, words, make("p", { className: "facts-line", title: factsOf(row) }, make("bdi", {}, facts || "\u00a0")));
 };
 const factsOf = (row) => [
   "similarity" in row ? "similarity " + row.similarity : "", row.score === null ? "" : "clip_score " + row.score, ...row.labels.map(([taxonomy, label]) => taxonomy + ": " + label),
