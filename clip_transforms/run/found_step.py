@@ -18,7 +18,7 @@ from clip_transforms.parts.reader import read_table
 from clip_transforms.run.over_parts import Step
 from clip_transforms.run.search_files import FOUND_ROWS, parts_of, read_array
 from clip_transforms.select.results import RESULTS, read_results
-from clip_transforms.shards.read_again import read_again
+from clip_transforms.shards.read_again import Sources
 from clip_transforms.shards.unit import ReaderOptions
 from clip_transforms.shards.wanted import Wanted
 
@@ -66,16 +66,17 @@ class ShowFound(Step):
         places = read_array(storage.join(self.folder, FOUND_ROWS))[:MOST_ROWS]
         looked: dict[tuple[str, int], Mapping[str, Any]] = {}
         parts = parts_of(self.folder)
-        for part in np.unique(places["part"]).tolist():
-            name, digest = parts[part]
-            for row in self._look(name, digest, places["row"][places["part"] == part]):
-                looked[row["shard"], row["row"]] = row
+        with Sources(self.page.reader) as sources:
+            for part in np.unique(places["part"]).tolist():
+                name, digest = parts[part]
+                for row in self._look(name, digest, places["row"][places["part"] == part], sources):
+                    looked[row["shard"], row["row"]] = row
         page = found_page(self.dataset, results, looked, {**item, "asked": self.page.asked})
         storage.make_folder(posixpath.dirname(self.page.uri))
         storage.write_bytes(self.page.uri, page, self.folder)
         return Counter(lost=sum(1 for row in looked.values() if row["lost"] not in NOT_LOST))
 
-    def _look(self, part: str, digest: str, rows: np.ndarray) -> list[dict[str, Any]]:
+    def _look(self, part: str, digest: str, rows: np.ndarray, sources: Sources) -> list[dict[str, Any]]:
         """Return some rows of a part, with small pictures."""
         table = read_table(self.dataset, part, COLUMNS, made_from={"embeddings": digest})
         table = table.filter(pa.array(np.isin(table.column("row").to_numpy(), rows)))
@@ -84,7 +85,7 @@ class ShowFound(Step):
 
         def read(wanted: Sequence[tuple[int, str, str]]) -> Iterator[tuple[int, bytes | None, str]]:
             shard = table.column("shard")[0].as_py()
-            return iter(read_again(part, shard, [Wanted(*one) for one in wanted], self.page.reader))
+            return iter(sources.pictures(part, shard, [Wanted(*one) for one in wanted]))
 
         return look_at(table, looks, "", self.page.thumbnails, read).to_pylist()
 

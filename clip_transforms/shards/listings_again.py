@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.shards.cut_listing import OFFERS, ROWS, ROWS_PER_UNIT, ListingSideFile
+from clip_transforms.shards.cut_listing import ROWS_PER_UNIT, ListingSideFile
 from clip_transforms.shards.kinds import kind_of
 from clip_transforms.shards.listing import read_listing
 from clip_transforms.shards.listing_plan import PlannedListing, plan_listing
 from clip_transforms.shards.parquet_files import sort_parquet
-from clip_transforms.shards.records import read_records
 from clip_transforms.shards.row_groups import open_parquet
 from clip_transforms.shards.side_file import write_side_file
 from clip_transforms.shards.unit import PlanError, ReaderOptions, ShardError, Unit, part_name
-from clip_transforms.shards.wanted import CHANGED, GONE
+from clip_transforms.shards.wanted import CHANGED, GONE, Picture, Wanted, in_order
 
 _BATCH = 256
 _UNITS = "listings.json"  # in the folder of the side files: part → Unit
@@ -67,71 +65,62 @@ def write_listings(shards: Mapping[str, str], options: ReaderOptions, folder: st
     storage.write_bytes(storage.join(folder, _UNITS), content.encode(), folder)
 
 
-def listing_batches(
-    part: str, shard: str, rows: Sequence[int], options: ReaderOptions, folder: str
-) -> Generator[pa.RecordBatch, None, None]:
-    """Read some rows of a listing, and fetch their pictures.
+@dataclasses.dataclass(frozen=True)
+class ListingUnit:
+    """The piece of a listing that a part was made from.
 
-    Args:
+    Attributes:
         part: name of the part.
         shard: URI of the listing.
-        rows: the rows, sorted.
         options: the readers' options.
-        folder: URI of the folder of the side files; empty if there are none.
-    Yields:
-        Batches of `schemas.samples`.
-    Raises:
-        ShardError: if the listing is gone or cannot be read.
+        folder: URI of the folder of the side files.
     """
-    unit = _units(folder).get(part) if folder else None
-    records, schema = _of_side_file(unit, folder) if unit else _from_beginning(shard, options)
-    with tempfile.TemporaryDirectory(prefix="clip-transforms-") as scratch:
-        groups = 0
-        with pq.ParquetWriter(os.path.join(scratch, "rows.parquet"), schema) as writer:
-            for batch in _some(records, rows):
-                writer.write_batch(batch)
-                groups += 1
-        some = Unit(shard, "rows.parquet", "listing", 0, groups, rows[0], "", 0, part)
-        yield from read_listing(some, options, _BATCH, Counter(), scratch)
+
+    part: str
+    shard: str
+    options: ReaderOptions
+    folder: str
+
+    def read(self, wanted: Sequence[Wanted]) -> Iterator[Picture]:
+        """Yield a Picture for each wanted row; these are sorted, and no other picture is fetched."""
+        return in_order(self._batches([one.row for one in wanted]), wanted)
+
+    def _batches(self, rows: Sequence[int]) -> Generator[pa.RecordBatch, None, None]:
+        """Read some rows, and fetch their pictures: batches of `schemas.samples`.
+
+        Raises:
+            ShardError: if the listing is gone or cannot be read, or has no such rows any more.
+        """
+        unit = _units(self.folder).get(self.part)
+        if unit is None:
+            _plan(self.shard, self.options)  # raises the reason, if there is another
+            raise ShardError(CHANGED, f"{self.shard} has fewer rows than when it was embedded")
+        with storage.open_input(storage.join(self.folder, unit.uri)) as file, _scratch() as scratch:
+            side_file, groups = open_parquet(file), 0
+            with pq.ParquetWriter(os.path.join(scratch, "rows.parquet"), side_file.schema_arrow) as writer:
+                for batch in _some(side_file, range(unit.start, unit.stop), rows):
+                    writer.write_batch(batch)
+                    groups += 1
+            some = Unit(self.shard, "rows.parquet", "listing", 0, groups, rows[0], "", 0, self.part)
+            yield from read_listing(some, self.options, _BATCH, Counter(), scratch)
 
 
-def _some(batches: Iterable[pa.RecordBatch], rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
-    """Yield the wanted ones of a listing's records, up to the last."""
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="clip-transforms-")
+
+
+def _some(side_file: pq.ParquetFile, groups: Sequence[int], rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+    """Yield the wanted rows of some row groups of a side file, up to the last."""
     wanted = pa.array(rows, pa.int64())
-    for batch in batches:
+    for batch in side_file.iter_batches(_BATCH, list(groups), use_threads=False):
         here = batch.filter(pc.and_(pc.is_in(batch.column("row"), wanted), batch.column("text").is_valid()))
         if here.num_rows:
             yield here
-        if batch.column("row")[-1].as_py() >= rows[-1]:
+        if batch.num_rows and batch.column("row")[-1].as_py() >= rows[-1]:
             return
 
 
-def _of_side_file(unit: Unit, folder: str) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
-    def read() -> Iterator[pa.RecordBatch]:
-        with storage.open_input(uri) as file:
-            groups = list(range(unit.start, unit.stop))
-            yield from (b for b in open_parquet(file).iter_batches(_BATCH, groups, use_threads=False) if b.num_rows)
-
-    uri = storage.join(folder, unit.uri)
-    with storage.open_input(uri) as file:
-        return read(), open_parquet(file).schema_arrow
-
-
-def _from_beginning(shard: str, options: ReaderOptions) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
-    listing = _plan(shard, options)
-    schema = ROWS.with_metadata({OFFERS: " ".join(listing.offers)})
-
-    def read() -> Iterator[pa.RecordBatch]:
-        records = read_records(shard, listing.form)
-        while some := list(itertools.islice(records, _BATCH)):
-            columns = zip(*some, strict=True)
-            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-    return read(), schema
-
-
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=16)
 def _units(folder: str) -> dict[str, Unit]:
     content = json.loads(storage.read_bytes(storage.join(folder, _UNITS)))
     return {part: Unit(**unit) for part, unit in content.items()}

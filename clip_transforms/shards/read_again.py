@@ -7,127 +7,207 @@ that did not change are read all the same.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-
-import pyarrow as pa
-import pyarrow.compute as pc
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from clip_transforms import storage
-from clip_transforms.shards.cut import cut_parquet
 from clip_transforms.shards.kinds import kind_of
-from clip_transforms.shards.listings_again import is_of_listing, listing_batches
-from clip_transforms.shards.parquet_columns import places_of_pictures
-from clip_transforms.shards.parquet_files import ParquetFiles, sort_parquet
+from clip_transforms.shards.listings_again import ListingUnit, is_of_listing, write_listings
+from clip_transforms.shards.parquet_again import ParquetUnit
 from clip_transforms.shards.pictures_again import read_files
 from clip_transforms.shards.read_unit import read_unit
-from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, part_name
-from clip_transforms.shards.wanted import CHANGED, GONE, Picture, Wanted, checked
+from clip_transforms.shards.tar import is_compressed
+from clip_transforms.shards.tar_index import TarIndex
+from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, part_name, shard_error
+from clip_transforms.shards.wanted import Picture, Wanted, in_order
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _BATCH = 256  # rows; a batch ends earlier where pictures are large
+_MOST_SOURCES = 1_000  # parts that are remembered
+_MOST_ROWS = 4 << 20  # rows whose places are remembered, sixteen bytes each
 
 
 def read_again(
-    part: str, shard: str, wanted: Sequence[Wanted], options: ReaderOptions, folder: str = ""
+    part: str, shard: str, wanted: Sequence[Wanted], options: ReaderOptions, listings: str = ""
 ) -> Iterator[Picture]:
-    """Read pictures of one part again; the shard is read once, in order, and no further than needed.
+    """Read pictures of one part again, as `Sources.pictures` does, and remember nothing."""
+    with Sources(options, listings) as sources:
+        yield from sources.pictures(part, shard, wanted)
 
-    Args:
-        part: name of the part.
-        shard: URI of its shard, from its footer.
-        wanted: the rows, sorted; all of them have an `image_sha256`.
-        options: the readers' options that the dataset was made with. `allow_uri` is the only one that is not stored in
-            a dataset: whoever reads decides where the URIs of a listing may point to.
-        folder: URI of the folder in which `write_listings` left the rows of listings; without it a listing is read from
-            its beginning.
-    Yields:
-        A Picture for each wanted row, in their order; its image is the very one that was embedded.
+
+class Sources:
+    """The sources of a dataset, open for as long as somebody asks for its pictures. Threads may share it.
+
+    No file stays open between two calls. It remembers what it took time to find: where the pictures of a plain tar
+    lie (made at the first use, as far as it was needed), how a Parquet file is cut, and the rows of a listing, in a
+    temporary folder. A tar that is compressed and a TFRecord have no such places; they are read from the beginning up
+    to the row.
     """
-    if not wanted:
-        return
-    if part == part_name(shard, shard):
-        yield from read_files(shard, wanted, options)
-        return
-    options = dataclasses.replace(options, columns=(), limit=0)
-    if is_of_listing(part, shard, wanted[0].row):
-        batches = listing_batches(part, shard, [one.row for one in wanted], options, folder)
-    else:
-        batches = _shard_batches(part, shard, wanted[-1].row, options)
-    with contextlib.closing(batches):
-        yield from _in_order(_pictures(batches), wanted)
+
+    def __init__(self, options: ReaderOptions, listings: str = ""):
+        """Open nothing yet.
+
+        Args:
+            options: the readers' options that the dataset was made with. `allow_uri` is the only one that is not stored
+                in a dataset: whoever reads decides where the URIs of a listing may point to.
+            listings: URI of the folder in which `write_listings` left the rows of all listings; without it they are
+                written into a temporary folder, each at its first use.
+        """
+        self._options = dataclasses.replace(options, columns=(), limit=0)
+        self._listings = listings
+        self._lock, self._listing_lock = threading.Lock(), threading.Lock()
+        self._known: OrderedDict[str, _Known] = OrderedDict()  # part → source; the latest used one comes last
+        self._scratch = ""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Forget all, and remove the temporary folder. Nobody may read meanwhile."""
+        self._known.clear()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = ""
+
+    def picture(self, part: str, shard: str, wanted: Wanted) -> Picture:
+        """Read one picture, as `pictures` does. If its source has changed since it was opened, it is opened anew."""
+        (found,) = self.pictures(part, shard, [wanted])
+        if found.lost and self._forget_changed(part, shard):
+            (found,) = self.pictures(part, shard, [wanted])
+        return found
+
+    def pictures(self, part: str, shard: str, wanted: Sequence[Wanted]) -> Iterator[Picture]:
+        """Read pictures of one part; its source is read in order, and no further than needed.
+
+        Args:
+            part: name of the part.
+            shard: URI of its shard, from its footer.
+            wanted: the rows, sorted; all of them have an `image_sha256`.
+        Yields:
+            A Picture for each wanted row, in their order; its image is the very one that was embedded.
+        """
+        if not wanted:
+            return
+        if part == part_name(shard, shard):
+            yield from read_files(shard, wanted, self._options)
+            return
+        try:
+            source = self._source(part, shard, wanted[0].row)
+        except ShardError as error:
+            yield from (Picture(one.row, None, error.reason) for one in wanted)
+            return
+        yield from source.read(wanted)
+
+    def _source(self, part: str, shard: str, row: int) -> _Source:
+        """Return the source of a part, of which any row is given.
+
+        Raises:
+            ShardError: if it cannot be opened.
+        """
+        with self._lock:
+            known = self._known.setdefault(part, _Known())
+            self._known.move_to_end(part)
+            rows = sum(one.num_rows for one in self._known.values())
+            while len(self._known) > _MOST_SOURCES or (rows > _MOST_ROWS and len(self._known) > 1):
+                rows -= self._known.popitem(last=False)[1].num_rows
+        with known.lock:  # one thread opens it, and others wait
+            if known.source is None:
+                known.stamp = _stamp(shard)
+                known.source = self._open(part, shard, row)
+            return known.source
+
+    def _forget_changed(self, part: str, shard: str) -> bool:
+        """Forget a source that is not the one any more that was opened; return whether there was one."""
+        known = self._known.get(part)
+        if known is None or known.source is None or known.stamp == _stamp(shard):
+            return False
+        with self._lock:
+            if self._known.get(part) is known:  # else another thread has forgotten it already
+                del self._known[part]
+        return True
+
+    def _open(self, part: str, shard: str, row: int) -> _Source:
+        if part == part_name(shard):
+            return _open_stream(part, shard, self._options)
+        if not is_of_listing(part, shard, row):
+            return ParquetUnit(part, shard, self._options)
+        return ListingUnit(part, shard, self._options, self._listings or self._write_listing(shard))
+
+    def _write_listing(self, shard: str) -> str:
+        """Write the rows of a listing into the temporary folder, unless they are there; return the folder of them."""
+        with self._listing_lock:
+            self._scratch = self._scratch or tempfile.mkdtemp(prefix="clip-transforms-")
+            name = hashlib.sha256(f"{shard} {_stamp(shard)}".encode()).hexdigest()[:16]
+            folder = os.path.join(self._scratch, name)
+            if not os.path.exists(folder):
+                os.mkdir(folder)
+                write_listings({part_name(shard, "rows 0"): shard}, self._options, folder)
+            return folder
 
 
-def _in_order(found: Iterator[Picture], wanted: Sequence[Wanted]) -> Iterator[Picture]:
-    """Yield one Picture for each wanted row; what was read of other rows is passed over."""
-    left, reason = list(reversed(wanted)), CHANGED
+class _Source(Protocol):
+    """The source of a part that was opened."""
+
+    def read(self, wanted: Sequence[Wanted]) -> Iterator[Picture]:
+        """Yield a Picture for each wanted row; these are sorted."""
+
+
+class _Known:
+    """What is known of the source of a part: the stamp of its shard when it was opened."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.source: _Source | None = None
+        self.stamp = ""
+
+    @property
+    def num_rows(self) -> int:
+        return self.source.num_rows if isinstance(self.source, TarIndex) else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """A shard that can only be read from its beginning."""
+
+    unit: Unit
+    options: ReaderOptions
+
+    def read(self, wanted: Sequence[Wanted]) -> Iterator[Picture]:
+        """Read up to the last wanted row."""
+        some = dataclasses.replace(self.options, limit=wanted[-1].row + 1)
+        return in_order(read_unit(self.unit, some, _BATCH, Counter(), ""), wanted)
+
+
+def _open_stream(part: str, shard: str, options: ReaderOptions) -> _Source:
+    """Open a tar or a TFRecord.
+
+    Raises:
+        ShardError: if it is gone, or cannot be read.
+    """
+    if kind_of(shard) == "tfrecord":
+        return _Stream(Unit(shard, shard, "tfrecord", 0, 0, 0, "", 0, part), options)
     try:
-        for picture in found:
-            while left and left[-1].row < picture.row:  # the shard has no such row any more
-                yield Picture(left.pop().row, None, reason)
-            if left and left[-1].row == picture.row:
-                yield checked(picture, left.pop())
-            if not left:
-                return
-    except ShardError as error:
-        reason = error.reason
-    while left:
-        yield Picture(left.pop().row, None, reason)
+        with storage.open_input(shard) as file:
+            if not is_compressed(file):
+                return TarIndex(shard, options)
+    except OSError as error:
+        raise shard_error(shard, error) from error
+    return _Stream(Unit(shard, shard, "webdataset", 0, 0, 0, "", 0, part), options)
 
 
-def _pictures(batches: Iterator[pa.RecordBatch]) -> Iterator[Picture]:
-    """Yield the pictures of batches of `schemas.samples`."""
-    for batch in batches:
-        reasons = pc.struct_field(batch.column("image_reject"), "reason").to_pylist()
-        images = batch.column("image")
-        for place, row in enumerate(batch.column("row").to_pylist()):
-            yield Picture(row, images[place].as_py(), reasons[place] or "")
-
-
-def _shard_batches(part: str, shard: str, last: int, options: ReaderOptions) -> Generator[pa.RecordBatch, None, None]:
-    """Read a tar, a TFRecord or a piece of a Parquet file up to row `last`.
-
-    Raises:
-        ShardError: if it is gone or cannot be read to its end.
-    """
-    unit = _unit(part, shard, options)
-    some = dataclasses.replace(options, limit=max(1, last + 1 - unit.first_row))
-    yield from read_unit(unit, some, _BATCH, Counter(), "")
-
-
-def _unit(part: str, shard: str, options: ReaderOptions) -> Unit:
-    """Make the unit of a part again.
-
-    Raises:
-        ShardError: if the shard is gone, or cut in another way now.
-    """
-    if part == part_name(shard):
-        format_ = "tfrecord" if kind_of(shard) == "tfrecord" else "webdataset"
-        return Unit(shard, shard, format_, 0, 0, 0, "", 0, part)
-    found = _look_at_parquet(shard, dataclasses.replace(options, input_format="parquet"))
-    for file, metadata in found.images:
-        for unit in cut_parquet(file, metadata, found.recognised.get(file.uri, "")):
-            if unit.part == part:
-                return unit
-    raise ShardError(CHANGED, f"{shard} is cut in another way than when it was embedded")
-
-
-def _look_at_parquet(shard: str, options: ReaderOptions) -> ParquetFiles:
-    """Find the pictures of a Parquet file as planning does.
-
-    Raises:
-        ShardError: if it is gone or not readable.
-    """
-    files = storage.infos_of([shard])
-    if not files:
-        raise ShardError(GONE, f"{shard} is gone since it was embedded")
-    found = sort_parquet(files, files, options)
-    for _, error in found.broken:
-        raise ShardError("unreadable", str(error))
-    for file, schema in (*found.listings, *found.others):
-        # Its pictures were recognised by those of another file of the input.
-        if len(places := places_of_pictures(schema)) == 1:
-            found = sort_parquet(files, files, dataclasses.replace(options, image_column=places[0]))
-            found.recognised[file.uri] = places[0]
-    return found
+def _stamp(shard: str) -> str:
+    return next((info.stamp for info in storage.infos_of([shard])), "")

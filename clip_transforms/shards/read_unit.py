@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from clip_transforms.shards.webdataset import read_webdataset
 
 def read_unit(
     unit: Unit, options: ReaderOptions, batch_size: int, notes: Counter, plan_folder: str
-) -> Iterator[pa.RecordBatch]:
+) -> Generator[pa.RecordBatch, None, None]:
     """Read the samples of a unit, in the order of the source.
 
     Args:

@@ -8,8 +8,8 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import Readable, read_reject
@@ -51,6 +51,8 @@ class Member:
     Attributes:
         name: name in the tar; it is a key, never a path.
         size: bytes, as its header says.
+        place: the byte at which its headers begin, and the number of bytes to the end of its data.
+        global_headers: what pax headers say of all members from here on.
         problem: the reason why this member cannot be read although the tar can; None if it can be read.
     """
 
@@ -58,6 +60,8 @@ class Member:
         """Read nothing yet."""
         self._tar, self._info = tar, info
         self.name, self.size = info.name, info.size
+        self.place = info.offset, tar.offset - info.offset
+        self.global_headers = tar.pax_headers
         self.problem = None if info.isfile() else "a link or no file; links are not followed"
         if not info.isfile():
             self.size = 0
@@ -107,15 +111,38 @@ def read_members(uri: str) -> Generator[Member, None, None]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_TarBytes(decompressed(file)))
+            yield from _members(_TarBytes(decompressed(file)), "r|")
     except OSError as error:
         raise shard_error(uri, error) from error
 
 
-def _members(tar_bytes: _TarBytes) -> Iterator[Member]:
+def members_from(file: IO[bytes], start: int = 0, global_headers: Mapping[str, str] | None = None) -> Iterator[Member]:
+    """Yield the members of a plain tar from a place on, as `read_members` does; nothing is read but headers.
+
+    Args:
+        file: the tar; it can seek.
+        start: where the headers of a member begin, as `Member.place` says.
+        global_headers: those of that member.
+    Raises:
+        ShardError: if the tar is damaged or ends without its end mark; after the members before that.
+    """
+    file.seek(start)
+    yield from _members(_TarBytes(file), "r:", dict(global_headers or {}))
+
+
+def is_compressed(file: IO[bytes]) -> bool:
+    """Return whether the first bytes of a file are those of a compressed one."""
+    return _opener(file) is not None
+
+
+def _members(
+    tar_bytes: _TarBytes, mode: Literal["r|", "r:"], global_headers: dict[str, str] | None = None
+) -> Iterator[Member]:
     tar = None
     try:
-        tar = tarfile.open(fileobj=tar_bytes, mode="r|", tarinfo=_StrictTarInfo, encoding="utf-8")
+        tar = tarfile.open(  # type: ignore[call-overload]  # the stubs know neither mode with headers
+            fileobj=tar_bytes, mode=mode, tarinfo=_StrictTarInfo, encoding="utf-8", pax_headers=global_headers
+        )
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else a tar's headers pile up in memory
             if not 0 <= info.size < _MAX_SIZE:  # a pax header may override the size in the header
@@ -171,7 +198,7 @@ _HEADER_TYPES = (
 class _TarBytes(io.RawIOBase):
     """The bytes that `tarfile` reads. Reading on and on at the end is an error, so that its loops end."""
 
-    def __init__(self, file: Readable):
+    def __init__(self, file: Any):
         super().__init__()
         self._file = file
         self._reads_at_end = 0
@@ -184,10 +211,20 @@ class _TarBytes(io.RawIOBase):
                 raise EOFError("it ends there")
         return data
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
 
 def decompressed(file: IO[bytes]) -> Readable:
     """Decompress the file if its first bytes say so; its name does not matter."""
+    opener = _opener(file)
+    return file if opener is None else opener(file)
+
+
+def _opener(file: IO[bytes]) -> Callable[[IO[bytes]], Readable] | None:
     start = file.read(6)
     file.seek(0)
-    opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
-    return file if opener is None else opener(file)
+    return next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)

@@ -35,13 +35,16 @@ def open_input(uri: str) -> IO[bytes]:
     return cast(IO[bytes], ResumingFile(fs, path, uri))  # raw files of `io` are not declared as such
 
 
-def read_bytes(uri: str, size: int | None = None) -> bytes:
-    """Read a whole small file, or its first `size` bytes."""
+def read_bytes(uri: str, size: int | None = None, start: int = 0) -> bytes:
+    """Read a whole small file, or `size` bytes of a file from byte `start` on."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         with open(path, "rb") as file:
+            file.seek(start)
             return file.read(-1 if size is None else size)
-    return retried(lambda: fs.cat_file(path, start=None if size is None else 0, end=size), uri)
+    if size is None:
+        return retried(lambda: fs.cat_file(path, start=start or None), uri)
+    return retried(lambda: fs.cat_file(path, start=start, end=start + size), uri)
 
 
 def read_end(uri: str, size: int) -> tuple[bytes, int]:
