@@ -53,7 +53,7 @@ class Sources:
     to the row.
     """
 
-    def __init__(self, options: ReaderOptions, listings: str = ""):
+    def __init__(self, options: ReaderOptions, listings: str = "", cache: str = ""):
         """Open nothing yet.
 
         Args:
@@ -61,9 +61,11 @@ class Sources:
                 in a dataset: whoever reads decides where the URIs of a listing may point to.
             listings: URI of the folder in which `write_listings` left the rows of all listings; without it they are
                 written into a temporary folder, each at its first use.
+            cache: path of a folder of this machine that keeps where the pictures of tars on other machines lie; to find
+                that out, such a tar is downloaded. Without it that is done again after each start.
         """
         self._options = dataclasses.replace(options, columns=(), limit=0)
-        self._listings = listings
+        self._listings, self._cache = listings, cache
         self._lock, self._listing_lock = threading.Lock(), threading.Lock()
         self._known: OrderedDict[str, _Known] = OrderedDict()  # part → source; the latest used one comes last
         self._scratch = ""
@@ -127,7 +129,7 @@ class Sources:
         with known.lock:  # one thread opens it, and others wait
             if known.source is None:
                 known.stamp = _stamp(shard)
-                known.source = self._open(part, shard, row)
+                known.source = self._open(part, shard, row, known.stamp)
             return known.source
 
     def _forget_changed(self, part: str, shard: str) -> bool:
@@ -140,12 +142,19 @@ class Sources:
                 del self._known[part]
         return True
 
-    def _open(self, part: str, shard: str, row: int) -> _Source:
+    def _open(self, part: str, shard: str, row: int, stamp: str) -> _Source:
         if part == part_name(shard):
-            return _open_stream(part, shard, self._options)
+            return _open_stream(part, shard, self._options, self._index_file(shard, stamp))
         if not is_of_listing(part, shard, row):
             return ParquetUnit(part, shard, self._options)
         return ListingUnit(part, shard, self._options, self._listings or self._write_listing(shard))
+
+    def _index_file(self, shard: str, stamp: str) -> str:
+        """Return the path of the file that keeps the index of a tar; empty if there is none."""
+        if not self._cache or storage.is_local(shard):
+            return ""
+        depends_on = repr((shard, stamp, self._options.image_extension, self._options.max_image_bytes))
+        return os.path.join(self._cache, f"{hashlib.sha256(depends_on.encode()).hexdigest()[:32]}.npz")
 
     def _write_listing(self, shard: str) -> str:
         """Write the rows of a listing into the temporary folder, unless they are there; return the folder of them."""
@@ -192,7 +201,7 @@ class _Stream:
         return in_order(read_unit(self.unit, some, _BATCH, Counter(), ""), wanted)
 
 
-def _open_stream(part: str, shard: str, options: ReaderOptions) -> _Source:
+def _open_stream(part: str, shard: str, options: ReaderOptions, index_file: str) -> _Source:
     """Open a tar or a TFRecord.
 
     Raises:
@@ -203,7 +212,7 @@ def _open_stream(part: str, shard: str, options: ReaderOptions) -> _Source:
     try:
         with storage.open_input(shard) as file:
             if not is_compressed(file):
-                return TarIndex(shard, options)
+                return TarIndex(shard, options, index_file)
     except OSError as error:
         raise shard_error(shard, error) from error
     return _Stream(Unit(shard, shard, "webdataset", 0, 0, 0, "", 0, part), options)

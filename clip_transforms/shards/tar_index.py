@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import logging
+import os
 import threading
+import zipfile
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Container, Generator, Iterator, Sequence
 from typing import IO, NamedTuple
+
+import numpy as np
 
 from clip_transforms import storage
 from clip_transforms.shards.tar import Member, members_from
@@ -15,6 +23,8 @@ from clip_transforms.shards.tar_samples import ImageChoice, keyed_members
 from clip_transforms.shards.unit import ReaderOptions, ShardError, shard_error
 from clip_transforms.shards.wanted import CHANGED, Picture, Wanted, checked
 
+_LOGGER = logging.getLogger(__name__)
+_AHEAD = 8 << 20  # bytes
 _NONE = -1  # stands for the place of a row without a picture
 
 
@@ -30,21 +40,30 @@ class TarIndex:
     """An index of a tar that is not compressed. Threads may share it.
 
     It grows as far as it is asked, by the headers of the members, and takes sixteen bytes a row.
+
+    Attributes:
+        next: the byte at which the sample behind the last known row begins.
+        is_remote: whether the tar is on another machine, so that each place costs a request.
     """
 
-    def __init__(self, uri: str, options: ReaderOptions):
-        """Read nothing yet.
+    def __init__(self, uri: str, options: ReaderOptions, file: str = ""):
+        """Read nothing of the tar yet.
 
         Args:
             uri: URI of the tar.
             options: how its members form samples.
+            file: path of the file that keeps the index, named after all that it depends on; empty for none.
         """
         self._uri, self._options = uri, options
         self._lock = threading.Lock()
         self._starts, self._sizes = array("q"), array("q")
-        self._next = 0  # the byte at which the sample behind the last row begins
-        self._headers: dict[str, str] = {}  # pax headers that hold there
+        self.next, self.is_remote = 0, not storage.is_local(uri)
+        self._headers: dict[str, str] = {}  # pax headers that hold at `next`
         self._is_whole = False  # whether the last row is the tar's last
+        self._file = file
+        self._kept = 0  # number of rows in the file
+        if file:
+            self._load()
 
     @property
     def num_rows(self) -> int:
@@ -73,8 +92,39 @@ class TarIndex:
                     lost = error.reason
                     found = Picture(one.row, None, lost)
                 yield checked(found, one)
+            with self._lock:
+                walk.ahead()
         finally:
             walk.close()
+            self._keep()
+
+    def _load(self) -> None:
+        try:
+            with np.load(self._file, allow_pickle=False) as found:
+                rest = json.loads(found["rest"].tobytes())
+                self._starts, self._sizes = (array("q", found[name].tobytes()) for name in ("starts", "sizes"))
+            self.next, self._headers, self._is_whole = rest["next"], rest["headers"], rest["is_whole"]
+            self._kept = len(self._starts)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            _LOGGER.warning("%s cannot be read and is made anew: %s", self._file, error)
+
+    def _keep(self) -> None:
+        """Write the file anew if rows were added. A place that cannot be written costs no picture."""
+        with self._lock:
+            if not self._file or len(self._starts) == self._kept:
+                return
+            self._kept = len(self._starts)
+            rest = {"next": self.next, "headers": self._headers, "is_whole": self._is_whole}
+            as_bytes, buffer = np.frombuffer(json.dumps(rest).encode(), np.uint8), io.BytesIO()
+            np.savez_compressed(buffer, rest=as_bytes, starts=np.array(self._starts), sizes=np.array(self._sizes))
+            folder = os.path.dirname(self._file)
+            try:
+                storage.make_folder(folder)
+                storage.write_bytes(self._file, buffer.getvalue(), folder)
+            except OSError as error:
+                _LOGGER.warning("%s cannot be written: %s", self._file, error)
 
     def _read(self, row: int) -> Picture:
         """Read a picture whose place is known.
@@ -126,7 +176,7 @@ class TarIndex:
     def _members(self, file: IO[bytes]) -> Iterator[tuple[int, str, str, Member]]:
         """Yield the keyed members behind the rows that are known."""
         if not self._is_whole:
-            yield from keyed_members(members_from(file, self._next, self._headers), Counter(), len(self._starts))
+            yield from keyed_members(members_from(file, self.next, self._headers), Counter(), len(self._starts))
 
     def _add(self, row: int, found: _Found, following: Member | None) -> Picture:
         """Add a row, given the first member of the one behind it."""
@@ -135,7 +185,7 @@ class TarIndex:
         if following is None:
             self._is_whole = True
         else:
-            self._next, self._headers = following.place[0], dict(following.global_headers)
+            self.next, self._headers = following.place[0], dict(following.global_headers)
         return Picture(row, found.image)
 
 
@@ -165,6 +215,16 @@ class _Walk:
             if picture.row == row:
                 return picture
         return None
+
+    def ahead(self) -> None:
+        """Walk on through the bytes that come with a request anyway, for callers who want the next rows."""
+        if self._rows is None or self._at != self._index.num_rows or not self._index.is_remote:
+            return
+        stop = self._index.next + _AHEAD
+        with contextlib.suppress(ShardError):  # whoever wants those rows meets it again
+            for _ in self._rows:
+                if self._index.next >= stop:
+                    return
 
     def close(self) -> None:
         """Close the tar."""

@@ -283,16 +283,33 @@ def test_no_file_stays_open(data, scratch):
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_tar_on_an_object_store_is_walked_once_and_then_read_by_ranges(s3, data, scratch, monkeypatch):
+def test_a_tar_on_an_object_store_is_walked_once_and_then_read_by_ranges(s3, data, scratch, tmp_path, monkeypatch):
     s3.fs.put(make_tar(data / "s.tar", 8), "bucket/s.tar")
     rows = asked_for(embedded(["s3://bucket/s.tar"], scratch))
-    opened = []
-    real = tar_index.storage.open_input
-    monkeypatch.setattr(tar_index.storage, "open_input", lambda uri: opened.append(uri) or real(uri))
-    with Sources(ReaderOptions()) as sources:
+    monkeypatch.setattr(tar_index, "_AHEAD", 1_000)
+    cache = tmp_path / "cache"
+    real, walked = tar_index.members_from, []
+
+    def members_from(file, start, headers):
+        if not isinstance(file, io.BytesIO):
+            walked.append(start)
+        return real(file, start, headers)
+
+    monkeypatch.setattr(tar_index, "members_from", members_from)
+    for damaged in (False, True):
+        with Sources(ReaderOptions(), cache=str(cache)) as sources:
+            assert one(sources, *rows[4]) == rows[4][3]
+        with Sources(ReaderOptions(), cache=str(cache)) as sources:  # six rows are known, and then it goes on
+            assert [one(sources, *row) for row in rows] == [row[3] for row in rows]
+        assert walked == [0, 6 * 5 * 512]
+        walked.clear()
+        (file,) = cache.iterdir()
+        if not damaged:
+            file.write_bytes(file.read_bytes()[:100])
+    with Sources(ReaderOptions(), cache=str(cache)) as sources:
+        s3.seen.clear()
         assert one(sources, *rows[-1]) == rows[-1][3]
-        opened.clear()
-        assert [one(sources, *row) for row in rows] == [row[3] for row in rows] and not opened
+        assert sum(method == "GET" for method, *_ in s3.seen) == 2  # the first bytes of the tar, and the picture
         s3.fs.put(make_tar(data / "other.tar", 8, first=1), "bucket/s.tar")
         assert {one(sources, *row) for row in rows} == {"changed"}
         s3.fs.rm("bucket/s.tar")
