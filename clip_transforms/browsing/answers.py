@@ -100,6 +100,8 @@ class Answers:
         if not question.condition:
             return loaded.chosen
         try:
+            if question.where:  # alone, so that its brackets and comments do not reach beyond it
+                Expression.of("--where", question.where, self._schema)
             expression = Expression.of("--where", question.condition, self._schema)
             timer = threading.Timer(_SECONDS, open_connection().interrupt)
             timer.start()
@@ -147,6 +149,7 @@ def _card(place: int, row: dict[str, Any]) -> dict[str, Any]:
         "labels": labels,
         "score": None if row["clip_score"] is None else round(row["clip_score"], 4),
         "picture": row["width"] is not None and row["image_sha256"] is not None,
+        "size": [row["width"], row["height"]],
     }
 
 

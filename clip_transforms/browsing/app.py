@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import csv
+import functools
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
@@ -21,7 +22,7 @@ from clip_transforms.browsing.question import QuestionError
 from clip_transforms.browsing.session import Session
 
 _MOST_JSON = 2 << 20  # bytes of a question
-_MOST_WAITING = 16  # questions, or uploads, that wait for one another
+_QUESTIONS, _UPLOADS = 16, 3  # at once; an upload may be 64 MB
 _NOT_KEPT = {"cache-control": "no-store"}
 _FILES = {
     "/": ("browse.html", "text/html"),
@@ -36,50 +37,58 @@ class _TooLargeError(Exception):
 
 
 class _Line:
-    """Does one thing after the other in a thread; a line that is too long is not joined."""
+    """Does one thing after the other in a thread. Only who is in it holds the body of a request; it can be full."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, most: int):
         self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._waiting = 0
+        self._most, self._inside = most, 0
 
-    async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self._waiting >= _MOST_WAITING:
+    async def __aenter__(self) -> Callable[..., Awaitable[Any]]:
+        if self._inside >= self._most:
             raise QuestionError("too much is asked at once; try again in a moment")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-        finally:
-            self._waiting -= 1
+        self._inside += 1
+        return functools.partial(asyncio.get_running_loop().run_in_executor, self._threads)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._inside -= 1
 
 
 def make_app(session: Session) -> Starlette:
     """Return the application; `Guard` belongs in front of it."""
-    questions, uploads, looks = _Line("questions"), _Line("uploads"), _Line("samples")
+    questions, uploads, looks = (
+        _Line("questions", _QUESTIONS),
+        _Line("uploads", _UPLOADS),
+        _Line("samples", _QUESTIONS),
+    )
 
     async def state(_: Request) -> Response:
         return _json(session.state())
 
     async def search(request: Request) -> Response:
-        return _json(await questions.do(session.answer, await _asked(request)))
+        async with questions as do:
+            return _json(await do(session.answer, await _asked(request)))
 
     async def upload(request: Request) -> Response:
-        data = await _body(request, session.plan.reader.max_image_bytes)
-        vector = await uploads.do(session.embed, data)
+        async with uploads as do:
+            vector = await do(session.embed, await _body(request, session.plan.reader.max_image_bytes))
         return _json({"vector": base64.b64encode(vector).decode()})
 
     async def sample(request: Request) -> Response:
-        return _json(await looks.do(session.sample, request.path_params["place"]))
+        async with looks as do:
+            return _json(await do(session.sample, request.path_params["place"]))
 
     async def picture(request: Request) -> Response:
         whole = request.path_params["kind"] == "whole"
-        shown = await asyncio.wrap_future(session.picture(request.path_params["place"], whole))
+        # Others may wait for the same picture, so nobody may cancel it.
+        shown = await asyncio.shield(asyncio.wrap_future(session.picture(request.path_params["place"], whole)))
         if shown.image is None:
             return JSONResponse({"lost": shown.lost}, 404, _NOT_KEPT)
         return Response(shown.image, 200, {"cache-control": "private, max-age=3600"}, "image/webp")
 
     async def selection(request: Request) -> Response:
-        asked = await _asked(request)
-        named = await looks.do(session.named, asked.get("rows") if isinstance(asked, dict) else None)
+        async with looks as do:
+            asked = await _asked(request)
+            named = await do(session.named, asked.get("rows") if isinstance(asked, dict) else None)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([("shard", "row"), *named])
@@ -98,7 +107,7 @@ def make_app(session: Session) -> Starlette:
         QuestionError: _refused,
         _TooLargeError: _too_large,
         ClientDisconnect: _gone,
-        Exception: _failed,
+        **dict.fromkeys((OSError, ValueError, MemoryError, RuntimeError), _failed),
     }
     return Starlette(routes=routes, exception_handlers=failures)
 

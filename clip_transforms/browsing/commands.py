@@ -26,8 +26,8 @@ def command_for(loaded: Loaded, question: Question) -> str:
         words += ["--output", "kept"]
     words += ["--selection", *plan.selection.places] if plan.selection.places else []
     condition = question.condition or ("" if question.searches else "true")
-    words += ["--where", condition] if condition else []
-    return shlex.join(words)
+    words += _flag("--where", condition) if condition else []
+    return " ".join(map(_quoted, words))
 
 
 def _needs_against(loaded: Loaded) -> bool:
@@ -40,6 +40,12 @@ def _query(loaded: Loaded, question: Question) -> list[str]:
     if question.like is not None:
         return _flag("--like", sample_name(loaded, question.like))
     return _flag("--text", question.text) if question.text else _flag("--image", question.picture or "FILE")
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell. Texts of SQL are in single quotes, which would each take five characters."""
+    plain = "'" in word and not set(word) & set('"$`\\!')
+    return f'"{word}"' if plain else shlex.quote(word)
 
 
 def _flag(flag: str, value: str) -> list[str]:

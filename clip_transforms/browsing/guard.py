@@ -33,23 +33,24 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-_COOKIE = "clip_transforms_browse"
-_YEAR_SECONDS = 30 * 24 * 3_600
+_COOKIE_SECONDS = 30 * 24 * 3_600
 
 
 class Guard:
     """An ASGI application that answers only requests of the own page, and hands these on."""
 
-    def __init__(self, app: App, hosts: frozenset[str] | None, token: str = ""):
+    def __init__(self, app: App, hosts: frozenset[str] | None, token: str = "", port: int = 0):
         """Guard an application.
 
         Args:
             app: the application.
             hosts: values of `Host` that are answered; None for all, which takes a token.
             token: what a request must know; empty for nothing.
+            port: the port, for the name of the cookie: cookies do not tell ports apart.
         """
         assert token or hosts is not None
         self._app, self._hosts, self._token = app, hosts, token
+        self._cookie = f"clip_transforms_browse_{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -60,7 +61,8 @@ class Guard:
         if status:
             await _reply(send, status, said)
         elif self._token and self._is_asked_by_link(scope):
-            cookie = f"{_COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={_YEAR_SECONDS}"
+            # Not `Strict`: a browser would not send it after a click on the link in a chat.
+            cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Lax; Path=/; Max-Age={_COOKIE_SECONDS}"
             await _reply(send, 303, "", {"location": "/", "set-cookie": cookie})
         else:
             await self._app(scope, receive, _with_headers(send))
@@ -85,7 +87,7 @@ class Guard:
 
     def _knows(self, headers: dict[str, str]) -> bool:
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
         except CookieError:
             return False
         return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._token.encode())

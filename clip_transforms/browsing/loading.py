@@ -107,7 +107,8 @@ def _table(plan: BrowsePlan, steps: _Steps) -> pa.Table:
     """Return what is known of the rows, from the cache if it is there."""
     classes = hashlib.sha256(json.dumps(sorted(plan.searched.classes.items())).encode()).hexdigest()
     name = f"{_prefix(plan)}{classes[:16]}.arrow"
-    plan.cache.clean(_prefix(plan), name)
+    with _or_in_memory(plan):
+        plan.cache.clean(_prefix(plan), name)
     kept = plan.cache.place(name)
     if _keeps(plan) and not kept.exists():
         with _or_in_memory(plan), plan.cache.unfinished() as folder:

@@ -140,7 +140,8 @@ class Pictures:
             try:
                 self._show(part, wants)
             except Exception as error:  # one part's damage must not end the thread, and its reason is shown and logged
-                _LOGGER.warning("pictures of %s cannot be read: %s", self._loaded.parts[part], error)
+                if self._open:
+                    _LOGGER.warning("pictures of %s cannot be read: %s", self._loaded.parts[part], error)
                 self._settle({want: Shown(None, "unreadable") for want in wants})
 
     def _next(self) -> tuple[int, list[Want]]:

@@ -119,7 +119,8 @@ def serve(session: Session, address: Address, started: Callable[[], None]) -> No
     from clip_transforms.browsing.app import make_app
     from clip_transforms.browsing.guard import Guard
 
-    app: Any = Guard(make_app(session), address.hosts, address.token)
+    port = address.socket.getsockname()[1]
+    app: Any = Guard(make_app(session), address.hosts, address.token, port)
     config = uvicorn.Config(
         app,
         lifespan="off",

@@ -18,7 +18,7 @@ from clip_transforms.browsing.plan import BrowsePlan
 from clip_transforms.browsing.question import Question, QuestionError
 from clip_transforms.browsing.sample import known_of
 from clip_transforms.browsing.towers import Towers
-from clip_transforms.shards.read_again import read_again
+from clip_transforms.shards.read_again import Sources
 from clip_transforms.shards.wanted import Picture, Wanted
 
 _MOST_NAMED = 100_000  # rows of a selection that a page may download
@@ -43,13 +43,20 @@ class Session:
         self._answers: Answers | None = None
         self._pictures: Pictures | None = None
         self._stack = contextlib.ExitStack()
-        self._listings = ""
+        self._sources = Sources(plan.reader, cache=str(plan.cache.path.parent / "tars"))
 
     def start(self) -> None:
         """Load the dataset, and then the text tower, in a thread."""
-        threading.Thread(target=self._load, name="loading", daemon=True).start()
+        threading.Thread(target=self._load_all, name="loading", daemon=True).start()
 
-    def _load(self) -> None:
+    def _load_all(self) -> None:
+        self.load()
+        if not self.failure:
+            with contextlib.suppress(QuestionError):  # `towers.failure` has the reason, and the page shows it
+                self.towers.load(vision=False)
+
+    def load(self) -> None:
+        """Load the dataset; `failure` says what is wrong with it."""
         try:
             loaded = load(self.plan, self._report, self._stack)
             self._answers = Answers(loaded, self.towers)
@@ -58,15 +65,15 @@ class Session:
         except (ValueError, OSError, pa.ArrowException, MemoryError) as error:
             self.failure = str(error) or "there is not enough memory for this dataset"
             _LOGGER.warning("the dataset cannot be loaded: %s", self.failure)
-            return
-        with contextlib.suppress(QuestionError):  # `towers.failure` has the reason, and the page shows it
-            self.towers.load(vision=False)
 
     def _report(self, progress: float) -> None:
         self.progress = progress
 
     def _read(self, part: str, shard: str, wanted: Sequence[Wanted]) -> Iterator[Picture]:
-        return read_again(part, shard, wanted, self.plan.reader, self._listings)
+        """Read pictures of a part. What is lost is looked for once more, in case its source has changed."""
+        by_row = {one.row: one for one in wanted}
+        for picture in self._sources.pictures(part, shard, wanted):
+            yield self._sources.picture(part, shard, by_row[picture.row]) if picture.lost else picture
 
     @property
     def loaded(self) -> Loaded:
@@ -146,4 +153,5 @@ class Session:
         """Stop reading pictures, and remove temporary files."""
         if self._pictures is not None:
             self._pictures.close()
+        self._sources.close()
         self._stack.close()

@@ -100,7 +100,14 @@ def parse(flag: str, text: str) -> Any:
     plain = node.get("type") == "SELECT_NODE" and not any(node.get(clause) for clause in _CLAUSES)
     if not plain or node["cte_map"]["map"] or node["from_table"]["type"] != "EMPTY" or len(node["select_list"]) != 1:
         raise ExpressionError(f"{flag} {text!r} is not one expression; it must be one, over the columns of a row")
+    if _closes_our_bracket(text, node):
+        raise ExpressionError(f"{flag} {text!r} is not SQL: it closes a bracket that it did not open")
     return node["select_list"][0]
+
+
+def _closes_our_bracket(text: str, node: Mapping[str, Any]) -> bool:
+    """Return whether a text is an expression only in our brackets: `a) or (b` would mean another thing beside `and`."""
+    return node["select_list"][0]["class"] != "SUBQUERY" and bool(_tree(f"SELECT {text}")["error"])
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:

@@ -208,6 +208,7 @@ def secret(tmp_path):
         ("true); set enable_external_access=true; select (true", "is not one expression"),
         ("true), (false", "is not one expression"),
         ("true) --", "is not SQL"),
+        ("true) or (true", "closes a bracket that it did not open"),
         ("true) /*", "is not SQL"),
         ("install httpfs", "is not SQL"),
         ("copy x to 'y'", "is not SQL"),

@@ -289,8 +289,7 @@ const openSample = async (place) => {
   element("previous").disabled = place === 0;
   element("next").disabled = place + 1 >= state.shown;
   const picture = image(row, "whole", 1024);
-  picture.removeAttribute("width");
-  picture.removeAttribute("height");
+  if (row.picture) fit(picture, ...row.size);
   element("stage").replaceChildren(picture);
   element("known").replaceChildren(make("p", { className: "hint" }, "Reading…"));
   showChosen();
@@ -298,22 +297,22 @@ const openSample = async (place) => {
   element("sample").scrollTop = 0;
   try {
     const known = await (await ask("/api/sample/" + row.id)).json();
-    if (state.open === place) showKnown(known, picture);
+    if (state.open === place) showKnown(known);
   } catch (error) {
     if (state.open === place) element("known").replaceChildren(make("p", { className: "problem" }, error.message));
   }
 };
 const text = (value) => (value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value, null, 1) : typeof value === "number" && Number.isInteger(value) ? number(value) : String(value));
 const valuesOf = (pairs) => make("dl", { className: "values" }, ...pairs.filter(([, value]) => value !== null && value !== "").map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, text(value)))));
-const showKnown = (known, picture) => {
+const fit = (picture, width, height) => {
+  picture.width = width;
+  picture.height = height;
+  picture.classList.toggle("small", Math.max(width, height) < 384);
+};
+const showKnown = (known) => {
   const { caption, width, height, ...columns } = known.columns;
   element("sample-caption").textContent = caption || "";
   element("like").disabled = !known.searchable;
-  if (width && picture.tagName === "IMG") {
-    picture.width = width;
-    picture.height = height;
-    picture.classList.toggle("small", Math.max(width, height) < 384);
-  }
   const parts = [];
   for (const of of known.labels) {
     if (of.label === null) continue;
