@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from browse_client import HOST, Client, make_dataset
+from browse_client import Client, make_dataset
 
 from clip_transforms.browsing.guard import HEADERS, Guard
 from clip_transforms.browsing.plan import plan_browse
@@ -137,7 +137,3 @@ def test_a_full_line_is_not_joined(client, session, monkeypatch):
     monkeypatch.setattr("clip_transforms.browsing.app._UPLOADS", 0)
     answer = Client(session).post("/api/picture", b"x")
     assert answer.status == 400 and "at once" in answer.json()["error"]
-
-
-def test_the_host_of_the_tests_is_the_page_s_own(client):
-    assert HOST in client._app._hosts

@@ -48,8 +48,9 @@ def test_what_is_kept_answers_as_the_parquet_does(made, tmp_path, keeps, monkeyp
 
 
 def parts(seed, rows=6):
-    rng = np.random.default_rng(seed)
-    return [{"image_embedding": rng.standard_normal((rows, 8)).astype(np.float32), "caption": ["a"] * rows, "d": 8}]
+    vectors = np.random.default_rng(seed).standard_normal((rows, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [{"image_embedding": vectors, "caption": ["a"] * rows, "d": 8}]
 
 
 def test_what_was_kept_of_other_rows_is_removed(tmp_path, keeps):
