@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipelines.command import run_command
+from pipelines.command import run_light_command
 
 if __name__ == "__main__":  # first: imports take a second, and Ctrl-C then must end in a sentence too
-    run_command("pipelines.browse", needs_beam=False)
+    run_light_command("pipelines.browse")
 
 import argparse
 import os

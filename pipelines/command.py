@@ -18,30 +18,42 @@ from pipelines.terminal import complain, on_signals, open_streams, plain_logs
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 
 
-def run_command(module: str, needs_beam: bool = True) -> NoReturn:
+def run_command(module: str) -> NoReturn:
     """Run a command and exit with its code. A wrong command line is one sentence and exit 2.
 
     Args:
         module: full name of the command's module. Its `main(argv)` returns the exit code.
-        needs_beam: whether the command imports Beam at all.
     """
+    _prepare()
+    _import_beam()
+    _run(module)
+
+
+def run_light_command(module: str) -> NoReturn:
+    """Run a command that does without Beam, and so begins at once; otherwise as `run_command`."""
+    _prepare()
+    _run(module)
+
+
+def _prepare() -> None:
     open_streams()
     on_signals(end_before_start)
     _check_temporary_folder()
-    if needs_beam:
-        _import_beam()
+
+
+def _run(module: str) -> NoReturn:
     main = importlib.import_module(module).main
     plain_logs()
     try:
         code = main(sys.argv[1:])
     except ValueError as error:
-        _refuse(str(error))
+        refuse(str(error))
     except MemoryError:
         complain("the command failed: this machine has not enough memory for it; what is committed stays")
         code = FAILED
     except OSError as error:  # before anything was started; a run reports its own end
         where = error.filename or "a file or folder of the command line"
-        _refuse(f"{where} cannot be used: {error.strerror or error}; check the path and who may read it")
+        refuse(f"{where} cannot be used: {error.strerror or error}; check the path and who may read it")
     sys.exit(code)
 
 
@@ -62,7 +74,7 @@ def _check_temporary_folder() -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        _refuse("there is no temporary folder that can be written to; set TMPDIR to a folder with room")
+        refuse("there is no temporary folder that can be written to; set TMPDIR to a folder with room")
 
 
 def _import_beam() -> None:
@@ -72,10 +84,10 @@ def _import_beam() -> None:
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise
-        _refuse("apache_beam is not installed here: `make demo` makes .venv; then `source .venv/bin/activate`")
+        refuse("apache_beam is not installed here: `make demo` makes .venv; then `source .venv/bin/activate`")
 
 
-def _refuse(sentence: str) -> NoReturn:
+def refuse(sentence: str) -> NoReturn:
     """Say what is wrong and exit; a hostile file name must not control the terminal."""
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence.strip())
     complain(f"error: {printable}")

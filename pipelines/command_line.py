@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 _KINDS = {int: "a whole number", float: "a number", json.loads: "JSON"}
@@ -57,6 +57,69 @@ class Parser(argparse.ArgumentParser):
         )
         cure = "correct it" if _is_required(action) else f"correct it, or omit the flag{default}"
         raise UsageError(f"{flag} is {value}, but it must be {_allowed(action)}; {cure}")
+
+
+# Headings of `--help`, the same in all commands: what is read, the checkpoint and what goes through it, how the command
+# does its work, bounds, and what is written and printed.
+GROUPS = ("input", "model", "method", "limits", "output")
+
+
+class CommandParser(Parser):
+    """The parser of a command: `--help` shows how it begins, its flags by GROUPS, and examples that work."""
+
+    def __init__(self, name: str, description: str, examples: Sequence[str], closing: str, **options: Any):
+        """Make the groups, and no flag but `--help`.
+
+        Args:
+            name: name of the command.
+            description: what it does, one or two sentences.
+            examples: command lines behind `python -m pipelines.<name>`, which a test runs.
+            closing: the last paragraph.
+            **options: as for ArgumentParser.
+        """
+        self.examples = tuple(f"python -m pipelines.{name} {example}".rstrip() for example in examples)
+        super().__init__(
+            prog=f"python -m pipelines.{name}",
+            description=description,
+            epilog="\n".join(["examples:", *(f"  {example}" for example in self.examples), "", closing]),
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+            **options,
+        )
+        self._of_title = {title: self.add_argument_group(title) for title in GROUPS}
+        self._optionals.title = "help"
+        self._action_groups.append(self._action_groups.pop(self._action_groups.index(self._optionals)))
+
+    def to(self, title: str) -> Callable[..., argparse.Action]:
+        """Return the `add_argument` of one of GROUPS."""
+        return self._of_title[title].add_argument
+
+    def format_help(self) -> str:
+        """Show in the usage only the flags that a command needs: all of them would fill the screen."""
+        needed = [action for action in self._actions if _is_required(action)]
+        shown = [" ".join([*action.option_strings, str(_metavar(action))]) for action in needed]
+        self.usage = " ".join(["%(prog)s", *shown, "[flags]"])
+        return super().format_help()
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Fills each paragraph for itself, and leaves lines that begin with a space as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        return "\n".join(
+            line if line.startswith(" ") or not line else super(_HelpFormatter, self)._fill_text(line, width, indent)
+            for line in lines
+        )
+
+
+def add_quiet(parser: CommandParser) -> None:
+    """Give a command the flag `--quiet`."""
+    parser.to("output")(
+        "--quiet",
+        action="store_true",
+        help="print no progress and no results, only warnings and errors; files and exit codes stay the same",
+    )
 
 
 def _is_required(action: argparse.Action) -> bool:

@@ -7,7 +7,6 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.deduplicate")
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,17 +15,22 @@ from clip_transforms.parts.counts import counted
 from clip_transforms.select.duplicates import MODALITIES_OF, RECALL, THRESHOLD
 from clip_transforms.select.keepers import KEEP
 from clip_transforms.select.near import RULES
+from pipelines.command_line import CommandParser
 from pipelines.over_dataset import dataset_parser, run_over_dataset, selection_lines
 
 
-def deduplicate_parser() -> argparse.ArgumentParser:
+def deduplicate_parser() -> CommandParser:
     """Return the parser of `pipelines.deduplicate`. Its flags are arguments of `deduplicate_embeddings`."""
     parser = dataset_parser(
         "deduplicate",
         "Keep one row of each group of duplicates, as a selection for the other commands; groups/*.parquet names all.",
         "(required) folder of the selection, outside the dataset",
+        [
+            "--input out --output unique",
+            "--input out --output unlike --selection best --by image --threshold 0.95",
+        ],
     )
-    add = parser.add_argument
+    add = parser.to("method")
     add(
         "--by",
         choices=list(MODALITIES_OF),

@@ -18,8 +18,8 @@ from clip_transforms.demo.shards import write_demo_inputs
 from pipelines import deduplicate, embed, evaluate, report
 from pipelines import filter as filter_command
 from pipelines.command import DONE
-from pipelines.command_line import UsageError
-from pipelines.terminal import say
+from pipelines.command_line import CommandParser, UsageError, add_quiet
+from pipelines.terminal import be_quiet, say
 
 _ROWS = """SELECT e.key, e.caption, round(e.clip_score, 3) AS clip_score, s.label AS shape, c.label AS color
 FROM '{out}/embeddings/*.parquet' e
@@ -65,14 +65,30 @@ _STEPS = (
 )
 
 
+def demo_parser() -> CommandParser:
+    """Return the parser of `pipelines.demo`."""
+    parser = CommandParser(
+        "demo",
+        "Show a complete run: draw 2,000 captioned scenes into ./demo, embed, label, measure and choose them, and "
+        "write a page about them. Nothing is downloaded.",
+        [""],
+        "Exit codes: those of the commands that it runs.",
+    )
+    add_quiet(parser)
+    return parser
+
+
 def main(argv: Sequence[str]) -> int:
     """Draw the scenes that are missing, run the real command on them, and show the result.
 
     Raises:
-        UsageError: if there are arguments.
+        UsageError: if there are other arguments.
     """
-    if argv:
-        raise UsageError(f"{argv[0]!r} is an argument, but the demo takes none; omit it (the demo works in ./demo)")
+    options, more = demo_parser().parse_known_args(argv)
+    if more:
+        raise UsageError(f"{more[0]!r} is an argument, but the demo takes none; omit it (the demo works in ./demo)")
+    be_quiet(options.quiet)
+    quiet = ["--quiet"] if options.quiet else []
     folder, out = Path("demo"), "demo/out"
     if written := write_demo_inputs(folder):
         say(f"drew {sum(path.suffix == '.tar' for path in written)} shards of captioned scenes into {folder}/")
@@ -80,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     command += ["--taxonomy", "demo/shapes.json", "--taxonomy", "demo/colors.json"]
     command += ["--columns", "drawn_shape=shape", "drawn_color=color", "drawn_background=background"]
     say(f"\n$ python -m pipelines.embed {shlex.join(command)}")
-    code = embed.main(command)
+    code = embed.main([*command, *quiet])
     if code != DONE:
         return code
     say("\nFive rows of what was written:")
@@ -94,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         if before:
             say(f"\n{before}")
         say(f"\n$ python -m {command_.__name__} {shlex.join(arguments)}")
-        code = command_.main(arguments)
+        code = command_.main([*arguments, *quiet])
         if code != DONE:
             return code
     say("")

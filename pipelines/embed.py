@@ -22,8 +22,9 @@ from clip_transforms.workers.machine import check_device
 from clip_transforms.workers.runner import check_processes, in_process, is_direct
 from pipelines.closing_lines import closing_lines
 from pipelines.command import DONE, FAILED, INCOMPLETE
+from pipelines.flags import embed_parser
 from pipelines.launch import launch, make_pipeline
-from pipelines.options import embed_parser, embed_settings, parse, warnings_of
+from pipelines.options import embed_settings, parse, warnings_of
 from pipelines.progress import progress_bar
 from pipelines.report import write_page
 from pipelines.terminal import complain, say

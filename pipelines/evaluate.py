@@ -7,33 +7,28 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.evaluate")
 
-import argparse
 from collections.abc import Sequence
 
 from clip_transforms.evaluate_embeddings import EvaluateEmbeddings, plan_evaluation
 from clip_transforms.evaluation.settings import MEASURES, TEST_FRACTION
+from pipelines.command_line import CommandParser
 from pipelines.evaluation_lines import evaluation_lines
 from pipelines.over_dataset import dataset_parser, run_over_dataset
 
 
-def evaluate_parser() -> argparse.ArgumentParser:
+def evaluate_parser() -> CommandParser:
     """Return the parser of `pipelines.evaluate`. Its flags are arguments of `evaluate_embeddings`."""
     parser = dataset_parser(
         "evaluate",
         "Measure what the embeddings of a dataset know: how often labels are right, for whom, and how often captions "
         "and images find each other.",
         "folder of the evaluation",
+        [
+            "--input out --output evaluated --truth truth.csv --taxonomy animals",
+            "--input out --output found-again --measure retrieval",
+        ],
     )
-    add = parser.add_argument
-    add(
-        "--measure",
-        action="extend",
-        nargs="+",
-        choices=list(MEASURES),
-        help="zeroshot: the labels of images; retrieval: captions of images, and images of captions; probe: logistic "
-        "regression on image embeddings; one or more (default: zeroshot with a truth, groups or a "
-        "taxonomy, else retrieval)",
-    )
+    add = parser.to("input")
     add(
         "--taxonomy",
         action="extend",
@@ -62,6 +57,17 @@ def evaluate_parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="rows that test a probe, named as for --selection; all others train it",
     )
+    parser.to("model")("--model", help="checkpoint of the dataset, if it was moved since and classes must be embedded")
+    add = parser.to("method")
+    add(
+        "--measure",
+        action="extend",
+        nargs="+",
+        choices=list(MEASURES),
+        help="zeroshot: the labels of images; retrieval: captions of images, and images of captions; probe: logistic "
+        "regression on image embeddings; one or more (default: zeroshot with a truth, groups or a "
+        "taxonomy, else retrieval)",
+    )
     add(
         "--test_fraction",
         type=float,
@@ -69,7 +75,6 @@ def evaluate_parser() -> argparse.ArgumentParser:
         help=f"share of the rows that tests a probe, if nothing says which rows do (default: {TEST_FRACTION})",
     )
     add("--seed", type=int, metavar="N", help="seed of the random split for a probe (default: 0)")
-    add("--model", help="checkpoint of the dataset, if it was moved since and classes must be embedded")
     return parser
 
 

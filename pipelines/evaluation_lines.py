@@ -25,10 +25,11 @@ _TITLES = {
     "mean_eleven_point_precision": "mean 11-point AP",
     "mean_roc_auc": "mean ROC AUC",
 }
+# One text, since --quiet decides by its beginning.
 _WARNING = (
-    "warning: CLIP's accuracies differ between groups of people, and the choice of classes moves the differences.",
-    "Its authors rule out surveillance, the recognition of faces, and any use that was not tested in its own context;",
-    "read docs/model-card.md before you rely on a number below.",
+    "warning: CLIP's accuracies differ between groups of people, and the choice of classes moves the differences.\n"
+    "Its authors rule out surveillance, the recognition of faces, and any use that was not tested in its own context;\n"
+    "read docs/model-card.md before you rely on a number below."
 )
 _NOT_SCORED = "note: no row can be scored"
 Row = Mapping[str, Any]
@@ -44,12 +45,12 @@ def evaluation_lines(output: str, content: Mapping[str, Any]) -> list[str]:
         lines = [line for line in lines if line != _NOT_SCORED]
         lines.append("note: no truth was given, so there are no accuracies, only the labels that each group gets")
     if "groups" in content:
-        lines += ["", *_WARNING, *_groups(output, content["groups"])]
+        lines += ["", _WARNING, *_groups(output, content["groups"])]
         without = [found["rows"].get("without_group", 0) for name, found in content.items() if name in MEASURES]
         if any(without):
             column = content["groups"]["column"]
             lines.append(f"note: {counted(max(without), 'row')} without a {column}, in no group")
-    return [_printable(line) for line in lines]
+    return [line if line == _WARNING else _printable(line) for line in lines]
 
 
 def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.export")
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,20 +14,32 @@ from clip_transforms.export_embeddings import ExportEmbeddings, ExportPlan, plan
 from clip_transforms.exports.left_out import NAME as LEFT_OUT
 from clip_transforms.exports.plan import LAYOUTS, MODALITY, SAMPLES_PER_SHARD
 from clip_transforms.parts.counts import counted
-from pipelines.command_line import UsageError
+from pipelines.command_line import CommandParser, UsageError
 from pipelines.over_dataset import dataset_parser, run_over_dataset
 
 _FILES = {"webdataset": "tar", "faiss": "index", "lance": "table"}
 
 
-def export_parser() -> argparse.ArgumentParser:
+def export_parser() -> CommandParser:
     """Return the parser of `pipelines.export`. Its flags are arguments of `export_embeddings`."""
     parser = dataset_parser(
         "export",
         "Write rows of a dataset as training shards again, or in a layout that another tool reads.",
         "(required) folder of the export, outside the dataset",
+        [
+            "--input out --output chosen --selection best --as webdataset",
+            "--input out --output vectors --as npy --modality image",
+        ],
     )
-    add = parser.add_argument
+    parser.to("input")(
+        "--allow_uri",
+        action="extend",
+        nargs="+",
+        metavar="URI",
+        help="webdataset: folders or hosts that the URIs of a listing may point to, besides its own folder, as when it "
+        "was embedded; https:// stands for every public host",
+    )
+    add = parser.to("output")
     add(
         "--as",
         dest="layout",
@@ -56,14 +67,6 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="taxonomies whose labels webdataset, clip_retrieval and lance take along; without a name, none (default: "
         "all)",
-    )
-    add(
-        "--allow_uri",
-        action="extend",
-        nargs="+",
-        metavar="URI",
-        help="webdataset: folders or hosts that the URIs of a listing may point to, besides its own folder, as when it "
-        "was embedded; https:// stands for every public host",
     )
     return parser
 

@@ -7,22 +7,26 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.filter")
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms.filter_embeddings import FilterEmbeddings, plan_filter
+from pipelines.command_line import CommandParser
 from pipelines.over_dataset import dataset_parser, run_over_dataset, selection_lines
 
 
-def filter_parser() -> argparse.ArgumentParser:
+def filter_parser() -> CommandParser:
     """Return the parser of `pipelines.filter`. Its flags are arguments of `filter_embeddings`."""
     parser = dataset_parser(
         "filter",
         "Keep some rows of a dataset, as a selection for the other commands. The conditions apply in the order below.",
         "(required) folder of the selection, outside the dataset",
+        [
+            '--input out --output kept --where "clip_score >= 0.2 and animals.probability > 0.5"',
+            "--input out --output best --selection kept --top_fraction 0.3",
+        ],
     )
-    add = parser.add_argument
+    add = parser.to("method")
     add(
         "--where",
         metavar="SQL",

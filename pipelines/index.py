@@ -7,27 +7,31 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.index")
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms.index_embeddings import IndexEmbeddings, plan_index
 from clip_transforms.parts.counts import counted
 from clip_transforms.select.vector_index import AUTO, KINDS
+from pipelines.command_line import CommandParser
 from pipelines.over_dataset import dataset_parser, run_over_dataset
 from schemas.samples import MODALITIES
 
 _GOOD = 0.95
 
 
-def index_parser() -> argparse.ArgumentParser:
+def index_parser() -> CommandParser:
     """Return the parser of `pipelines.index`. Its flags are arguments of `index_embeddings`."""
     parser = dataset_parser(
         "index",
         "Make an index of a dataset, with which pipelines.search --index looks at some of the rows instead of all.",
         "(required) folder of the index, outside the dataset",
+        [
+            "--input out --output index",
+            "--input out --output index-captions --against caption --kind flat",
+        ],
     )
-    add = parser.add_argument
+    add = parser.to("method")
     add(
         "--kind",
         choices=KINDS,

@@ -16,8 +16,9 @@ from clip_transforms.labels.plan import LabelPlan, plan_labels
 from clip_transforms.parts.counts import counted
 from pipelines.command import DONE, FAILED
 from pipelines.command_line import UsageError
+from pipelines.flags import label_parser
 from pipelines.launch import launch, make_pipeline
-from pipelines.options import label_parser, parse
+from pipelines.options import parse
 from pipelines.terminal import say
 
 _SHOWN = 10  # the most parts that --dry_run names

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pipelines.command import run_command
+from pipelines.command import run_light_command
 
-if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
-    run_command("pipelines.models")
+if __name__ == "__main__":  # first, as in the other commands
+    run_light_command("pipelines.models")
 
-import argparse
 from collections.abc import Sequence
 
 from clip_transforms.clip.architectures import PUBLISHED
@@ -15,8 +14,8 @@ from clip_transforms.clip.downloads import cache_folder, cached
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
 from clip_transforms.clip.tensor_shapes import parameters
 from pipelines.command import DONE
-from pipelines.command_line import Parser
-from pipelines.terminal import say
+from pipelines.command_line import CommandParser, UsageError, add_quiet
+from pipelines.terminal import be_quiet, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,26 +24,31 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: if the command line is wrong, or the file is not a checkpoint.
     """
-    options = _parser().parse_args(argv)
+    options = models_parser().parse_args(argv)
+    if options.quiet and options.check is None:
+        raise UsageError("--quiet leaves nothing of the table of models; omit it, or give --check FILE")
+    be_quiet(options.quiet)
     for line in check_lines(options.check, options.checkpoint_key) if options.check is not None else table_lines():
         say(line)
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m pipelines.models",
-        description="List the models that are known by name, or describe a checkpoint. This downloads nothing.",
-        allow_abbrev=False,
+def models_parser() -> CommandParser:
+    """Return the parser of `pipelines.models`."""
+    parser = CommandParser(
+        "models",
+        "List the models that are known by name, or describe a checkpoint. This downloads nothing.",
+        ["", "--check demo"],
+        "Exit codes: 0: done. 2: the command line is wrong, or the file is no checkpoint that embed reads.",
     )
-    parser.add_argument(
-        "--check", metavar="FILE", help="checkpoint to describe: path or URI of a file or folder, or demo"
-    )
-    parser.add_argument(
+    add = parser.to("model")
+    add("--check", metavar="FILE", help="checkpoint to describe: path or URI of a file or folder, or demo")
+    add(
         "--checkpoint_key",
         metavar="PREFIX",
         help="start of the names of the weights, if the checkpoint holds several models or a larger one",
     )
+    add_quiet(parser)
     return parser
 
 

@@ -13,7 +13,7 @@ from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, Plan
 from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
-from pipelines.command_line import Parser, UsageError
+from pipelines.command_line import CommandParser, UsageError, add_quiet
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import parse
 from pipelines.progress import steps_bar
@@ -39,24 +39,18 @@ class NewPlan(Plan, Protocol):
         """The folder."""
 
 
-def dataset_parser(name: str, description: str, output: str) -> argparse.ArgumentParser:
+def dataset_parser(name: str, description: str, output: str, examples: Sequence[str]) -> CommandParser:
     """Return a parser with the flags that all these commands have.
 
     Args:
         name: name of the command.
         description: what it does, one sentence.
         output: help of `--output`.
+        examples: command lines that work, without the name of the command.
     """
-    parser = Parser(
-        prog=f"python -m pipelines.{name}",
-        description=description,
-        epilog=_EXIT_CODES,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    add = parser.add_argument
+    parser = CommandParser(name, description, examples, _EXIT_CODES, argument_default=argparse.SUPPRESS)
+    add = parser.to("input")
     add("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
-    add("--output", metavar="URI", help=output)
     add(
         "--selection",
         action="extend",
@@ -65,8 +59,11 @@ def dataset_parser(name: str, description: str, output: str) -> argparse.Argumen
         help="rows to look at: a folder that filter or deduplicate wrote, a .parquet or .csv file with the columns "
         "shard and row, or a .txt file with a key a line; of several, the rows that all name (default: all rows)",
     )
+    add = parser.to("output")
+    add("--output", metavar="URI", help=output)
     add("--overwrite", action="store_true", help="replace what another command made in --output")
     add("--dry_run", action="store_true", help="print what would be done, then stop; nothing is written")
+    add_quiet(parser)
     return parser
 
 

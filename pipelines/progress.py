@@ -1,4 +1,4 @@
-"""A progress bar, fed by a thread. It shows nothing if stderr is not a terminal."""
+"""A progress bar, fed by a thread. It shows nothing with --quiet, or if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from clip_transforms.parts.footers import part_names
 from clip_transforms.run.embed_units import PROGRESS
 from clip_transforms.run.over_parts import PROGRESS as STEPS
 from clip_transforms.run.plan import RunPlan
+from pipelines.terminal import is_quiet
 
 _SECONDS = 0.5
 _LISTING_SECONDS = 5.0
@@ -84,7 +85,7 @@ def steps_bar(verb: str, folders: Sequence[str], in_process: bool) -> Iterator[N
 def _style(description: str) -> dict[str, Any]:
     # A terminal that does not report its width gets a bar of 80 columns.
     width = None if shutil.get_terminal_size((0, 0)).columns else 80
-    return {"desc": description, "disable": None, "ncols": width}
+    return {"desc": description, "disable": is_quiet() or None, "ncols": width}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.report")
 
-import argparse
 from collections.abc import Sequence
 
 from clip_transforms import storage
@@ -16,7 +15,7 @@ from clip_transforms.report_embeddings import PAGE, ReportEmbeddings, ReportPlan
 from clip_transforms.run.beam import beam
 from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
-from pipelines.command_line import UsageError
+from pipelines.command_line import CommandParser, UsageError
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import parse
 from pipelines.over_dataset import dataset_parser, over_line
@@ -24,30 +23,28 @@ from pipelines.progress import steps_bar
 from pipelines.terminal import say
 
 
-def report_parser() -> argparse.ArgumentParser:
+def report_parser() -> CommandParser:
     """Return the parser of `pipelines.report`. Its flags are arguments of `report_embeddings`."""
     parser = dataset_parser(
         "report",
         "Write a page that shows what is in a dataset: pictures, scores, labels, rejects, a map, and where the time "
         "went. It is one HTML file that loads nothing.",
         "the page, an HTML file",
+        [
+            "--input out",
+            "--input out --output chosen.html --selection best --duplicates unique",
+        ],
     )
     for action in parser._actions:
         if action.dest == "output":
             action.help = f"the page, an HTML file outside the dataset (default: {PAGE})"
         if action.dest == "overwrite":
             action.help = "replace a file that is no report"
-    add = parser.add_argument
+    add = parser.to("input")
     add(
         "--duplicates",
         metavar="URI",
         help="folder that deduplicate wrote, whose groups the page shows (default: that of --selection, if it is one)",
-    )
-    add(
-        "--no_pictures",
-        dest="pictures",
-        action="store_false",
-        help="read no picture: the page is small, and the sources need not be there",
     )
     add(
         "--allow_uri",
@@ -56,6 +53,12 @@ def report_parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
         "embedded; https:// stands for every public host",
+    )
+    parser.to("output")(
+        "--no_pictures",
+        dest="pictures",
+        action="store_false",
+        help="read no picture: the page is small, and the sources need not be there",
     )
     return parser
 

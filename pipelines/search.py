@@ -7,7 +7,6 @@ from pipelines.command import run_command
 if __name__ == "__main__":  # first: Beam takes a second to import, and Ctrl-C then must end in a sentence too
     run_command("pipelines.search")
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,25 +17,29 @@ from clip_transforms.search_embeddings import SearchEmbeddings, SearchPlan, plan
 from clip_transforms.select.results import RESULTS, read_results
 from clip_transforms.select.searched import AGAINST, TOP_K
 from pipelines.command import DONE, FAILED
-from pipelines.command_line import UsageError
+from pipelines.command_line import CommandParser, UsageError
 from pipelines.found_table import found_lines
 from pipelines.launch import end_at_signals, failed
 from pipelines.options import parse
 from pipelines.over_dataset import dataset_parser, required, run_over_dataset
-from pipelines.terminal import say
+from pipelines.terminal import is_quiet, say
 
 _SHOWN, _SHOWN_ROWS = 5, 20  # queries, and rows of each, that are printed if the results are also in a file
 _AGAIN = "nothing was written; give the command again"
 
 
-def search_parser() -> argparse.ArgumentParser:
+def search_parser() -> CommandParser:
     """Return the parser of `pipelines.search`. Its flags are arguments of `search_embeddings`."""
     parser = dataset_parser(
         "search",
         "Find the rows of a dataset that are nearest to words, to a picture, or to a sample of it. Exact.",
         "folder for the results, outside the dataset; without it they are only printed, by this process, without Beam",
+        [
+            '--input out --text "a photo of a red star" --top_k 3',
+            "--input out --image photos/000001.jpg --html found.html",
+        ],
     )
-    add = parser.add_argument
+    add = parser.to("input")
     add("--text", action="append", metavar="WORDS", help="words to search for, as a caption would say it; repeatable")
     add("--image", action="append", metavar="FILE", help="a picture to search for; repeatable")
     add(
@@ -51,6 +54,16 @@ def search_parser() -> argparse.ArgumentParser:
         help="a file with a text a line, or a .parquet or .csv file with a column text or embedding",
     )
     add(
+        "--allow_uri",
+        action="extend",
+        nargs="+",
+        metavar="URI",
+        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
+        "embedded, for the pictures of --html; https:// stands for every public host",
+    )
+    parser.to("model")("--model", help="checkpoint of the dataset, if it was moved since")
+    add = parser.to("method")
+    add(
         "--against",
         choices=AGAINST,
         help="what is compared; both: the mean of the two cosines, for rows that have both (default: image, or caption "
@@ -59,16 +72,9 @@ def search_parser() -> argparse.ArgumentParser:
     add("--top_k", type=int, metavar="N", help=f"rows to find for each query (default: {TOP_K})")
     add("--where", metavar="SQL", help="search only rows for which this is true, an expression as for pipelines.filter")
     add("--index", metavar="URI", help="ask this index that pipelines.index wrote: fast, and not exact")
-    add("--html", metavar="FILE", help="write a page besides, which shows the results with pictures from their sources")
-    add(
-        "--allow_uri",
-        action="extend",
-        nargs="+",
-        metavar="URI",
-        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
-        "embedded, for the pictures of --html; https:// stands for every public host",
+    parser.to("output")(
+        "--html", metavar="FILE", help="write a page besides, which shows the results with pictures from their sources"
     )
-    add("--model", help="checkpoint of the dataset, if it was moved since")
     return parser
 
 
@@ -86,6 +92,8 @@ def main(argv: Sequence[str]) -> int:
     useless = [name for name in ("overwrite", "dry_run") if name in given]
     for name in [*beam_options.get_all_options(drop_default=True), *useless]:
         raise UsageError(f"--{name} does nothing without --output: the results are only printed; omit it")
+    if is_quiet() and not given.get("html"):
+        raise UsageError("--quiet leaves nothing of a search without --output or --html: the results are only printed")
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_search(given.pop("input"), storage.join(folder, "found"), **given)
         return _search_here(plan, folder)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_LOUD = ("warning: ", "not complete: ")  # lines that `--quiet` prints all the same
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,8 +31,30 @@ def open_streams() -> None:
             file.reconfigure(errors="backslashreplace")
 
 
+class _Manner:
+    """How a command talks.
+
+    Attributes:
+        quiet: whether it says nothing but warnings and errors.
+    """
+
+    quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Say from now on only what is a warning or an error, or say everything again."""
+    _Manner.quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Return whether only warnings and errors are said."""
+    return _Manner.quiet
+
+
 def say(line: str) -> None:
     """Print a line to stdout; from the first line on that nobody can read, print nothing more."""
+    if is_quiet() and not line.startswith(_LOUD):
+        return
     try:
         print(line, flush=True)
     except OSError:  # `| head -1`, or a closed terminal: no reason to end a run, and run.json has every number

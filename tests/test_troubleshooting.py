@@ -11,8 +11,8 @@ from pipelines.deduplicate import deduplicate_parser
 from pipelines.evaluate import evaluate_parser
 from pipelines.export import export_parser
 from pipelines.filter import filter_parser
+from pipelines.flags import embed_parser, label_parser
 from pipelines.index import index_parser
-from pipelines.options import embed_parser, label_parser
 from pipelines.report import report_parser
 from pipelines.search import search_parser
 from schemas.rejects import REASONS

@@ -9,7 +9,7 @@ from conftest import make_tar
 from clip_transforms import ClipSpec, embed_shards
 from clip_transforms.parts.fingerprint import FingerprintError, check_same
 from clip_transforms.run.settings import Settings
-from pipelines.options import embed_parser
+from pipelines.flags import embed_parser
 
 USUAL = Settings(("a.tar",), "out", ClipSpec("demo"))
 CHECKPOINT = USUAL.resolve_checkpoint()

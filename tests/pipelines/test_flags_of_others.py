@@ -5,7 +5,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.beam_options import beam_parser, flags_without_effect
 from pipelines.command_line import UsageError
-from pipelines.options import embed_parser, label_parser, parse
+from pipelines.flags import embed_parser, label_parser
+from pipelines.options import parse
 
 PARSERS = {"embed": embed_parser, "label": label_parser}
 IDLE = "is a flag of Beam's other runners and does nothing with this one; "

@@ -7,7 +7,8 @@ import pytest
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import ReaderOptions
-from pipelines.options import embed_parser, embed_settings
+from pipelines.flags import embed_parser
+from pipelines.options import embed_settings
 
 FIELDS = [(cls, field) for cls in (Settings, ReaderOptions, ClipSpec) for field in dataclasses.fields(cls)]
 WITHOUT_A_FLAG = {"reader"}  # it has flags for its own fields
@@ -60,7 +61,7 @@ def test_every_flag_reaches_its_field(tmp_path):
     flags = []
     for action in embed_parser()._actions:
         flag = action.option_strings[0]
-        if action.dest in ("help", "dry_run"):
+        if action.dest in ("help", "dry_run", "quiet"):
             continue
         value = values.get(flag[2:], 7 if action.type is int else "x")
         flags += [flag] if action.nargs == 0 else [f"{flag}={value}"]

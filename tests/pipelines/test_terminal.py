@@ -49,7 +49,7 @@ def test_what_runs_before_beam_is_imported_is_of_the_standard_library():
 
 def test_a_command_without_beam_says_how_to_get_it(tmp_path):
     (tmp_path / "apache_beam.py").write_text("raise ModuleNotFoundError('No module', name='apache_beam')")
-    done = command("pipelines.models", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    done = command("pipelines.label", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and line.startswith("error: apache_beam is not installed here: `make demo`")
 
