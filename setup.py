@@ -26,20 +26,21 @@ setup(
         "duckdb>=2.0",  # the conditions of filter; the trees of earlier releases look otherwise
         "threadpoolctl>=3.1",  # comes with scikit-learn
         "scikit-learn>=1.5",  # average precision, ROC AUC and the linear probe of evaluate
+        "Jinja2>=3.1",  # the pages of report, search --html and browse
+        "starlette>=0.46",
+        "uvicorn>=0.30",  # with Starlette, the server of browse
         "openai-clip>=1.0.1",  # only for its vocabulary file; the package is never imported
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]", "gcsfs>=2024.6"],  # gs://, and Dataflow
         "aws": ["s3fs>=2024.6"],  # s3://
         "search": ["faiss-cpu>=1.9"],  # blocks of near duplicates in large datasets, and --as faiss
-        "report": ["Jinja2>=3.1"],  # the pages of report
-        "browse": ["starlette>=0.46", "uvicorn>=0.30"],  # the page of browse
         "lance": ["pylance>=1"],  # --as lance
         "heic": ["pillow-heif>=1.1"],  # HEIC, as phones write it
         "test": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "build"),
             *("ruff", "mypy", "types-regex", "types-tqdm", "pre-commit"),
-            *("pillow-heif>=1.1", "Jinja2>=3.1", "starlette>=0.46", "uvicorn>=0.30"),
+            "pillow-heif>=1.1",
             *("faiss-cpu>=1.9", "pylance>=1", "lancedb", "webdataset", "fire"),  # fire is a dependency of autofaiss
             *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback

@@ -11,7 +11,6 @@ from typing import Any
 from clip_transforms import storage
 from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.page_file import check_page
-from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.run.arguments import same_arguments
 from clip_transforms.run.new_output import digest_of
@@ -143,7 +142,6 @@ def plan_report(
     overwrite: bool = False,
 ) -> ReportPlan:
     """Check the arguments of `report_embeddings`, and that the dataset and the output can be used."""
-    check_templates("a report")
     opened = Dataset.open(dataset)
     replaces = storage.as_setting(overwrite, "overwrite", "bool")
     page = check_page(output, "--output", opened.uri, opened.shards.values(), replaces)

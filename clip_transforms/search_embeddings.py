@@ -15,7 +15,6 @@ from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.preprocess import EXIF_APPLIED, MAX_IMAGE_PIXELS
 from clip_transforms.pages.looked import Thumbnails
 from clip_transforms.pages.page_file import check_page
-from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.manifest import existing_dataset
 from clip_transforms.run.arguments import same_arguments
@@ -212,7 +211,6 @@ def plan_search(
 
 def _page(dataset: Dataset, uri: str, searched: Searched, allow_uri: Sequence[str]) -> Page:
     """Return the page that was asked for."""
-    check_templates("--html")
     settings = existing_dataset(dataset.uri)["settings"]
     most = int(settings.get("max_image_pixels") or MAX_IMAGE_PIXELS)
     turned = EXIF_APPLIED in settings.get("preprocessing", "")

@@ -15,35 +15,29 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from clip_transforms.browsing.plan import BrowsePlan, plan_browse
-from clip_transforms.browsing.serving import PORT, Address, check_server, serve
+from clip_transforms.browsing.serving import PORT, Address, serve
 from clip_transforms.browsing.session import Session
 from clip_transforms.parts.counts import counted
 from clip_transforms.select.searched import AGAINST
 from pipelines.command import DONE
-from pipelines.command_line import Parser, UsageError, meant_instead, nearest
+from pipelines.command_line import CommandParser, UsageError, meant_instead, nearest
 from pipelines.terminal import complain, on_signals, say
 
 _HOST = "127.0.0.1"
 
 
-def browse_parser() -> argparse.ArgumentParser:
+def browse_parser() -> CommandParser:
     """Return the parser of `pipelines.browse`."""
-    parser = Parser(
-        prog="python -m pipelines.browse",
-        description="Open a page on this machine that searches a dataset by words, by a picture that you drop on it, "
-        "or by a sample, and shows the pictures. Nothing leaves this machine. Ctrl-C ends it.",
-        epilog="Exit codes: 0: ended by Ctrl-C or SIGTERM. 2: the command line or the dataset is wrong; nothing was "
-        "started.",
-        allow_abbrev=False,
+    parser = CommandParser(
+        "browse",
+        "Open a page on this machine that searches a dataset by words, by a picture that you drop on it, or by a "
+        "sample, and shows the pictures. Nothing leaves this machine. Ctrl-C ends it.",
+        ["--input out", "--input out --index index --no_open"],
+        "Exit codes: 0: ended by Ctrl-C or SIGTERM. 2: the command line or the dataset is wrong; nothing was started.",
     )
-    add = parser.add_argument
+    add = parser.to("input")
     add("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
     add("--index", metavar="URI", help="ask this index that pipelines.index wrote: for a million rows and more")
-    add(
-        "--against",
-        choices=AGAINST,
-        help="what is compared; both: the mean of the two cosines (default: image, or caption if there are no images)",
-    )
     add(
         "--selection",
         action="extend",
@@ -62,7 +56,13 @@ def browse_parser() -> argparse.ArgumentParser:
         help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
         "embedded; https:// stands for every public host",
     )
-    add("--model", help="checkpoint of the dataset, if it was moved since")
+    parser.to("model")("--model", help="checkpoint of the dataset, if it was moved since")
+    parser.to("method")(
+        "--against",
+        choices=AGAINST,
+        help="what is compared; both: the mean of the two cosines (default: image, or caption if there are no images)",
+    )
+    add = parser.to("output")
     add(
         "--cache",
         metavar="FOLDER",
@@ -84,7 +84,6 @@ def main(argv: Sequence[str]) -> int:
     options = _parsed(argv)
     if not options.input:
         raise UsageError("--input is missing: give the folder of a dataset that pipelines.embed wrote")
-    check_server("browse")
     plan = plan_browse(
         options.input,
         index=options.index,

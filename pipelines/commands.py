@@ -12,4 +12,5 @@ COMMANDS = {
     "index": "an index for many searches",
     "evaluate": "how often labels are right, and for whom",
     "report": "a page that shows what is in a dataset",
+    "browse": "a page on this machine to search and look in",
 }

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from clip_transforms.clip.model_spec import DEMO
 from clip_transforms.embed_shards import EmbedShards
 from clip_transforms.pages.page_file import check_page
-from clip_transforms.pages.rendering import check_templates
 from clip_transforms.parts.counts import counted
 from clip_transforms.parts.manifest import read_run
 from clip_transforms.report_embeddings import plan_report
@@ -73,7 +72,6 @@ def check_report(page: str, plan: RunPlan) -> None:
     Raises:
         ValueError: or one of its subclasses, in one sentence.
     """
-    check_templates("--report")
     check_page(page, "--report", plan.settings.output, [planned.unit.shard for planned in plan.units], overwrite=False)
 
 

@@ -7,15 +7,17 @@ import logging
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import tarfile
+import threading
 import urllib.request
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forked import run
+from forked import Process, run
 from PIL import Image
 
 from benchmarks.published import published_module
@@ -241,6 +243,25 @@ def s3(s3_server, monkeypatch):
 def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):
     """Run a command as a user does; the finished process, with its output."""
     return run("-m", module, *argv, timeout=timeout, cwd=cwd, **kwargs)
+
+
+def browse(*argv, timeout=30):
+    """Start `pipelines.browse` as it is typed, load its page, and end it as a person does; what it printed."""
+    with Process(
+        "-m", "pipelines.browse", *argv, "--no_open", "--port", "0", stdout=subprocess.PIPE, text=True
+    ) as page:
+        stop = threading.Timer(timeout, page.kill)
+        stop.start()
+        try:
+            said = [page.stdout.readline() for _ in range(2)]
+            with urllib.request.urlopen(said[1].split()[0], timeout=timeout) as answer:
+                assert b"<title>" in answer.read()
+            page.send_signal(signal.SIGINT)
+            assert page.wait(timeout=timeout) == 0
+        finally:
+            stop.cancel()
+            page.kill()
+    return "".join(said)
 
 
 @pytest.fixture(scope="session")

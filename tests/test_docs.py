@@ -6,9 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import urllib.request
 from pathlib import Path
 
 import duckdb
@@ -16,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-from conftest import ROOT, make_folder, make_parquet, make_tar, pair, write_tar
+from conftest import ROOT, browse, make_folder, make_parquet, make_tar, pair, write_tar
 from forked import Process, run
 
 import clip_transforms
@@ -108,7 +105,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             argv = shlex.split(line.removeprefix("python "), comments=True)
             module = argv[1]
             if module == "pipelines.browse":
-                browse(argv, shown)
+                assert_shown(shown, browse(*argv[2:]))
                 continue
             if typed:
                 code = importlib.import_module(module).main(argv[2:])
@@ -121,20 +118,6 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             compared += bool(shown)
     names = ("embed", "label", "models", "filter", "deduplicate", "export", "search", "index", "evaluate", "report")
     assert typed == {f"pipelines.{name}" for name in names} and compared >= 10
-
-
-def browse(argv, shown):
-    """Start the page as it is typed, load it, and end it as a person does."""
-    with Process(*argv, "--no_open", "--port", "0", stdout=subprocess.PIPE, text=True) as process:
-        try:
-            said = [process.stdout.readline() for _ in range(2)]
-            assert_shown(shown, "".join(said))
-            with urllib.request.urlopen(said[1].split()[0], timeout=20) as page:
-                assert b"<title>" in page.read()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=20) == 0
-        finally:
-            process.kill()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib
 import secrets
 import socket
 from collections.abc import Callable
@@ -19,21 +18,6 @@ _EVERYWHERE = ("0.0.0.0", "::", "")
 
 class ServeError(ValueError):
     """A place where no page can be served, in one sentence."""
-
-
-def check_server(command: str) -> None:
-    """Refuse a command whose page cannot be served here.
-
-    Raises:
-        ServeError: if Starlette or uvicorn is not installed.
-    """
-    for name, package in (("starlette", "Starlette"), ("uvicorn", "uvicorn")):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise ServeError(
-                f"{command} needs {package}, which is not installed: pip install 'clip-transforms[browse]'"
-            ) from None
 
 
 class Address:

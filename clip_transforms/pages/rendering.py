@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,22 +17,6 @@ _CUT = 140  # bytes of a caption in a page, escaped
 # What stands for a character in a page; a caption of quotation marks grows fivefold.
 _ESCAPED = {"&": 5, "<": 4, ">": 4, '"': 5, "'": 5}
 _SPACE = "\N{NO-BREAK SPACE}"
-
-
-def check_templates(command: str) -> None:
-    """Refuse a command whose pages cannot be rendered here.
-
-    Args:
-        command: how the user asked for the page, for the message.
-    Raises:
-        ValueError: if Jinja2 is not installed.
-    """
-    try:
-        importlib.import_module("jinja2")
-    except ImportError:
-        raise ValueError(
-            f"{command} needs Jinja2, which is not installed: pip install 'clip-transforms[report]'"
-        ) from None
 
 
 def render(template: str, data: Mapping[str, Any], scripts: Sequence[str] = ()) -> bytes:

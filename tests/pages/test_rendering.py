@@ -4,7 +4,7 @@ import pytest
 from html_page import Page
 from markupsafe import escape
 
-from clip_transforms.pages.rendering import check_templates, cut, render, share
+from clip_transforms.pages.rendering import cut, render, share
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\u202eevil", "a" * 10_000, "</title>'&{{1}}"]
 
@@ -27,10 +27,3 @@ def test_a_share_of_nothing_is_no_number():
 def test_a_page_without_scripts_forbids_all():
     page = Page(render("base.html", {}))
     assert page.scripts == [] and "script-src 'none'" in [a["content"] for _, a in page.tags if "http-equiv" in a][0]
-
-
-def test_what_is_missing_is_said_in_a_sentence(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    said = r"^--report needs Jinja2, which is not installed: pip install 'clip-transforms\[report\]'$"
-    with pytest.raises(ValueError, match=said):
-        check_templates("--report")

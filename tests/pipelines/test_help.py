@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, files_of, make_folder, make_tar
+from conftest import ROOT, browse, command, files_of, make_folder, make_tar
 
 from pipelines.command_line import GROUPS, UsageError
 from pipelines.commands import COMMANDS
@@ -80,6 +80,9 @@ def test_every_example_works(workplace, capsys):
         for example in parser_of(name).examples:
             argv = shlex.split(example.replace("ViT-B/32", "demo"))
             assert argv[:3] == ["python", "-m", f"pipelines.{name}"]
+            if name == "browse":  # it ends at a signal
+                assert "http://127.0.0.1" in browse(*argv[3:])
+                continue
             assert main_of(name)(argv[3:]) == 0, example
             printed = capsys.readouterr()
             assert printed.out and "error" not in printed.err, example
