@@ -13,7 +13,7 @@ import sys
 import tempfile
 from typing import Any, NoReturn
 
-from pipelines.terminal import complain, on_signals, open_streams, plain_logs
+from pipelines.terminal import complain, on_signals, open_streams, plain_logs, printable
 
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 
@@ -89,6 +89,5 @@ def _import_beam() -> None:
 
 def refuse(sentence: str) -> NoReturn:
     """Say what is wrong and exit; a hostile file name must not control the terminal."""
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence.strip())
-    complain(f"error: {printable}")
+    complain(f"error: {printable(sentence.strip())}")
     sys.exit(WRONG)

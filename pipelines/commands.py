@@ -3,6 +3,7 @@
 COMMANDS = {
     "demo": "a complete run on drawn scenes, with a small CLIP that comes with the package",
     "models": "the models that are known by name, or what a checkpoint is",
+    "inspect": "what a file or folder is, and what to do with it",
     "embed": "pictures and captions → a dataset of embeddings, scores and labels",
     "label": "new labels for a dataset, from its stored embeddings",
     "filter": "a dataset → the rows that an expression, a rank or a sample keeps",

@@ -12,6 +12,7 @@ from clip_transforms.evaluation.settings import MEASURES
 from clip_transforms.metrics.ranks import KS
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.evaluate_work import PER_GROUP
+from pipelines.terminal import printable
 
 _GROUPS = 12  # the most groups of a table
 _WIDTH, _GROUP_WIDTH, _NAME_WIDTH = 118, 24, 16  # characters of a line, of a group's name, of a column's
@@ -50,7 +51,7 @@ def evaluation_lines(output: str, content: Mapping[str, Any]) -> list[str]:
         if any(without):
             column = content["groups"]["column"]
             lines.append(f"note: {counted(max(without), 'row')} without a {column}, in no group")
-    return [line if line == _WARNING else _printable(line) for line in lines]
+    return [line if line == _WARNING else printable(line) for line in lines]
 
 
 def _zeroshot(found: Mapping[str, Any]) -> Iterator[str]:
@@ -221,13 +222,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     """Yield the lines of a table: the first column to the left, the others to the right."""
     if not rows:
         return
-    lines = [[_printable(cell) for cell in line] for line in (header, *rows)]
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
     for line in lines:
         others = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
         yield "  ".join(["", line[0].ljust(widths[0]), *others]).rstrip()
-
-
-def _printable(text: str) -> str:
-    """Escape what could control a terminal, since names come from data."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

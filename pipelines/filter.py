@@ -23,7 +23,7 @@ def filter_parser() -> CommandParser:
         "(required) folder of the selection, outside the dataset",
         [
             '--input out --output kept --where "clip_score >= 0.2 and animals.probability > 0.5"',
-            "--input out --output best --selection kept --top_fraction 0.3",
+            "--input out --output best --top_fraction 0.3",
         ],
     )
     add = parser.to("method")

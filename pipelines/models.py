@@ -10,6 +10,7 @@ if __name__ == "__main__":  # first, as in the other commands
 from collections.abc import Sequence
 
 from clip_transforms.clip.architectures import PUBLISHED
+from clip_transforms.clip.description import describe
 from clip_transforms.clip.downloads import cache_folder, cached
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
 from clip_transforms.clip.tensor_shapes import parameters
@@ -78,22 +79,5 @@ def check_lines(model: str, key: str | None = None) -> list[str]:
             "file"
         )
     checkpoint = ClipSpec(str(path) if path else model, checkpoint_key=key).recognise()
-    named = next((name for name, p in PUBLISHED.items() if p.sha256 == checkpoint.sha256), None)
-    alike = next((name for name, p in PUBLISHED.items() if p.architecture == checkpoint.architecture), None)
-    what = (
-        f"OpenAI's {named}"
-        if named
-        else f"a CLIP with the sizes of {alike}"
-        if alike
-        else "a CLIP with sizes of its own"
-    )
-    return [
-        f"{what}, in the layout of {checkpoint.layout}",
-        *(f"file           {uri}" for uri in checkpoint.files),
-        f"SHA-256        {checkpoint.sha256}",
-        f"sizes          {checkpoint.architecture.describe()}",
-        f"parameters     {parameters(checkpoint.architecture) / 1e6:.1f} M",
-        f"activation     {checkpoint.activation or 'the checkpoint does not say; give --activation when you use it'}",
-        f"recognised by  {checkpoint.recognised_by}",
-        f"preprocessing  {checkpoint.preprocessing.describe()}",
-    ]
+    what, facts = describe(checkpoint)
+    return [what, *(f"{name:13}  {value}" for name, value in facts)]

@@ -61,6 +61,11 @@ def say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def printable(text: str) -> str:
+    """Escape what could control a terminal, since names come from data."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def complain(line: str) -> None:
     """Write a line to stderr. Unlike print, this is safe in a signal handler."""
     data = f"{line}\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace")

@@ -116,7 +116,19 @@ def test_every_command_of_the_readme_runs_and_prints_what_is_shown(workplace, ca
             assert code == 0, (line, printed.err)
             assert_shown(shown, printed.out)
             compared += bool(shown)
-    names = ("embed", "label", "models", "filter", "deduplicate", "export", "search", "index", "evaluate", "report")
+    names = (
+        "embed",
+        "label",
+        "models",
+        "filter",
+        "deduplicate",
+        "export",
+        "search",
+        "index",
+        "evaluate",
+        "report",
+        "inspect",
+    )
     assert typed == {f"pipelines.{name}" for name in names} and compared >= 10
 
 

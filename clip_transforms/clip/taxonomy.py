@@ -17,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SLOTS = ("{}", "{c}")  # as OpenAI and as CLIP_benchmark write them
 _TAXONOMY = "a Taxonomy, a text or a Path"
 _EXTENSIONS = (".json", ".txt", "")
-_CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # files in a CLIP_benchmark folder
+CLASS_NAMES, _TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"  # files in a CLIP_benchmark folder
 
 
 class TaxonomyError(ValueError):
@@ -106,8 +106,8 @@ class Taxonomy:
             TaxonomyError: if the file is missing, empty or malformed; the message says where.
         """
         uri = storage.as_uri(uri, "uri of the taxonomy")
-        if storage.exists(storage.join(uri, _CLASS_NAMES)):
-            classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, _CLASS_NAMES))))
+        if storage.exists(storage.join(uri, CLASS_NAMES)):
+            classes = tuple(TaxonomyClass(line) for line in _lines(_read(storage.join(uri, CLASS_NAMES))))
             own = storage.join(uri, _TEMPLATES)
             templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
             if storage.exists(own):

@@ -12,6 +12,11 @@ _OURS = b'<meta name="generator" content="clip-transforms">'
 _BEGINNING = 2_000  # bytes of a page in which _OURS must stand
 
 
+def is_page(start: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a page of ours."""
+    return _OURS in start[:_BEGINNING]
+
+
 def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[str], overwrite: bool) -> str:
     """Check a place for a page, and return its URI. A page of ours that is there will be made anew.
 
@@ -34,7 +39,7 @@ def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[s
         raise OutputError(f"{flag} {uri} is a folder, but it must be an HTML file; give a name that ends in .html")
     if not uri.lower().endswith((".html", ".htm")):
         raise OutputError(f"{flag} {uri} must end in .html; give {uri}.html")
-    if not overwrite and storage.exists(uri) and _OURS not in storage.read_bytes(uri, _BEGINNING):
+    if not overwrite and storage.exists(uri) and not is_page(storage.read_bytes(uri, _BEGINNING)):
         raise OutputError(f"{flag} {uri} is a file that this program did not write; remove it, or give another name")
     storage.check_writable(posixpath.dirname(uri))
     return uri

@@ -15,8 +15,9 @@ from clip_transforms.parts.manifest import OutputError, clear_success, write_jso
 from clip_transforms.run.run_folder import RunFolder
 from schemas.provenance import FORMAT_VERSION, check_format
 
-_COMMAND, WORK = "_command.json", "_work"
+COMMAND, WORK = "_command.json", "_work"
 _DERIVED = ("digest", "classes", "fingerprint")  # what a command finds in the dataset
+NO_SETTINGS = ("format", "verb", "dataset", *_DERIVED, "writes")  # what else a command's file holds
 _CHANGED = "the dataset has changed"
 
 
@@ -83,8 +84,7 @@ class NewOutput:
     @property
     def settings(self) -> dict[str, str]:
         """What was asked for: name of a setting → its value, as a message shows it."""
-        others = ("format", "verb", "dataset", *_DERIVED, "writes")
-        return {name: _given(self.command, name) for name in self.command if name not in others}
+        return {name: _given(self.command, name) for name in self.command if name not in NO_SETTINGS}
 
     def has_begun(self) -> bool:
         """Whether the same command has begun here, so that it would go on."""
@@ -92,7 +92,7 @@ class NewOutput:
 
     def _made(self) -> dict[str, Any] | None:
         """Read `_command.json`; None in a new or empty folder."""
-        place = storage.join(self.uri, _COMMAND)
+        place = storage.join(self.uri, COMMAND)
         if storage.exists(place):
             try:
                 made = json.loads(storage.read_bytes(place))
@@ -161,7 +161,7 @@ class NewOutput:
         if made != self.command:
             for name in {*((made or {}).get("writes", ())), *self.command["writes"], WORK}:
                 storage.remove(storage.join(self.uri, name))
-            write_json(storage.join(self.uri, _COMMAND), self.command, scratch)  # last: until then the old one holds
+            write_json(storage.join(self.uri, COMMAND), self.command, scratch)  # last: until then the old one holds
         for name in self.folders:
             storage.make_folder(storage.join(self.uri, name))
 
