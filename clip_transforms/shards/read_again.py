@@ -62,7 +62,7 @@ class Sources:
             listings: URI of the folder in which `write_listings` left the rows of all listings; without it they are
                 written into a temporary folder, each at its first use.
             cache: path of a folder of this machine that keeps where the pictures of tars on other machines lie; to find
-                that out, such a tar is downloaded. Without it that is done again after each start.
+                that out, such a tar is downloaded. Without it that is done again after each start, and row by row.
         """
         self._options = dataclasses.replace(options, columns=(), limit=0)
         self._listings, self._cache = listings, cache

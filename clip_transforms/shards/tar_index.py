@@ -43,7 +43,6 @@ class TarIndex:
 
     Attributes:
         next: the byte at which the sample behind the last known row begins.
-        is_remote: whether the tar is on another machine, so that each place costs a request.
     """
 
     def __init__(self, uri: str, options: ReaderOptions, file: str = ""):
@@ -52,12 +51,13 @@ class TarIndex:
         Args:
             uri: URI of the tar.
             options: how its members form samples.
-            file: path of the file that keeps the index, named after all that it depends on; empty for none.
+            file: path of the file that keeps the index, named after all that it depends on; empty for none. With it,
+                the index grows by some megabytes at a time.
         """
         self._uri, self._options = uri, options
         self._lock = threading.Lock()
         self._starts, self._sizes = array("q"), array("q")
-        self.next, self.is_remote = 0, not storage.is_local(uri)
+        self.next = 0
         self._headers: dict[str, str] = {}  # pax headers that hold at `next`
         self._is_whole = False  # whether the last row is the tar's last
         self._file = file
@@ -92,8 +92,9 @@ class TarIndex:
                     lost = error.reason
                     found = Picture(one.row, None, lost)
                 yield checked(found, one)
-            with self._lock:
-                walk.ahead()
+            if self._file:
+                with self._lock:
+                    walk.ahead()
         finally:
             walk.close()
             self._keep()
@@ -218,7 +219,7 @@ class _Walk:
 
     def ahead(self) -> None:
         """Walk on through the bytes that come with a request anyway, for callers who want the next rows."""
-        if self._rows is None or self._at != self._index.num_rows or not self._index.is_remote:
+        if self._rows is None or self._at != self._index.num_rows:
             return
         stop = self._index.next + _AHEAD
         with contextlib.suppress(ShardError):  # whoever wants those rows meets it again
