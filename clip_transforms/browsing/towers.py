@@ -54,8 +54,8 @@ class Towers:
                 checkpoint = checkpoint_of(self._plan.dataset.uri, self._plan.made, self._plan.model)
                 self._model = load_checkpoint(checkpoint, "auto", "fp32", vision=vision)
             except (ValueError, OSError) as error:
-                self.failure = str(error)
-                raise QuestionError(f"words and pictures cannot be searched for: {error}", "text") from error
+                self.failure = f"{error}; if the model was moved, start browse again with --model"
+                raise QuestionError(f"words and pictures cannot be searched for: {self.failure}", "text") from error
             self._sees, self.failure = vision, ""
             return self._model
 

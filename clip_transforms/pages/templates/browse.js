@@ -51,7 +51,7 @@ const say = (text) => { element("status").textContent = text; };
 const complain = (error) => {
   const problem = element("problem");
   problem.hidden = !error;
-  problem.textContent = error ? error.message : "";
+  problem.textContent = error ? error.message[0].toUpperCase() + error.message.slice(1) : "";
   element("where").setAttribute("aria-invalid", String(Boolean(error) && error.field === "where"));
   if (error && error.field === "where") element("filters").open = true;
 };
@@ -123,6 +123,7 @@ const search = async (remember = true) => {
     if (error.name === "AbortError") return;
     state.last = null;
     element("more").hidden = true;
+    element("same").hidden = true;
     say("");
     complain(error);
   } finally {
@@ -377,6 +378,10 @@ const followWords = async () => {
   if (state.about.words !== "ready") element("how").textContent = "Words and pictures cannot be searched for: " + state.about.words;
 };
 
+element("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // another address in the history would be another search
+  element("results").focus();
+});
 element("search").addEventListener("submit", (event) => {
   event.preventDefault();
   if (element("text").value.trim()) state.like = state.picture = null;

@@ -1,0 +1,397 @@
+"""The page of `browse` in a real browser, Debian's chromium with Playwright; `make test-browser` installs both."""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, picture
+
+sys.path.append(os.path.join(ROOT, "tests", "browsing"))
+from browse_client import HOSTILE, make_dataset  # noqa: E402
+
+from benchmarks.datasets import write_rows  # noqa: E402
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="make test-browser installs it")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Two to three minutes: a browser, and a server with a model for each dataset. It needs packages beyond PyPI's.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here; make test-browser installs it"),
+]
+# Whatever the page asks of another host fails at once, and is seen below.
+FLAGS = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
+WIDTHS, SCHEMES = (360, 768, 1280), ("light", "dark")
+
+
+@contextlib.contextmanager
+def serving(dataset, *flags):
+    """The address of a running command."""
+    argv = [sys.executable, "-m", "pipelines.browse", "--input", str(dataset), "--port", "0", "--no_open", *flags]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            lines = [process.stdout.readline() for _ in range(2)]
+            address = re.match(r"http://127\.0\.0\.1:\d+/\S*", lines[1])[0]
+            state = {"ready": False}
+            while "token" not in address and not (state["ready"] and state["words"] != "loading"):
+                with urllib.request.urlopen(f"{address}api/state", timeout=30) as answer:
+                    state = json.load(answer)
+                time.sleep(0.05)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_checkpoint):
+    return make_dataset(tmp_path_factory.mktemp("made"), tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def address(made):
+    with serving(made / "out") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """The address of 150 rows whose model and sources are gone."""
+    vectors = np.random.default_rng(0).standard_normal((150, 8)).astype(np.float32)
+    rows = {"image_embedding": vectors / np.linalg.norm(vectors, axis=1, keepdims=True), "d": 8}
+    rows |= {"caption": [f"row number {i}" for i in range(150)], "clip_score": np.linspace(0, 1, 150, dtype=np.float32)}
+    rows |= {name: [64] * 150 for name in ("width", "height")} | {"image_sha256": ["0" * 64] * 150}
+    labels = {"animals": [{"label": ["cat", "dog"] * 75, "probability": [0.5] * 150}]}
+    with serving(write_rows(tmp_path_factory.mktemp("many") / "out", [rows], labels)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open an address in a context of its own. At the end nothing was loaded from elsewhere, and no error was said."""
+    contexts, asked, said = [], [], []
+
+    def open_page(address, width=1280, scheme="light", **arguments):
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce", **arguments
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("request", lambda request: asked.append((address, request.url)))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    home = [re.match(r"http://[^/]+/", of)[0] for of, _ in asked]
+    assert [url for (_, url), of in zip(asked, home, strict=True) if not url.startswith((of, "data:", "blob:"))] == []
+    assert [text for text in said if "Failed to load resource" not in text] == []  # lost pictures are such
+
+
+def search(page, words):
+    page.get_by_role("searchbox").fill(words)
+    page.keyboard.press("Enter")
+    page.get_by_role("status").filter(has_text="nearest first").wait_for()
+    page.locator("#found[aria-busy=false]").wait_for()
+
+
+def keys(page):
+    return [label.removeprefix("Select ") for label in attributes(page, ".tick input", "aria-label")]
+
+
+def attributes(page, selector, name):
+    return [one.get_attribute(name) for one in page.locator(selector).all()]
+
+
+def shoot(page, name):
+    """Keep a picture of the page, if somebody wants to look at it."""
+    if folder := os.environ.get("CLIP_TRANSFORMS_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{folder}/{name}.png")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_typed_query_shows_pictures_at_every_width_and_in_both_modes(open_page, address, width, scheme):
+    page = open_page(address, width, scheme, bypass_csp=True)  # to ask it for its width
+    page.locator("#found li").first.wait_for()
+    assert page.title() == "out – browse" and len(keys(page)) == 34
+    search(page, "a photo of a cat")
+    assert len(keys(page)) == 33
+    first = page.locator(".open img").first
+    assert first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 256
+    page.locator("#filters summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shoot(page, f"browse-{width}-{scheme}")
+    page.locator(".open").first.click()
+    page.locator("#known table").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#sample").evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
+    shoot(page, f"browse-{width}-{scheme}-sample")
+    dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(21, 22, 26)"
+    assert dark == (scheme == "dark")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", (360, 1280))
+def test_axe_finds_nothing_serious(open_page, address, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-browser installs it")
+    page = open_page(address, width, scheme, bypass_csp=True)  # axe is a script of somebody else
+    page.locator("#found li").first.wait_for()
+    page.locator("#filters summary").click()
+    page.locator("#same summary").click()
+    page.locator(".tick input").first.check()
+    states = [lambda: None, lambda: page.locator(".open").nth(2).click(), lambda: complain(page)]
+    for reach in states:
+        reach()
+        page.wait_for_timeout(300)
+        found = axe.Axe().run(page).response["violations"]
+        serious = [(one["id"], [n["html"][:200] for n in one["nodes"]]) for one in found if one["impact"] != "minor"]
+        assert serious == []
+
+
+def complain(page):
+    page.keyboard.press("Escape")
+    page.get_by_label("Condition").fill("clip_scor > 1")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").wait_for()
+
+
+def test_a_picture_is_found_by_choosing_dropping_and_pasting_it(open_page, address, tmp_path):
+    page = open_page(address, bypass_csp=True)  # a script of this test drops and pastes
+    page.locator("#found li").first.wait_for()
+    (tmp_path / "chosen.png").write_bytes(picture(7, format_="PNG"))
+    page.locator("#file").set_input_files(tmp_path / "chosen.png")
+    page.get_by_text("More like chosen.png").wait_for()
+    page.locator("#found[aria-busy=false]").wait_for()
+    assert "000007" in keys(page)[:2]
+    transfer = """([name, data]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(data)], name, { type: "image/jpeg" }));
+        return transfer;
+    }"""
+    for seed, kind in ((11, "drop"), (3, "paste")):
+        files = page.evaluate_handle(transfer, [f"{kind}.jpg", list(picture(seed))])
+        event = "new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true })"
+        event = event if kind == "drop" else "new ClipboardEvent('paste', { clipboardData: files, bubbles: true })"
+        page.evaluate(f"files => document.body.dispatchEvent({event})", files)
+        page.get_by_text(f"More like {kind}.jpg").wait_for()
+        page.locator("#found[aria-busy=false]").wait_for()
+        assert f"{seed:06d}" in keys(page)[:2]
+    page.locator("#file").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    assert "no picture that can be read" in page.get_by_role("alert").inner_text()
+    page.get_by_role("button", name="Remove").click()
+    page.get_by_text("34 rows.").wait_for()
+
+
+def test_more_like_this_and_back(open_page, address):
+    page = open_page(address)
+    search(page, "a cat")
+    before = keys(page)
+    page.locator(".frame").nth(4).hover()
+    page.get_by_role("button", name=f"More like {before[4]}", exact=True).click()
+    page.get_by_text(f"More like {before[4]}", exact=True).wait_for()
+    page.locator("#found[aria-busy=false]").wait_for()
+    assert keys(page)[0] == before[4] and page.get_by_role("searchbox").input_value() == ""
+    page.go_back()
+    page.locator("#found[aria-busy=false]").wait_for()
+    page.get_by_role("status").filter(has_text="33 rows, nearest first").wait_for()
+    assert page.get_by_role("searchbox").input_value() == "a cat"
+    page.wait_for_timeout(300)
+    assert keys(page) == before
+    page.reload()
+    page.get_by_role("status").filter(has_text="33 rows, nearest first").wait_for()
+    assert keys(page) == before
+
+
+def test_filters_narrow_and_are_cleared(open_page, address):
+    page = open_page(address)
+    page.locator("#found li").first.wait_for()
+    page.locator("#filters summary").click()
+    page.get_by_label("Condition").fill("kind = '1'")
+    page.keyboard.press("Enter")
+    page.get_by_text("7 rows.").wait_for()
+    page.get_by_label("Shorter side, at least").select_option("1024")
+    page.get_by_text("Nothing was found.").wait_for()
+    assert page.get_by_text("No row fits these filters").is_visible()
+    shoot(page, "browse-nothing")
+    page.get_by_role("button", name="Clear filters").click()
+    page.get_by_text("34 rows.").wait_for()
+    page.get_by_label("Label: colors").select_option("it's green")
+    page.locator("#same summary").click()
+    command = page.locator("#command")
+    command.filter(has_text="it''s green").wait_for()
+    assert "pipelines.filter" in command.inner_text()
+    page.get_by_label("from", exact=True).fill("high")
+    page.keyboard.press("Tab")
+    assert "it must be a number such as 0.28" in page.get_by_role("alert").inner_text()
+
+
+def test_hostile_captions_are_texts(open_page, address):
+    page = open_page(address)
+    page.locator("#found li").first.wait_for()
+    assert page.title() == "out – browse"
+    for key in HOSTILE:
+        card = page.locator("#found li").filter(has=page.locator(f".tick input[aria-label='Select {key}']"))
+        assert card.locator(".words").text_content() == HOSTILE[key].strip()[:400] + ("…" if key == "long" else "")
+        assert card.bounding_box()["height"] < 400
+        card.locator(".open").click()
+        page.locator("#known .values").wait_for()
+        caption = page.locator("#sample-caption")
+        assert caption.text_content() == HOSTILE[key].strip() and caption.bounding_box()["height"] < 250
+        if key in ("long", "rtl"):
+            shoot(page, f"browse-{key}")
+        page.keyboard.press("Escape")
+    assert page.title() == "out – browse" and page.locator("#found img[src='x']").count() == 0
+
+
+def test_a_policy_stops_a_script_that_escaped(browser, address):
+    """The second fence: were a text of the data ever part of the page's HTML, nothing in it would run."""
+    context = browser.new_context()
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+
+    def escape(route):
+        answer = route.fetch()
+        route.fulfill(
+            response=answer, body=answer.text().replace("</main>", f"{HOSTILE['script']}{HOSTILE['onerror']}")
+        )
+
+    page.route(address, escape)
+    page.goto(address)
+    page.locator("#found li").first.wait_for()
+    assert page.locator("img[src=x]").count() == 1 and page.title() == "out – browse"
+    assert sum("Content Security Policy" in text for text in said) >= 2
+    context.close()
+
+
+def test_the_selection_is_copied_and_downloaded(open_page, address, made, tmp_path):
+    page = open_page(address, permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#found li").first.wait_for()
+    chosen = [keys(page)[place] for place in (1, 5)]
+    for key in chosen:
+        page.get_by_label(f"Select {key}", exact=True).check()
+    assert page.get_by_text("2 selected").is_visible()
+    page.get_by_role("button", name="Copy keys").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    page.get_by_role("searchbox").focus()
+    page.keyboard.press("Control+V")
+    assert page.get_by_role("searchbox").input_value().split() == chosen
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "selection.csv")
+    rows = list(csv.reader((tmp_path / "selection.csv").open()))
+    assert rows[0] == ["shard", "row"] and rows[1:] == [[str(made / "a.tar"), "1"], [str(made / "a.tar"), "5"]]
+    page.get_by_role("button", name="Clear", exact=True).click()
+    assert not page.get_by_label(f"Select {chosen[0]}", exact=True).is_checked()
+
+
+def test_the_keyboard_alone_reaches_everything(open_page, address):
+    page = open_page(address)
+    page.locator("#found li").first.wait_for()
+    focused = page.locator(":focus")
+    page.keyboard.press("Tab")
+    assert focused.inner_text() == "Skip to the pictures"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert focused.get_attribute("class") == "open"
+    page.keyboard.press("/")
+    page.keyboard.type("a cat")
+    page.keyboard.press("Enter")
+    page.get_by_role("status").filter(has_text="nearest first").wait_for()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if focused.get_attribute("class") == "open":
+            break
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    place = int(focused.get_attribute("data-place"))
+    assert place > 1
+    page.keyboard.press("Enter")
+    page.locator("#known .values").wait_for()
+    key = page.locator("#sample-key").inner_text()
+    page.keyboard.press("ArrowRight")
+    page.locator("#sample-key").filter(has_text=re.compile(f"^(?!{re.escape(key)}$)")).wait_for()
+    page.keyboard.press("ArrowLeft")
+    page.locator("#sample-key").filter(has_text=re.compile(f"^{re.escape(key)}$")).wait_for()
+    page.keyboard.press("Escape")
+    assert not page.locator("#sample").is_visible() and int(focused.get_attribute("data-place")) == place
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.get_by_text("1 selected").is_visible()
+
+
+def test_pages_come_by_scrolling(open_page, many):
+    page = open_page(many)
+    page.get_by_text("150 rows.").wait_for()
+    for count in (60, 120, 150):
+        page.locator("#found li").nth(count - 1).wait_for(state="attached")
+        page.keyboard.press("End")
+        page.locator("#found li").last.scroll_into_view_if_needed()
+    assert keys(page) == [f"{i:06d}" for i in range(150)]
+    assert not page.get_by_role("button", name="Show more").is_visible()
+
+
+def test_sources_and_a_model_that_are_gone_are_said(open_page, many):
+    page = open_page(many)
+    page.locator(".lost").first.wait_for()
+    box = page.locator(".lost").first.inner_text()
+    assert "000000" in box and "its source is gone" in box
+    page.get_by_text("Words and pictures cannot be searched for").wait_for()
+    page.get_by_role("searchbox").fill("a cat")
+    page.keyboard.press("Enter")
+    assert "cannot be searched for" in page.get_by_role("alert").inner_text()
+    shoot(page, "browse-gone")
+    page.get_by_role("searchbox").fill("")
+    page.keyboard.press("Enter")
+    page.get_by_text("150 rows.").wait_for()
+
+
+def test_an_empty_dataset_is_said(open_page, tmp_path):
+    empty = {"image_embedding": np.empty((0, 8), np.float32), "caption": [], "d": 8}
+    with serving(write_rows(tmp_path / "out", [empty])) as address:
+        page = open_page(address)
+        page.get_by_text("There is nothing in this dataset that could be shown.").wait_for()
+        shoot(page, "browse-empty")
+
+
+def test_a_server_that_has_ended_is_said(open_page, tmp_path):
+    rows = {"image_embedding": [[1.0, 0.0]], "d": 2}
+    with serving(write_rows(tmp_path / "out", [rows])) as address:
+        page = open_page(address)
+        page.locator("#found li").first.wait_for()
+    page.get_by_role("button", name="Search", exact=True).click()
+    assert "has it been ended?" in page.get_by_role("alert").inner_text()
+
+
+def test_the_token_opens_the_page_and_leaves_the_address(open_page, tmp_path):
+    rows = {"image_embedding": [[1.0, 0.0]], "d": 2}
+    with serving(write_rows(tmp_path / "out", [rows]), "--token") as address:
+        page = open_page(address)
+        page.locator("#found li").first.wait_for()
+        assert "token" not in page.url
+        bare = open_page(page.url)  # another context: it has no cookie
+        assert "with its token" in bare.locator("body").inner_text()
