@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow test-browser lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m pipelines.demo
@@ -13,6 +13,10 @@ test: $(VENV)/.test
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# The pages in a real browser. Its pictures of them are left in build/screenshots.
+test-browser: $(VENV)/.browser
+	CLIP_TRANSFORMS_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m slow tests/browser
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -33,6 +37,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.deduplicate
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.evaluate
+	$(BIN)/python -m benchmarks.browse
 
 clean:
 	rm -rf $(VENV) demo
@@ -55,4 +60,11 @@ READERS := open_clip_torch autofaiss embedding-reader clip_retrieval
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(READERS)
+	@touch $@
+
+# Debian's chromium, since Playwright's own browsers do not come from a package index; apt-get needs root, or sudo before
+# make.
+$(VENV)/.browser: $(VENV)/.test
+	command -v chromium >/dev/null || (apt-get update -q && apt-get install -yq --no-install-recommends chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test_browser]'
 	@touch $@

@@ -45,5 +45,6 @@ setup(
             *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],
+        "test_browser": ["playwright", "axe-playwright-python"],  # with Debian's chromium; see make test-browser
     },
 )

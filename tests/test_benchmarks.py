@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_folder
 from PIL import Image
 
 from benchmarks import commands, embed, inputs, peer
@@ -158,6 +158,21 @@ def test_search_and_indexes(bench, monkeypatch):
     assert re.search(r"1,000 rows of d = 16: one query .* ratio to the bare read [\d.]+; 20 queries", said), said
     said = bench("search", "--rows", 1000, "--index")
     assert len(re.findall(r"recall@10 [01]\.\d+, [\d.]+ ms a query, ratio to flat [\d.]+", said)) == 4, said
+
+
+@pytest.mark.slow  # six seconds: it starts the command five times
+def test_browsing(bench, monkeypatch, tmp_path, tiny_checkpoint):
+    from benchmarks import browse
+    from clip_transforms import ClipSpec, embed_shards
+
+    for name, value in {"PART_ROWS": 50, "D": 16, "CLUSTERS": 20, "ASKED": 2}.items():
+        monkeypatch.setattr(browse, name, value)
+    said = bench("browse", "--rows", 100, "--index")
+    assert len(re.findall(r"100 rows(?:, index)?: [\w ,]+ [\d.]+ ms, at most [\d.]+ ms", said)) == 14, said
+    assert len(re.findall(r"ready after [\d.]+ s the first time, [\d.]+ s then", said)) == 2, said
+    embed_shards(make_folder(tmp_path / "photos", 4), tmp_path / "out", ClipSpec(tiny_checkpoint, precision="fp32"))
+    said = bench("browse", "--soak", 0.03, "--input", tmp_path / "out")
+    assert re.search(r"0\.0 min: [\d,]+ MB of its own.*MB of its own at the end", said, re.DOTALL), said
 
 
 def test_evaluation(bench, monkeypatch):

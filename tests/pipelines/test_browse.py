@@ -145,13 +145,6 @@ def test_an_address_of_other_machines_has_a_token_and_answers_to_any_name():
     one.socket.close()
 
 
-def test_without_starlette_the_command_says_how_to_install_it(tmp_path, monkeypatch):
-    out = write_rows(tmp_path / "out", [{"image_embedding": [[1.0, 0.0]], "d": 2}])
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    with pytest.raises(ValueError, match=r"needs Starlette.*pip install 'clip-transforms\[browse\]'"):
-        browse.main(["--input", out])
-
-
 @pytest.mark.parametrize(
     ("terminal", "environment", "opens"),
     [(True, {"DISPLAY": ":0"}, True), (True, {}, False), (False, {"DISPLAY": ":0"}, False)]
