@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from clip_transforms.workers.machine import check_device, check_process_count, g
 from clip_transforms.workers.runner import check_processes, in_process, is_direct, workers_of
 
 _LOGGER = logging.getLogger(__name__)
+# Some runners give one process several tasks at once, in threads. One task keeps all cores of a process busy, so they
+# take turns: the process has one pool that decodes and one bound of bytes that wait, and its seconds add up.
+_TURN = threading.Lock()
 
 
 def embed_shards(
@@ -188,7 +192,8 @@ class _EmbedTask(beam.DoFn):
         self._embedder = self._shared.acquire(lambda: load_embedder(self._job)) if self._job.pending else None
 
     def process(self, task: tuple[int, int], classes: Mapping[str, str]) -> Iterator[PartResult]:
-        yield from embed_task(task, self._job, self._embedder, classes)
+        with _TURN:
+            yield from embed_task(task, self._job, self._embedder, classes)
 
 
 class _EmbedInProcesses(beam.DoFn):

@@ -1,6 +1,8 @@
 """embed_shards and label_embeddings, the plain functions: the same checks, commits and bytes as through a runner."""
 
+import concurrent.futures
 import dataclasses
+import importlib
 import inspect
 import json
 import logging
@@ -31,6 +33,13 @@ from clip_transforms import (
     label_embeddings,
     read_embeddings,
 )
+from clip_transforms.run.beam import Shared
+from clip_transforms.run.begin import begin_run
+from clip_transforms.run.embed_units import embed_run_classes
+from clip_transforms.run.end import write_run
+from clip_transforms.run.plan import plan_run
+from clip_transforms.run.settings import Settings
+from clip_transforms.run.summary import RunSummary
 
 ANIMALS = Taxonomy.from_json("animals", {"classes": ["cat", "dog"]})
 COLORS = Taxonomy.from_json("colors", {"classes": ["red", "green", "blue"]})
@@ -391,3 +400,34 @@ def test_an_argument_that_embed_has_not_is_named_with_the_nearest(tmp_path):
     for call in (embed_shards, EmbedShards):
         with pytest.raises(TypeError, match="have no argument procesess; did you mean processes"):
             call(tmp_path, tmp_path / "out", "demo", procesess=2)
+
+
+def test_tasks_that_a_process_gets_at_once_take_turns(inputs, spec, tmp_path, monkeypatch):
+    """As from Prism and Dataflow, whose threads would otherwise each bring a pool that decodes, and bytes that wait."""
+    settings = {"max_reject_fraction": 0.5}
+    embed_shards(inputs, str(tmp_path / "plain"), spec, [ANIMALS], **settings)
+    module = importlib.import_module("clip_transforms.embed_shards")
+    job, folder = begin_run(plan_run(Settings(inputs, str(tmp_path / "out"), spec, (ANIMALS,), **settings)), 1, ())
+    classes, inside, at_once, embed_task = embed_run_classes(job), [], [], module.embed_task
+
+    def watched(task, *others):
+        inside.append(task)
+        at_once.append(len(inside))
+        yield from embed_task(task, *others)
+        inside.remove(task)
+
+    monkeypatch.setattr(module, "embed_task", watched)
+    do_fn = module._EmbedTask(job, Shared())
+    do_fn.setup()
+    start = time.perf_counter()
+    with folder, concurrent.futures.ThreadPoolExecutor(8) as threads:
+        tasks = [(place, place + 1) for place in range(job.units)]
+        results = [
+            result for found in threads.map(lambda task: list(do_fn.process(task, classes)), tasks) for result in found
+        ]
+        elapsed = time.perf_counter() - start
+        assert len(results) == len(tasks) == 4 and at_once == [1] * 4
+        summary = RunSummary.of_all(results)
+        write_run(job, summary)
+    assert 0 < summary.seconds["task"] <= elapsed, "what a stopwatch says"
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "plain")
