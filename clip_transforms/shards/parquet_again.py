@@ -14,6 +14,7 @@ from clip_transforms import storage
 from clip_transforms.shards.cut import cut_parquet
 from clip_transforms.shards.parquet_columns import places_of_pictures
 from clip_transforms.shards.parquet_files import ParquetFiles, sort_parquet
+from clip_transforms.shards.picture_paths import base_within
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 from clip_transforms.shards.wanted import CHANGED, GONE, Picture, Wanted, in_order
@@ -33,7 +34,9 @@ class ParquetUnit:
         self._options = options
         found = _look_at(shard, dataclasses.replace(options, input_format="parquet"))
         for file, metadata in found.images:
-            for unit in cut_parquet(file, metadata, found.recognised.get(file.uri, "")):
+            # An input may be a folder above the file, which nobody knows now; whoever reads may permit it.
+            base = base_within(options.allow_uri, found, file, metadata, options)
+            for unit in cut_parquet(file, metadata, found.recognised.get(file.uri, ""), base):
                 if unit.part == part:
                     rows = (metadata.row_group(group).num_rows for group in range(unit.start, unit.stop))
                     self._unit = unit

@@ -69,6 +69,27 @@ def find_named_pictures(
     return found
 
 
+def base_within(
+    roots: Iterable[str], parquet: ParquetFiles, file: FileInfo, metadata: pq.FileMetaData, options: ReaderOptions
+) -> str:
+    """Find again where the paths of one file begin, if that is above its own folder; otherwise an empty text.
+
+    Args:
+        roots: folders that may be looked into, with all that lies below them.
+        parquet: the file, as it was sorted.
+        file: the file.
+        metadata: its footer.
+        options: names the column of images.
+    """
+    place, folder = _place_of_paths(parquet, file, metadata, options), posixpath.dirname(file.uri)
+    first = next(_paths(file, metadata, place, _LOOKED_AT), None) if place else None
+    around = [root.rstrip("/") for root in roots if f"{folder}/".startswith(f"{root.rstrip('/')}/")]
+    if not first or not around:
+        return ""
+    base = next((b for b in _folders(folder, min(around, key=len)) if _exists(storage.join(b, first))), folder)
+    return base if base != folder else ""
+
+
 def paths_that_begin_above(
     root: str, parquet: ParquetFiles, bases: Collection[str], options: ReaderOptions
 ) -> list[str]:

@@ -8,6 +8,8 @@ import os
 import random
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_folder, make_parquet, make_tar, pair, picture, write_tar
 from test_read_again import SOURCES, a_csv, a_folder, a_parquet_file, a_tar, embedded
@@ -115,6 +117,20 @@ def test_any_row_of_any_source_is_read_in_any_order_and_again(source, data, scra
     with Sources(options) as sources:
         for row in rows + rows[::-1]:
             assert one(sources, *row) == row[3]
+
+
+def test_paths_that_begin_above_their_parquet_file_are_found_where_the_reader_permits_it(data, scratch):
+    """As `datasets` writes them: relative to a folder above the file, which was the input."""
+    for folder in ("train", "pictures"):
+        (data / folder).mkdir()
+    (data / "pictures" / "a.jpg").write_bytes(picture(0))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": None, "path": "pictures/a.jpg"}, {"bytes": picture(1), "path": "b.jpg"}]
+    pq.write_table(pa.table({"image": pa.array(rows, kind)}), data / "train" / "0.parquet")
+    found = asked_for(embedded([data], scratch))
+    for allowed, first in ((str(data), picture(0)), (f"{data}/", picture(0)), (f"{data}/pict", "not fetched")):
+        with Sources(ReaderOptions(allow_uri=(allowed,))) as sources:
+            assert [one(sources, *row) for row in found] == [first, picture(1)]
 
 
 def test_rows_are_counted_as_they_were_embedded(data, scratch):
