@@ -250,7 +250,7 @@ def label_parser() -> CommandParser:
     parser.to("input")("--input", metavar="URI", help="(required) folder of a dataset that pipelines.embed wrote")
     parser.to("model")("--model", help="checkpoint of the dataset, if it was moved since")
     add = parser.to("method")
-    add("--taxonomy", dest="taxonomies", default=[], **_TAXONOMY)
+    add("--taxonomy", dest="taxonomies", default=[], **_TAXONOMY | {"help": f"(required) {_TAXONOMY['help']}"})
     add(
         "--top_labels",
         type=int,
