@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
         ValueError: if the command line is wrong, there is nothing, or no command reads it.
     """
     options = inspect_parser().parse_args(argv)
+    be_quiet(options.quiet)
     if not options.path:
         raise UsageError("PATH is missing: give a file or folder")
-    be_quiet(options.quiet)
     for line in inspection_lines(options.path, inspect_path(options.path)):
         say(line)
     return DONE

@@ -21,6 +21,7 @@ from forked import Process, run
 from PIL import Image
 
 from benchmarks.published import published_module
+from pipelines import terminal
 
 # No test leaves this machine; whatever asks a hub or a cache must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -155,6 +156,13 @@ def taxonomy_file(tmp_path):
     path = tmp_path / "animals.json"
     path.write_text(json.dumps({"templates": ["a photo of a {}.", "a {c}"], "classes": ["cat", "dog", "red star"]}))
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def loud():
+    """A command with `--quiet` does not silence the tests behind it."""
+    yield
+    terminal.be_quiet(False)
 
 
 @pytest.fixture

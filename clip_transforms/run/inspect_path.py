@@ -65,6 +65,8 @@ def inspect_path(place: storage.Place) -> Inspected:
     owner = _owner(folder)
     if owner == folder and name.endswith((".json", "_SUCCESS")) and name != "run.json":
         return _made(owner).within(name)
+    if name.lower().endswith((*_WEIGHTS, ".json")) and _has_configuration(folder):
+        return _checkpoint(folder).within(name)
     try:
         found = _file(uri)
     except ShardError as error:
@@ -77,13 +79,18 @@ def _folder(uri: str) -> Inspected:
     if owner:
         inside = uri.removeprefix(owner).lstrip("/")
         return _made(owner).within(inside) if inside else _made(owner)
-    if any(storage.exists(storage.join(uri, name)) for name in (OPEN_CLIP, HUGGING_FACE)):
+    if _has_configuration(uri):
         return _checkpoint(uri)
     if storage.exists(storage.join(uri, CLASS_NAMES)):
         return inspect_classes(uri)
     if not storage.names_in(uri):
         raise InspectError(f"{uri} is an empty folder; every command over a dataset takes it for its --output")
     return inspect_folder(uri)
+
+
+def _has_configuration(folder: str) -> bool:
+    """Return whether a folder is a checkpoint: alone, its weights do not say everything."""
+    return any(storage.exists(storage.join(folder, name)) for name in (OPEN_CLIP, HUGGING_FACE))
 
 
 def _owner(folder: str) -> str:

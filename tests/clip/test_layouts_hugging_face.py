@@ -17,6 +17,7 @@ from test_model import CAPTIONS, assert_close, unlike_pictures
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
 from clip_transforms.clip.preprocess import Preprocessing
+from clip_transforms.run.inspect_path import inspect_path
 
 
 def hugging_face_model(activation="quick_gelu", **vision):
@@ -70,6 +71,10 @@ def test_a_hugging_face_folder_gives_the_librarys_embeddings_and_its_activation(
         3,
         2,
     )  # 32 wide, as the configuration says
+    what = "a checkpoint: a CLIP with sizes of its own, in the layout of Hugging Face CLIPModel"
+    for place, named in ((folder, what), (folder / "model.safetensors", f"model.safetensors of {what}")):
+        found = inspect_path(str(place))
+        assert found.what == named and dict(found.facts)["activation"] == ours.activation
 
 
 def test_weights_in_several_files_are_one_checkpoint(hugging_face, tmp_path):

@@ -16,6 +16,7 @@ from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
 from clip_transforms.clip.torch_archive import Archive, ArchiveError
 from clip_transforms.clip.weights_file import read_weights_file
+from clip_transforms.run.inspect_path import inspect_path
 
 
 def script_of(kind, path):
@@ -35,6 +36,7 @@ def test_every_weight_in_a_script_equals_that_of_the_model(kind, tmp_path):
     theirs = script_of(kind, tmp_path / "script.pt").state_dict()
     checkpoint = ClipSpec(str(tmp_path / "script.pt"), "quick_gelu").resolve()
     assert "TorchScript" in checkpoint.recognised_by
+    assert "TorchScript" in dict(inspect_path(str(tmp_path / "script.pt")).facts)["recognised by"]
     ours = load(str(tmp_path / "script.pt"), "cpu", activation="quick_gelu", precision="fp32").state_dict()
     torch.save(theirs, tmp_path / "state.pt")
     same = load(str(tmp_path / "state.pt"), "cpu", activation="quick_gelu", precision="fp32").state_dict()

@@ -122,10 +122,7 @@ def test_a_warning_of_several_lines_stays_whole(capsys):
     from pipelines import terminal
     from pipelines.evaluation_lines import _WARNING
 
-    try:
-        terminal.be_quiet(True)
-        terminal.say("note: small")
-        terminal.say(_WARNING)
-        assert capsys.readouterr().out == f"{_WARNING}\n" and _WARNING.count("\n") == 2
-    finally:
-        terminal.be_quiet(False)
+    terminal.be_quiet(True)
+    terminal.say("note: small")
+    terminal.say(_WARNING)
+    assert capsys.readouterr().out == f"{_WARNING}\n" and _WARNING.count("\n") == 2
