@@ -248,6 +248,12 @@ def s3(s3_server, monkeypatch):
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+def parser_of(name):
+    """The parser of a command."""
+    module = "pipelines.flags" if name in ("embed", "label") else f"pipelines.{name}"
+    return getattr(importlib.import_module(module), f"{name}_parser")()
+
+
 def command(module, *argv, timeout=100, cwd=ROOT, **kwargs):
     """Run a command as a user does; the finished process, with its output."""
     return run("-m", module, *argv, timeout=timeout, cwd=cwd, **kwargs)

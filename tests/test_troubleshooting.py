@@ -4,27 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, parser_of
 
 from pipelines.beam_options import beam_parser
-from pipelines.deduplicate import deduplicate_parser
-from pipelines.evaluate import evaluate_parser
-from pipelines.export import export_parser
-from pipelines.filter import filter_parser
-from pipelines.flags import embed_parser, label_parser
-from pipelines.index import index_parser
-from pipelines.report import report_parser
-from pipelines.search import search_parser
+from pipelines.commands import COMMANDS
 from schemas.rejects import REASONS
 
-PARSERS = (
-    *(embed_parser, label_parser, filter_parser, deduplicate_parser, export_parser),
-    *(search_parser, index_parser, evaluate_parser, report_parser),
-)
 PAGE = (Path(ROOT) / "docs" / "troubleshooting.md").read_text()
 REASONS_OF_CODE = [f"{stage}: {reason}" for stage, reason in REASONS]
 _STAGES = "|".join(sorted({stage for stage, _ in REASONS} | {"tokenize"}))
-_OTHERS = {"--array", "--gpus", "--wrap", "--check"}  # flags of sbatch, and one of pipelines.models
+_OTHERS = {"--array", "--gpus", "--wrap"}  # flags of sbatch
 
 
 def rows(page):
@@ -57,7 +46,7 @@ def test_every_row_has_a_cause_and_a_cure_and_none_comes_twice():
 def test_every_flag_on_a_page_is_one_of_ours_or_of_beam(name):
     known = {
         name
-        for parser in (*(make() for make in PARSERS), beam_parser())
+        for parser in (*map(parser_of, COMMANDS), beam_parser())
         for action in parser._actions
         for name in action.option_strings
     }
@@ -68,4 +57,4 @@ def test_every_flag_on_a_page_is_one_of_ours_or_of_beam(name):
 @pytest.mark.parametrize("flag", ["max_image_bytes", "max_caption_bytes", "max_image_pixels"])
 def test_the_limits_on_the_page_are_the_defaults(flag):
     (shown,) = re.findall(rf"--{flag}` \(([\d,]+)\)", PAGE)
-    assert int(shown.replace(",", "")) == embed_parser().get_default(flag)
+    assert int(shown.replace(",", "")) == parser_of("embed").get_default(flag)

@@ -5,20 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, browse, command, files_of, make_folder, make_tar
+from conftest import ROOT, browse, command, files_of, make_folder, make_tar, parser_of
 
 from pipelines.command_line import GROUPS, UsageError
 from pipelines.commands import COMMANDS
 
-PARSERS = {"embed": "pipelines.flags", "label": "pipelines.flags"}
-
 
 def main_of(name):
     return importlib.import_module(f"pipelines.{name}").main
-
-
-def parser_of(name):
-    return getattr(importlib.import_module(PARSERS.get(name, f"pipelines.{name}")), f"{name}_parser")()
 
 
 def test_the_list_has_every_command_in_a_line():
