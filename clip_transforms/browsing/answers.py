@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -18,11 +21,13 @@ from clip_transforms.parts.reader import DatasetError, read_table
 from clip_transforms.select.expression import Expression
 from clip_transforms.select.fence import ExpressionError, open_connection, taxonomy_of
 from clip_transforms.select.filtering import columns_of
+from schemas.embeddings import EMBEDDINGS
 
 FOUND_ROWS = 2_000  # the nearest rows of a query that can be paged through
 _FIRST_ROWS = 240  # that are sought for the first pages: fewer are found sooner
 _MASKS, _SEARCHES = 8, 32  # that are kept: n bytes each, and 24 kB each
 _SECONDS = 20.0  # a condition may take, over all rows
+_ROWS_AT_ONCE = 200_000  # rows whose columns are read from Parquet for a condition
 _CAPTION = 400  # characters of a caption beside its picture
 Value = TypeVar("Value")
 
@@ -100,31 +105,53 @@ class Answers:
         if not question.condition:
             return loaded.chosen
         try:
-            if question.where:  # alone, so that its brackets and comments do not reach beyond it
-                Expression.of("--where", question.where, self._schema)
-            expression = Expression.of("--where", question.condition, self._schema)
-            timer = threading.Timer(_SECONDS, open_connection().interrupt)
-            timer.start()
-            try:
-                truth = expression.evaluate(self._columns(expression))
-            finally:
-                timer.cancel()
-        except (ExpressionError, DatasetError) as error:
+            with _in_time():
+                if question.where:  # alone, so that its brackets and comments do not reach beyond it
+                    Expression.of("--where", question.where, self._schema)
+                expression = Expression.of("--where", question.condition, self._schema)
+                truths = [expression.evaluate(table) for table in self._tables(expression)]
+        except (ExpressionError, DatasetError, duckdb.InterruptException) as error:
             raise QuestionError(_in_words(str(error)), "where") from error
-        return loaded.chosen & truth.fill_null(False).to_numpy(zero_copy_only=False)
+        truth = pa.chunked_array(truths, pa.bool_()).fill_null(False)
+        return loaded.chosen & truth.to_numpy(zero_copy_only=False)
 
-    def _columns(self, expression: Expression) -> pa.Table:
-        """Return the columns that an expression reads, of all rows; those that are not in memory from Parquet."""
+    def _tables(self, expression: Expression) -> Iterator[pa.Table]:
+        """Yield the columns that an expression reads, of all rows: at once if they are in memory, else part by part."""
         loaded, names = self._loaded, list(expression.columns)
         if set(names) <= set(loaded.table.column_names):
-            return loaded.table.select(names) if names else loaded.table.select(["row"])
-        plan = loaded.plan
+            yield loaded.table.select(names or ["row"])
+            return
+        plan, deadline = loaded.plan, time.monotonic() + _SECONDS
+        most = 1 if set(names) & set(EMBEDDINGS) else _ROWS_AT_ONCE
         taxonomies = sorted({taxonomy_of(name) for name in names} & set(plan.dataset.taxonomies))
-        tables = []
+        waiting: list[pa.Table] = []
         for part in loaded.parts:
+            if time.monotonic() > deadline:
+                raise ExpressionError("INTERRUPT")
             made_from = {"embeddings": plan.dataset.digests[part]}
-            tables.append(read_table(plan.dataset.uri, part, names, taxonomies, made_from=made_from))
-        return pa.concat_tables(tables).unify_dictionaries()
+            waiting.append(read_table(plan.dataset.uri, part, names, taxonomies, made_from=made_from))
+            if sum(map(len, waiting)) >= most:
+                yield pa.concat_tables(waiting).unify_dictionaries()
+                waiting = []
+        if waiting:
+            yield pa.concat_tables(waiting).unify_dictionaries()
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """End what DuckDB does in this thread if it takes too long."""
+    connection, done = open_connection(), threading.Event()
+
+    def watch() -> None:
+        if not done.wait(_SECONDS):
+            while not done.wait(0.05):  # between two statements there is nothing to interrupt
+                connection.interrupt()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _kept(

@@ -28,6 +28,7 @@ class CacheFolder:
     def __init__(self, path: Path):
         """Use `CacheFolder.of`."""
         self.path = path
+        self._unfinished: set[Path] = set()
 
     @classmethod
     def of(cls, dataset: str, folder: str | None) -> CacheFolder:
@@ -55,10 +56,12 @@ class CacheFolder:
         """Make a new folder for files that are not finished yet, beside the finished ones; it is removed at the end."""
         self.path.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.path))
+        self._unfinished.add(folder)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            self._unfinished.discard(folder)
 
     def check_room(self, size: int) -> None:
         """Refuse files that do not fit: a file that is mapped into memory would end the process with SIGBUS.
@@ -90,11 +93,10 @@ class CacheFolder:
             elif not entry.name.startswith(digest) or (entry.suffix == Path(keep).suffix and entry.name != keep):
                 entry.unlink(missing_ok=True)
 
-    def size(self) -> int:
-        """Return the bytes of all finished files."""
-        if not self.path.is_dir():
-            return 0
-        return sum(entry.stat().st_size for entry in self.path.iterdir() if entry.is_file())
+    def give_up(self) -> None:
+        """Remove what this process has not finished; it ends now."""
+        for folder in tuple(self._unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _default() -> Path:

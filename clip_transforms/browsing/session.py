@@ -154,4 +154,5 @@ class Session:
         if self._pictures is not None:
             self._pictures.close()
         self._sources.close()
+        self.plan.cache.give_up()
         self._stack.close()

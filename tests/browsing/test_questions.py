@@ -13,8 +13,10 @@ from browse_client import Client, loaded_session, make_dataset
 from conftest import picture
 
 from clip_transforms import filter_embeddings, search_embeddings
+from clip_transforms.browsing import answers
 from clip_transforms.browsing.question import Question, QuestionError
 from clip_transforms.parts.dataset import Dataset
+from clip_transforms.select.fence import open_connection
 from clip_transforms.select.selection import Selection
 from pipelines import search as search_command
 
@@ -81,9 +83,19 @@ def test_more_like_a_sample_finds_what_search_finds_and_itself_first(made, clien
         ({"where": "kind = '1' or kind = '2' -- two kinds"}, "kind IN ('1', '2')"),
         ({"where": "kind = '1' or kind = '2'", "most": 0.3}, "kind IN ('1', '2') AND clip_score <= 0.3::FLOAT"),
         ({"where": "colors.margin > 0.01"}, "margin > 0.01::FLOAT"),
+        ({"where": "image_embedding[1] > 0"}, "image_embedding[1] > 0"),
         ({"where": "false"}, "false"),
     ],
-    ids=["label", "score", "size", "a column of the user's", "both, in brackets", "not in memory", "nothing"],
+    ids=[
+        "label",
+        "score",
+        "size",
+        "a column of the user's",
+        "both, in brackets",
+        "not in memory",
+        "embeddings",
+        "nothing",
+    ],
 )
 def test_filters_keep_what_sql_keeps(client, sql, asked, condition):
     wanted = sql(f"SELECT key FROM ddings JOIN colors USING (shard, row, key) WHERE {condition} ORDER BY shard, row")
@@ -193,3 +205,20 @@ def test_a_wrong_condition_is_refused_where_it_was_typed(client, where, message)
     answer = client.post("/api/search", {"where": where, "labels": {"colors": "red"}})
     assert answer.status == 400 and message in answer.json()["error"] and answer.json()["field"] == "where"
     assert answer.json()["error"].startswith("the condition")
+
+
+def test_a_condition_that_takes_too_long_is_ended(client, monkeypatch):
+    monkeypatch.setattr(answers, "_SECONDS", -1.0)
+    answer = client.post("/api/search", {"where": "colors.margin > 0.5"})
+    assert answer.status == 400 and "takes more than" in answer.json()["error"]
+    monkeypatch.setattr(answers, "_SECONDS", 0.05)
+    with pytest.raises(duckdb.InterruptException), answers._in_time():
+        open_connection().execute("SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b")
+
+
+def test_what_is_not_finished_in_the_cache_is_given_up_at_the_end(made, tmp_path):
+    session = loaded_session(made / "out", cache=tmp_path)
+    with session.plan.cache.unfinished() as folder:
+        assert folder.is_dir()
+        session.close()
+        assert not folder.exists()
