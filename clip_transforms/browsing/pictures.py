@@ -178,7 +178,7 @@ class Pictures:
         plan = self._loaded.plan
         if want.whole:
             return Shown(*whole_picture(picture.image, plan.max_pixels, plan.exif_orientation))
-        return Shown(*thumbnail(picture.image, LARGE, plan.max_pixels, plan.exif_orientation))
+        return Shown(*thumbnail(picture.image, LARGE, plan.max_pixels, plan.exif_orientation, fast_decode=True))
 
     def _settle(self, found: dict[Want, Shown]) -> None:
         with self._changed:

@@ -19,7 +19,9 @@ _MOST_WHOLE = 400_000
 _QUALITIES = (75, 50, 25, 5)
 
 
-def thumbnail(data: bytes, side: int, max_pixels: int, exif_orientation: str) -> tuple[bytes | None, str]:
+def thumbnail(
+    data: bytes, side: int, max_pixels: int, exif_orientation: str, fast_decode: bool = False
+) -> tuple[bytes | None, str]:
     """Decode a picture under the limits of its dataset and encode its central square as WebP.
 
     Args:
@@ -27,19 +29,21 @@ def thumbnail(data: bytes, side: int, max_pixels: int, exif_orientation: str) ->
         side: SIDE, SMALL or LARGE, pixels of the square.
         max_pixels: the most pixels of the picture, as stored and as resized.
         exif_orientation: what the dataset does with EXIF orientation: `ignore` or `apply`.
+        fast_decode: whether to decode a JPEG at a reduced size, which takes a fifth of the time for a photograph.
     Returns:
         The encoded square and an empty text, or None and the reason why there is none.
     """
     try:
-        pixels = decode(data, Preprocessing(side, exif_orientation=exif_orientation), max_pixels).pixels
+        how = Preprocessing(side, exif_orientation=exif_orientation, fast_decode=fast_decode)
+        pixels = decode(data, how, max_pixels).pixels
     except ImageError as error:
         return None, error.reason
     return _encoded(pixels, _MOST_BYTES[side]), ""
 
 
 def whole_picture(data: bytes, max_pixels: int, exif_orientation: str) -> tuple[bytes | None, str]:
-    """Decode a picture in the same way, and encode all of it, at most WHOLE pixels long; see `thumbnail`."""
-    how = Preprocessing(WHOLE, resize="longest", exif_orientation=exif_orientation)
+    """Decode a picture in the same way, a JPEG at a reduced size, and encode all of it, at most WHOLE pixels long."""
+    how = Preprocessing(WHOLE, resize="longest", exif_orientation=exif_orientation, fast_decode=True)
     try:
         found = decode(data, how, max_pixels)
         turned = exif_orientation == "apply" and found.orientation >= 5
