@@ -148,17 +148,17 @@ class Dataset:
         """Name the folder, the number of parts and their length."""
         return f"Dataset({self.uri!r}, {len(self.parts)} parts, embed_dim {self.embed_dim})"
 
-    @property
+    @functools.cached_property
     def digests(self) -> dict[str, str]:
         """Part → digest of its rows, 64 hex digits."""
         return {part: self._footers[part]["digest"] for part in self.parts}
 
-    @property
+    @functools.cached_property
     def rows(self) -> dict[str, int]:
         """Part → number of its rows."""
         return {part: self._footers[part]["counts"].get("rows", 0) for part in self.parts}
 
-    @property
+    @functools.cached_property
     def shards(self) -> dict[str, str]:
         """Part → URI of the shard that it was made from."""
         return {part: self._footers[part]["shard"] for part in self.parts}
