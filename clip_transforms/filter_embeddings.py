@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from clip_transforms import storage
 from clip_transforms.parts.counts import add
 from clip_transforms.parts.dataset import Dataset
@@ -20,10 +18,9 @@ from clip_transforms.run.beam import beam
 from clip_transforms.run.new_output import NewOutput
 from clip_transforms.run.over_parts import OverParts, Step, read_items, write_items
 from clip_transforms.run.run_folder import RunFolder
-from clip_transforms.select.candidates import Candidates
 from clip_transforms.select.cut import Counts, Cut, Search, histogram, place_of_fraction, sum_of
 from clip_transforms.select.filtering import Filter
-from clip_transforms.select.selection import PARTS, RECORD, committed_counts, record_of, write_part
+from clip_transforms.select.selection import PARTS, RECORD, committed_counts, record_of, write_parts
 from schemas.provenance import Footer
 
 Parts = list[tuple[str, str]]  # (part, digest)
@@ -198,7 +195,7 @@ class _Count(Step):
 
     def _guess(self, part: tuple[str, str]) -> int | None:
         """Guess the upper 16 bits of the cut from one part. If the guess is right, the next pass is not needed."""
-        found = self.run.filter.candidates(self.run.dataset, [part])[0]
+        found = self.run.filter.candidates(self.run.dataset, [part])
         if self.run.filter.top_fraction is None or not len(found.keys):
             return None
         place = min(place_of_fraction(found.ranked, self.run.filter.top_fraction), len(found.keys) - 1)
@@ -207,10 +204,8 @@ class _Count(Step):
     def do(self, item: tuple[Parts, int, int | None]) -> Counts:
         parts, prefix, guess = item
         found = self.run.filter.candidates(self.run.dataset, parts)
-        keys = np.concatenate([of_part.keys for of_part in found])
-        ahead = {} if guess is None else {guess: histogram(keys, guess, 1)}
-        ranked = sum(of_part.ranked for of_part in found)
-        return Counts(ranked, len(keys), histogram(keys, prefix, self.level), ahead, self.level)
+        ahead = {} if guess is None else {guess: histogram(found.keys, guess, 1)}
+        return Counts(found.ranked, len(found.keys), histogram(found.keys, prefix, self.level), ahead, self.level)
 
     def add(self, summaries: Iterable[Counts]) -> Counts:
         return sum_of(summaries, self.level)
@@ -235,7 +230,11 @@ class _CountTies(Step):
     def do(self, item: tuple[Parts, int]) -> list[tuple[str, int, str, int]]:
         parts, key = item
         found = self.run.filter.candidates(self.run.dataset, parts, ["shard", "row"])
-        return [tie for (part, _), of_part in zip(parts, found, strict=True) for tie in _ties(part, of_part, key)]
+        return [
+            (first["shard"], first["row"], part, len(places))
+            for part, places in found.ties(key).items()
+            for first in found.left.tables[part].select(["shard", "row"]).take(places[:1]).to_pylist()
+        ]
 
     def add(self, summaries: Iterable[list]) -> list:
         return [tie for ties in summaries for tie in ties]
@@ -250,40 +249,30 @@ class _CountTies(Step):
         return dataclasses.replace(state, quotas=quotas)
 
 
-def _ties(part: str, found: Candidates, key: int) -> Iterator[tuple[str, int, str, int]]:
-    """Yield one entry for a part with ties."""
-    ties = found.places[found.keys == key]
-    if len(ties):
-        first = found.table.slice(int(ties[0]), 1).to_pylist()[0]
-        yield first["shard"], first["row"], part, len(ties)
-
-
 @dataclasses.dataclass(frozen=True)
 class _WriteParts(Step):
-    """([(part, digest, quota)], key of the cut) → [(URI of the selection's part, counts)]."""
+    """(parts, key of the cut, part → quota) → [(URI of the selection's part, counts)]."""
 
     run: _Filtering
     threaded = True
 
-    def items(self, state: Cut | None) -> Iterator[tuple[list[tuple[str, str, int | None]], int | None]]:
+    def items(self, state: Cut | None) -> Iterator[tuple[Parts, int | None, dict[str, int]]]:
         key = state.search.prefix if state and state.search else None
         quotas = state.quotas if state and state.quotas is not None else {}
-        for group in read_items(self.run.folder):
-            yield [(part, digest, quotas.get(part)) for part, digest in group], key
+        for parts in self.run.groups():
+            yield parts, key, {part: quotas[part] for part, _ in parts if part in quotas}
 
-    def do(self, item: tuple[list[tuple[str, str, int | None]], int | None]) -> list[tuple[str, dict[str, int]]]:
-        group, cut = item
+    def do(self, item: tuple[Parts, int | None, dict[str, int]]) -> list[tuple[str, dict[str, int]]]:
+        parts, cut, quotas = item
         run = self.run
-        counts = {part: committed_counts(run.new.uri, part, digest) for part, digest, _ in group}
-        missing = [(part, digest) for part, digest, _ in group if counts[part] is None]
-        names = [part for part, _ in missing]
-        candidates = dict(zip(names, run.filter.candidates(run.dataset, missing, KEYS), strict=True)) if missing else {}
-        for part, digest, quota in group:
-            if part in candidates:
-                kept, counted = candidates[part].kept(cut, quota)
-                footer: Footer = {"fingerprint": run.fingerprint, "digest": digest, "counts": dict(counted)}
-                write_part(run.new.uri, part, kept, footer, run.folder)
-                counts[part] = dict(counted)
+        counts = {part: committed_counts(run.new.uri, part, digest) for part, digest in parts}
+        if missing := [(part, digest) for part, digest in parts if counts[part] is None]:
+            candidates, made = run.filter.candidates(run.dataset, missing, KEYS), []
+            for (part, kept, of_part), (_, digest) in zip(candidates.kept(cut, quotas), missing, strict=True):
+                footer: Footer = {"fingerprint": run.fingerprint, "digest": digest, "counts": of_part}
+                made.append((part, kept, footer))
+                counts[part] = of_part
+            write_parts(run.new.uri, made, run.folder)
         return [(part_uri(run.new.uri, PARTS, part), found or {}) for part, found in counts.items()]
 
     def summarise(self, result: list[tuple[str, Mapping[str, int]]]) -> Counter:

@@ -120,8 +120,13 @@ def read_rejects(output: str, part: str) -> pa.Table:
 
 def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> tuple[pq.ParquetFile, IO[bytes]]:
     with as_sentence(output, part):
-        data = stack.enter_context(storage.open_input(part_uri(output, kind, part)))
+        data = stack.enter_context(open_part(part_uri(output, kind, part)))
         return pq.ParquetFile(data), data
+
+
+def open_part(uri: str) -> IO[bytes]:
+    """Open a part for Arrow: on this machine as a file of Arrow's own, which needs no lock of the interpreter's."""
+    return pa.OSFile(storage.normalise(uri)) if storage.is_local(uri) else storage.open_input(uri)
 
 
 @contextlib.contextmanager

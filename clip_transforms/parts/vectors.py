@@ -9,10 +9,9 @@ from typing import IO
 import numpy as np
 import pyarrow.parquet as pq
 
-from clip_transforms import storage
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.list_pages import read_embeddings
-from clip_transforms.parts.reader import DatasetError, as_sentence
+from clip_transforms.parts.reader import DatasetError, as_sentence, open_part
 from schemas.provenance import decode_footer
 
 
@@ -50,7 +49,7 @@ def read_vectors(
         DatasetError: if the part is gone, damaged, or another one by now.
     """
     uri, first = part_uri(output, "embeddings", part), 0
-    with as_sentence(output, part), storage.open_input(uri) as opened:
+    with as_sentence(output, part), open_part(uri) as opened:
         file = pq.ParquetFile(opened)
         footer = decode_footer(file.metadata.metadata, uri) or {}
         if footer.get("digest") != digest:

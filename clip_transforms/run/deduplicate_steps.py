@@ -39,7 +39,7 @@ from clip_transforms.select.groups import (
     write_groups,
 )
 from clip_transforms.select.row_ids import parts_and_rows, row_ids
-from clip_transforms.select.selection import PARTS, committed_counts, write_part
+from clip_transforms.select.selection import PARTS, committed_counts, write_parts
 from schemas.provenance import Footer
 
 GROUPS = "groups"
@@ -202,21 +202,21 @@ class _WriteParts(Step):
 
     def do(self, item: tuple[int, list[Part], int]) -> list[tuple[str, dict[str, int]]]:
         number, parts, buckets = item
-        run, dropped, found = self.run, None, []
-        for place, name, digest in parts:
-            counts = committed_counts(run.new.uri, name, digest)
-            if counts is None:
-                if dropped is None:
-                    dropped = read_records(run.works("dropped", buckets), number, np.dtype("<i8"))
-                counts = self._write(place, name, digest, dropped)
-            found.append((part_uri(run.new.uri, PARTS, name), dict(counts)))
-        return found
+        run = self.run
+        counts = {name: committed_counts(run.new.uri, name, digest) for _, name, digest in parts}
+        if missing := [part for part in parts if counts[part[1]] is None]:
+            dropped = read_records(run.works("dropped", buckets), number, np.dtype("<i8"))
+            made = [self._made(part, dropped) for part in missing]
+            write_parts(run.new.uri, made, run.folder)
+            counts |= {name: footer["counts"] for name, _, footer in made}
+        return [(part_uri(run.new.uri, PARTS, name), dict(found or {})) for name, found in counts.items()]
 
     def summarise(self, result: list[tuple[str, dict[str, int]]]) -> Counter:
         return add(counts for _, counts in result)
 
-    def _write(self, place: int, name: str, digest: str, dropped: np.ndarray) -> dict[str, int]:
-        run = self.run
+    def _made(self, part: Part, dropped: np.ndarray) -> tuple[str, pa.Table, Footer]:
+        """Return a part of the selection, as `write_parts` takes it."""
+        run, (place, name, digest) = self.run, part
         table = read_table(run.dataset, name, KEYS)
         selected = run.rows.selection.mask(name, table.column("row"))
         kept = selected & ~np.isin(row_ids(place, np.arange(table.num_rows)), dropped)
@@ -228,8 +228,7 @@ class _WriteParts(Step):
         }
         counts = {name: number for name, number in counts.items() if number or "selection" not in name}
         footer: Footer = {"fingerprint": run.fingerprint, "digest": digest, "counts": counts}
-        write_part(run.new.uri, name, table.filter(pa.array(kept)), footer, run.folder)
-        return counts
+        return name, table.filter(pa.array(kept)), footer
 
     def after(self, state: Mapping[str, Any], total: Counter) -> dict[str, Any]:
         return {**state, "counts": total}

@@ -110,10 +110,10 @@ class _Search(Step):
         run, (name, digest, number, shard) = self.run, part
         wanted = None
         if run.rows is not None:
-            places = run.rows.candidates(run.dataset, [(name, digest)])[0]
-            wanted = np.zeros(places.table.num_rows, bool)
-            wanted[places.places] = True
-            counts["selected"] += len(places.places)
+            left = run.rows.candidates(run.dataset, [(name, digest)]).left
+            wanted = np.zeros(left.starts[-1], bool)
+            wanted[left.places] = True
+            counts["selected"] += len(left.places)
         for found in read_vectors(run.dataset, name, digest, run.columns, wanted):
             stays = found.valid
             if wanted is not None:
@@ -172,8 +172,8 @@ class _SearchIndex(_Search):
         selected = {}
         for name, digest, *_ in parts:
             assert self.run.rows is not None
-            (found,) = self.run.rows.candidates(self.run.dataset, [(name, digest)], ["row"])
-            selected[name] = found.table.column("row").to_numpy()[found.places]
+            left = self.run.rows.candidates(self.run.dataset, [(name, digest)], ["row"]).left
+            selected[name] = left.tables[name].column("row").to_numpy()[left.places]
         return selected
 
 

@@ -1,11 +1,13 @@
-"""The rows of a part that a filter has not dropped yet, and what the ranked ones are ranked by."""
+"""The rows of some parts that a filter has not dropped yet, and what the ranked ones are ranked by.
+
+A row's place is counted over all of these parts, so that one call of NumPy, Arrow or DuckDB does for all of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,57 +18,83 @@ from clip_transforms.select.expression import Expression
 from clip_transforms.select.fence import ExpressionError
 
 
+@dataclasses.dataclass(frozen=True)
 class Left:
-    """The rows of a part that are left while conditions drop some.
+    """The rows that are left while conditions drop some; `Left.all_of` begins.
 
     Attributes:
-        part: name of the part.
-        table: the columns that were read, of all rows of the part.
-        places: int64 [m], places in the table of the rows that are left, ascending.
-        counts: what became of the others.
+        tables: name of a part → the columns that were read, of all its rows.
+        places: int64 [m], places of the rows that are left, ascending.
+        counts: what became of the others: `seen`, `null` or `dropped.<reason>` → int64 [p], a number for each part.
     """
 
-    def __init__(self, part: str, table: pa.Table):
-        """Begin with all rows."""
-        self.part, self.table = part, table
-        self.places, self.counts = np.arange(table.num_rows), Counter(seen=table.num_rows)
+    tables: Mapping[str, pa.Table]
+    places: np.ndarray
+    counts: Mapping[str, np.ndarray]
 
-    def keep(self, reason: str, stays: np.ndarray) -> None:
-        """Drop rows.
+    @classmethod
+    def all_of(cls, tables: Mapping[str, pa.Table]) -> Left:
+        """Begin with all rows."""
+        seen = np.array([table.num_rows for table in tables.values()])
+        return cls(tables, np.arange(seen.sum()), {"seen": seen})
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """Place of the first row of each part, and the number of all rows, int64 [p + 1]."""
+        return np.concatenate([[0], np.cumsum(self.counts["seen"])])
+
+    @functools.cached_property
+    def bounds(self) -> np.ndarray:
+        """Where `places` passes from part to part, int64 [p + 1]."""
+        return np.searchsorted(self.places, self.starts)
+
+    def keep(self, reason: str, stays: np.ndarray) -> Left:
+        """Return what is left when rows are dropped.
 
         Args:
             reason: name of their count.
             stays: bool [m], which of the rows that are left stay.
         """
-        left = self.places[stays]
-        self.counts[reason] += len(self.places) - len(left)
-        self.places = left
+        left = dataclasses.replace(self, places=self.places[stays])
+        dropped = np.diff(self.bounds) - np.diff(left.bounds)
+        return dataclasses.replace(left, counts={**self.counts, reason: self.counts.get(reason, 0) + dropped})
 
-    def rows(self, columns: Sequence[str]) -> pa.Table:
-        """Return some columns of the rows that are left."""
-        table = self.table.select(columns) if columns else self.table
-        return table if len(self.places) == table.num_rows else table.take(self.places)
+    def of_each(self, values: np.ndarray) -> list[np.ndarray]:
+        """Split an array with a value for each row that is left into those of each part."""
+        return np.split(values, self.bounds[1:-1])
+
+    @property
+    def places_of_each(self) -> list[np.ndarray]:
+        """Of each part, the places in its table of the rows that are left."""
+        return [places - start for places, start in zip(self.of_each(self.places), self.starts, strict=False)]
+
+    def rows(self, columns: Sequence[str]) -> list[pa.Table]:
+        """Return some columns of the rows that are left, part by part; all columns if none is named."""
+        tables = [table.select(columns) if columns else table for table in self.tables.values()]
+        if len(self.places) == self.starts[-1]:
+            return tables
+        return [table.take(places) for table, places in zip(tables, self.places_of_each, strict=True)]
 
 
-def evaluated(expression: Expression, left: Sequence[Left], cure: str) -> list[pa.Array]:
-    """Evaluate an expression on the rows of some parts that are left, so that no dropped row can make it fail.
+def evaluated(expression: Expression, left: Left, cure: str) -> pa.Array:
+    """Evaluate an expression on the rows that are left, so that no dropped row can make it fail.
 
     Args:
         expression: the expression.
-        left: the rows of each part.
+        left: the rows.
         cure: the end of the sentence if it fails: what the user can do.
     Returns:
-        A value for each row that is left, part by part.
+        A value for each row that is left.
     Raises:
         ExpressionError: naming the part, if DuckDB cannot evaluate it, for example since a text of a row is no number.
     """
-    tables = [of_part.rows(expression.columns) for of_part in left]
+    tables = left.rows(expression.columns)
     try:
-        return expression.evaluate_each(tables)
+        return expression.evaluate(pa.concat_tables(tables))
     except ExpressionError as error:
-        for of_part, table in zip(left, tables, strict=True):
+        for part, table in zip(left.tables, tables, strict=True):
             try:
-                expression.evaluate(table, f" fails on a row of {of_part.part}")
+                expression.evaluate(table, f" fails on a row of {part}")
             except ExpressionError as of_row:
                 raise ExpressionError(f"{of_row}; {cure}") from None
         raise error
@@ -74,19 +102,15 @@ def evaluated(expression: Expression, left: Sequence[Left], cure: str) -> list[p
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The rows of a part that may stay.
+    """The rows that may stay.
 
     Attributes:
-        table: the columns that were read, of all rows of the part.
-        places: int64 [m], places in the table of the rows that may stay, ascending.
-        counts: what became of the others: `seen`, `null` and `dropped.<reason>`.
-        values: float32, float64, int64 or uint64 [m], what the rows are ranked by; None if they are not.
+        left: the rows, and what became of the others.
+        values: float32, float64, int64 or uint64 [m], what they are ranked by; None if they are not.
         ranked: number of rows that are ranked, with those whose value is null or NaN.
     """
 
-    table: pa.Table
-    places: np.ndarray
-    counts: Counter
+    left: Left
     values: np.ndarray | None
     ranked: int = 0
 
@@ -100,13 +124,13 @@ class Candidates:
             dtype: type of the values, in which they have the same order.
         """
         ranked, has_value = len(left.places), rank.is_valid().to_numpy(zero_copy_only=False)
-        left.keep("null", has_value)
+        left = left.keep("null", has_value)
         values = rank.drop_null().cast(pa.from_numpy_dtype(dtype)).to_numpy(zero_copy_only=False)
         if dtype.kind == "f":
             is_number = ~np.isnan(values)
-            left.keep("null", is_number)
+            left = left.keep("null", is_number)
             values = values[is_number]
-        return cls(left.table, left.places, left.counts, values, ranked)
+        return cls(left, values, ranked)
 
     @functools.cached_property
     def keys(self) -> np.ndarray:
@@ -114,24 +138,32 @@ class Candidates:
         assert self.values is not None
         return ordered(self.values)
 
-    def kept(self, cut: int | None, quota: int | None) -> tuple[pa.Table, Counter]:
-        """Return the rows that stay, and the counts of the whole part.
+    def ties(self, key: int) -> dict[str, np.ndarray]:
+        """Part → places in its table of the rows with just this key."""
+        of_each = zip(self.left.tables, self.left.places_of_each, self.left.of_each(self.keys), strict=True)
+        return {part: places[keys == key] for part, places, keys in of_each}
+
+    def kept(self, cut: int | None, quotas: Mapping[str, int]) -> Iterator[tuple[str, pa.Table, dict[str, int]]]:
+        """Yield each part: its name, the KEYS and values of the rows that stay, and the counts of all its rows.
 
         Args:
             cut: the smallest key that stays; None if all stay.
-            quota: how many of the rows with just this key stay, the first ones; None for all.
+            quotas: part → how many of its rows with just this key stay, the first ones; of other parts all do.
         """
-        places, counts = self.places, Counter(self.counts)
-        ranks = {} if self.values is None else {"by": self.values}
-        if cut is not None:
+        left, values = self.left, self.values
+        if cut is not None and values is not None:
             stays = self.keys >= cut
-            if quota is not None:
-                ties = np.flatnonzero(self.keys == cut)
-                stays[ties[quota:]] = False
-            places, ranks = places[stays], {"by": ranks["by"][stays]}
-            counts["dropped.top"] += int(np.count_nonzero(~stays))
-        counts["kept"] = len(places)
-        table = self.table.select(KEYS).take(places)
-        for name, values in ranks.items():
-            table = table.append_column(name, pa.array(values + 0))
-        return table, counts
+            for part, keys, of_part in zip(left.tables, left.of_each(self.keys), left.of_each(stays), strict=True):
+                if part in quotas:
+                    of_part[np.flatnonzero(keys == cut)[quotas[part] :]] = False
+            left, values = left.keep("dropped.top", stays), values[stays]
+        ranks = None if values is None else left.of_each(values + 0)
+        counts = {**left.counts, "kept": np.diff(left.bounds)}
+        for number, (part, places) in enumerate(zip(left.tables, left.places_of_each, strict=True)):
+            kept = left.tables[part].select(KEYS).take(places)
+            if ranks is not None:
+                kept = kept.append_column("by", pa.array(ranks[number]))
+            counted = {reason: int(of[number]) for reason, of in counts.items()}
+            if not counted["seen"]:
+                counted.pop("dropped.sample", None)  # no sample is taken of a part without rows
+            yield part, kept, counted

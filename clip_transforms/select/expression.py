@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -86,14 +85,6 @@ class Expression:
             raise ExpressionError(f"{flag} {text!r} is of the type {kind}, but it must be true or false for each row")
         return found if flag == "--where" else dataclasses.replace(found, rank=_rank(f"{flag} {text!r}", kind))
 
-    def evaluate_each(self, tables: Sequence[pa.Table]) -> list[pa.Array]:
-        """Evaluate the expression on the rows of some tables at once, which is faster than one after the other."""
-        if self.is_column or not self.columns or len(tables) == 1:
-            return [self.evaluate(table) for table in tables]
-        values = self.evaluate(pa.concat_tables([table.select(self.columns) for table in tables]))
-        starts = np.cumsum([0, *(table.num_rows for table in tables)])
-        return [values.slice(start, table.num_rows) for start, table in zip(starts, tables, strict=False)]
-
     def evaluate(self, table: pa.Table, failure: str = "") -> pa.Array:
         """Evaluate the expression on the rows of a table, in their order.
 
@@ -106,7 +97,8 @@ class Expression:
             ExpressionError: if DuckDB cannot evaluate it, for example since a text of a row is no number.
         """
         if self.is_column:
-            return _readable(table.column(self.columns[0])).combine_chunks()
+            column = _readable(table.column(self.columns[0])).combine_chunks()
+            return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
         try:
             with _rows_of(table.select(self.columns)) as connection:
                 found = connection.sql(f"SELECT (\n{self.sql}\n) AS value FROM rows").to_arrow_table()
@@ -121,7 +113,8 @@ def _rows_of(table: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = open_connection()
     try:
         # A table without columns has no rows, but `1 = 1` is an expression too.
-        connection.register("rows", pa.table(_as_structs(table) or {"_row": pa.nulls(table.num_rows, pa.int8())}))
+        rows = _as_structs(table) if table.column_names else pa.table({"_row": pa.nulls(table.num_rows, pa.int8())})
+        connection.register("rows", rows)
         yield connection
     finally:
         connection.unregister("rows")
@@ -156,26 +149,29 @@ def _rank(expression: str, kind: pa.DataType) -> str:
     return "float64"
 
 
-def _as_structs(table: pa.Table) -> dict[str, Any]:
+def _as_structs(table: pa.Table) -> pa.Table:
     """Return the columns as DuckDB shall see them: a struct for each taxonomy besides, and null for NaN."""
-    plain: dict[str, Any] = {}
-    fields: dict[str, dict[str, pa.Array]] = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
+    plain = pa.table({name: _readable(table.column(name)) for name in table.column_names})
+    taxonomies: dict[str, dict[str, str]] = {}  # taxonomy → name of its column → name of its field
+    for name in plain.column_names:
         if taxonomy := taxonomy_of(name):
-            fields.setdefault(taxonomy, {})[name.rpartition(".")[2]] = _readable(column).combine_chunks()
-        plain[name] = _readable(column)  # also of labels: a column of the user's may be called `a.label`
-    structs = {name: pa.StructArray.from_arrays(list(of.values()), list(of)) for name, of in fields.items()}
-    return plain | structs
+            taxonomies.setdefault(taxonomy, {})[name] = name.rpartition(".")[2]
+    # Labels stand there twice, since a column of the user's may be called `a.label`.
+    for taxonomy, fields in taxonomies.items():
+        labels = plain.select(list(fields))
+        kind = pa.struct([(fields[field.name], field.type) for field in labels.schema])
+        structs = [pa.StructArray.from_arrays(batch.columns, fields=list(kind)) for batch in labels.to_batches()]
+        plain = plain.append_column(taxonomy, pa.chunked_array(structs, kind))
+    return plain
 
 
 def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column without what DuckDB reads in another way: dictionaries, NaN, float16."""
-    if pa.types.is_dictionary(column.type):
-        return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
+    """Return a column without what DuckDB reads in another way: NaN and float16."""
     if pa.types.is_float16(column.type):
         column = column.cast(pa.float32())
     if pa.types.is_floating(column.type):
-        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        nan = pc.is_nan(column)
+        return pc.if_else(nan, pa.scalar(None, column.type), column) if pc.any(nan).as_py() else column
     if pa.types.is_fixed_size_list(column.type) and pa.types.is_float16(column.type.value_type):
         return column.cast(pa.list_(pa.float32(), column.type.list_size))
     return column

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,45 +115,52 @@ class Filter:
 
     def candidates(
         self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str] = (), cure: str = _BEGUN
-    ) -> list[Candidates]:
+    ) -> Candidates:
         """Find the rows of some parts that may stay, before the best of them are known.
 
         Args:
             dataset: URI of the dataset.
-            parts: (name, digest) of the parts, of which all columns that are needed must fit into memory.
+            parts: (name, digest) of the parts, at least one; all their columns that are needed must fit into memory.
             also: columns to read besides.
             cure: what a user can do if an expression fails, for the message.
-        Returns:
-            The candidates of each part.
         Raises:
             DatasetError: if a part has another digest by now, or labels of other classes.
             ExpressionError: if an expression fails on a row.
         """
+        left = Left.all_of(dict(self._read(dataset, parts, also)))
+        if self.selection.places:
+            masks = [self.selection.mask(part, table.column("row")) for part, table in left.tables.items()]
+            left = left.keep("dropped.selection", np.concatenate(masks))
+        if self.where:
+            truth = evaluated(self.where, left, cure)
+            left = left.keep("null", valid := truth.is_valid().to_numpy(zero_copy_only=False))
+            left = left.keep("dropped.where", pc.fill_null(truth, False).to_numpy(zero_copy_only=False)[valid])
+        if self.sample_fraction is not None:
+            left = left.keep("dropped.sample", self._sampled(left, self.sample_fraction))
+        if self.by is None:
+            return Candidates(left, None)
+        return Candidates.ranked_by(left, evaluated(self.by, left, cure), self.dtype)
+
+    def _read(
+        self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the columns of each part that are needed."""
         names = {*names_of([self.where, self.by]), *also}
         names |= {"row"} if self.selection.places else set()
         names |= {"shard", "row"} if self.sample_fraction is not None else set()
         labels = {f"labels/{taxonomy}": digest for taxonomy, digest in self.classes.items()}
-        left = []
         for part, digest in parts:
             made_from = {"embeddings": digest, **labels}
-            table = read_table(dataset, part, sorted(names or {"row"}), [*self.classes], made_from=made_from)
-            left.append(Left(part, table))
-        for one in left:
-            if self.selection.places:
-                one.keep("dropped.selection", self.selection.mask(one.part, one.table.column("row")))
-        if self.where:
-            for one, truth in zip(left, evaluated(self.where, left, cure), strict=True):
-                one.keep("null", valid := truth.is_valid().to_numpy(zero_copy_only=False))
-                one.keep("dropped.where", pc.fill_null(truth, False).to_numpy(zero_copy_only=False)[valid])
-        for one in left:
-            if self.sample_fraction is not None and one.table.num_rows:
-                rows = one.table.column("row").to_numpy()[one.places]
-                shard = one.table.column("shard")[0].as_py()
-                one.keep("dropped.sample", sampled(shard, rows, self.sample_fraction, self.seed))
-        if self.by is None:
-            return [Candidates(one.table, one.places, one.counts, None) for one in left]
-        ranks = evaluated(self.by, left, cure)
-        return [Candidates.ranked_by(one, rank, self.dtype) for one, rank in zip(left, ranks, strict=True)]
+            yield part, read_table(dataset, part, sorted(names or {"row"}), [*self.classes], made_from=made_from)
+
+    def _sampled(self, left: Left, fraction: float) -> np.ndarray:
+        """Say which of the rows that are left are in the sample."""
+        found = [np.empty(0, bool)]
+        for table, places in zip(left.tables.values(), left.places_of_each, strict=True):
+            if table.num_rows:
+                rows = table.column("row").to_numpy()[places]
+                found.append(sampled(table.column("shard")[0].as_py(), rows, fraction, self.seed))
+        return np.concatenate(found)
 
 
 def _numbers(

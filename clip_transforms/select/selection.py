@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from clip_transforms import storage
 from clip_transforms.parts.counts import counted
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.footers import part_uri, read_digests, read_footer
+from clip_transforms.parts.reader import open_part
 from clip_transforms.select.row_files import rows_by_part
 from schemas.provenance import Footer, encode_footer
 from schemas.selection import selection_schema
@@ -116,7 +117,7 @@ class Selection:
 def _named(rows: pa.ChunkedArray, uri: str) -> np.ndarray:
     """Say which rows a part of a selection names."""
     try:
-        with storage.open_input(uri) as file:
+        with open_part(uri) as file:
             named = pq.ParquetFile(file).read(["row"], use_threads=False).column("row").cast(pa.int64())
     except (OSError, KeyError, pa.ArrowException) as error:
         if storage.is_of_the_machine(error):
@@ -171,25 +172,30 @@ def committed_counts(output: str, part: str, digest: str) -> dict[str, int] | No
     return footer["counts"] if footer and footer.get("digest") == digest else None
 
 
-def write_part(output: str, part: str, kept: pa.Table, footer: Footer, scratch: str) -> None:
-    """Write one part of a selection as a whole.
+def write_parts(output: str, parts: Iterable[tuple[str, pa.Table, Footer]], scratch: str) -> None:
+    """Write some parts of a selection, each as a whole.
 
     Args:
         output: URI of the selection.
-        part: name of the part.
-        kept: the kept rows with `key`, `shard`, `row` and, where they were ranked, `by`.
-        footer: `fingerprint` and `digest` of the dataset's part, and `counts`.
+        parts: for each its name; the kept rows with `key`, `shard`, `row` and, where they were ranked, `by`; and
+            `fingerprint` and `digest` of the dataset's part, and `counts`.
         scratch: URI of the run's temporary folder.
     """
+    files = ((part_uri(output, PARTS, part), _encoded(kept, footer)) for part, kept, footer in parts)
+    storage.write_files(files, scratch)
+
+
+def _encoded(kept: pa.Table, footer: Footer) -> memoryview:
+    """Return the bytes of a part."""
     schema = selection_schema(kept.schema.field("by").type if "by" in kept.column_names else None)
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     # Keys and rows differ from row to row, so a dictionary of them would only take time.
     options = {"compression": "zstd", "use_dictionary": ["shard"], "write_statistics": False}
     with pq.ParquetWriter(sink, schema, **options) as writer:
         if kept.num_rows:  # some readers fail on an empty row group
             writer.write_table(kept.cast(schema))
         writer.add_key_value_metadata(encode_footer(footer))
-    storage.write_bytes(part_uri(output, PARTS, part), sink.getvalue(), scratch)
+    return memoryview(sink.getvalue())
 
 
 def record_of(dataset: str, fingerprint: str, made_by: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:

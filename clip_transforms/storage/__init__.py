@@ -42,7 +42,7 @@ from clip_transforms.storage.reading import (
     sha256_of,
 )
 from clip_transforms.storage.retry import retried
-from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes
+from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes, write_files
 
 __all__ = [
     "ArgumentTypeError",
@@ -91,4 +91,5 @@ __all__ = [
     "sha256",
     "sha256_of",
     "write_bytes",
+    "write_files",
 ]

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
@@ -63,42 +63,59 @@ def commit_file(local: str, uri: str) -> None:
     On this machine: fsync, a single rename, fsync of the folder. On an object store: a single upload; if interrupted,
     it leaves no object. `local` no longer exists afterwards.
     """
-    fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        _fsync(local)
-        try:
-            os.replace(local, path)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _replace_across(local, path)
-        with _optional():
-            _fsync(os.path.dirname(path), os.O_RDONLY)
-    else:
-        retried(
-            lambda: fs.put_file(local, path), uri
-        )  # a new try starts from the beginning, since an interrupted upload leaves nothing
-        os.unlink(local)
+    _fsync_folders([_move(local, uri)])
 
 
 def write_bytes(uri: str, data: bytes, scratch: str) -> None:
-    """Replace a small file as a whole.
+    """Replace a small file as a whole; see `write_files`."""
+    write_files([(uri, data)], scratch)
+
+
+def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -> None:
+    """Replace small files, each as a whole. Their folders are synced once, at the end.
 
     Args:
-        uri: URI of the file.
-        data: its new bytes.
+        files: (URI, new bytes) of each.
         scratch: URI of a folder on the same file system; if the process dies, a half-written file may be left there.
     """
-    handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
+    folders = set()
+    for uri, data in files:
+        handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            with _optional():  # on exFAT, say, the mount decides who may read
+                os.chmod(local, 0o644)
+            folders.add(_move(local, uri))
+        except BaseException:
+            Path(local).unlink(missing_ok=True)
+            raise
+    _fsync_folders(folders)
+
+
+def _move(local: str, uri: str) -> str | None:
+    """Do the work of `commit_file` but for the fsync of the folder on this machine, which is returned."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        # A new try starts from the beginning, since an interrupted upload leaves nothing.
+        retried(lambda: fs.put_file(local, path), uri)
+        os.unlink(local)
+        return None
+    _fsync(local)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        with _optional():  # on exFAT, say, the mount decides who may read
-            os.chmod(local, 0o644)
-        commit_file(local, uri)
-    except BaseException:
-        Path(local).unlink(missing_ok=True)
-        raise
+        os.replace(local, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _replace_across(local, path)
+    return os.path.dirname(path)
+
+
+def _fsync_folders(folders: Iterable[str | None]) -> None:
+    for folder in folders:
+        if folder is not None:
+            with _optional():
+                _fsync(folder, os.O_RDONLY)
 
 
 def _replace_across(local: str, path: str) -> None:
