@@ -621,6 +621,16 @@ def test_the_portable_runner_with_workers_gives_the_same_bytes(dataset, service,
     assert files(tmp_path / "e") == files(tmp_path / "here")
 
 
+@pytest.mark.slow  # workers import scikit-learn, each for itself: ten seconds
+@pytest.mark.timeout(200)
+def test_a_probe_on_the_portable_runner_gives_the_same_bytes(dataset, reference, service, tmp_path):
+    argv = ["--input", dataset, "--output", tmp_path / "e", "--measure", *ALL["measure"], "--taxonomy", "animals"]
+    argv += ["--truth_column", "animal", "--group_column", "who"]
+    done = command("pipelines.evaluate", *argv, *service, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "e") == reference
+
+
 @pytest.mark.parametrize("rows", [1, 100], ids=["part by part", "all parts together"])
 def test_the_bytes_do_not_depend_on_how_parts_are_grouped(dataset, reference, tmp_path, monkeypatch, rows):
     monkeypatch.setattr("clip_transforms.run.evaluate_steps.RUN_ROWS", rows)

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import command
+from test_runners import TWO_PROCESSES
 
 from benchmarks.datasets import write_rows
 from clip_transforms import Dataset, filter_embeddings, index_embeddings, search_embeddings
@@ -144,6 +146,18 @@ def test_the_command_runs_on_beam_and_writes_what_the_function_writes(dataset, i
     for name in ("index.faiss", "rows.parquet", "queries.parquet", "index.json"):
         assert (tmp_path / "index" / name).read_bytes() == (indexes["flat"][0] / name).read_bytes()
     assert index.main(argv) == 0 and "nothing was left to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # workers import faiss and Beam, each for itself: ten seconds each
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("kind", ["flat", "ivf"])  # threads build the graph of hnsw, so its bytes differ
+def test_other_runners_write_the_same_bytes(kind, dataset, indexes, service, tmp_path):
+    for name, flags in (("portable", service), ("processes", TWO_PROCESSES)):
+        argv = ["--input", dataset, "--output", tmp_path / name, "--kind", kind, *flags]
+        done = command("pipelines.index", *argv, timeout=150)
+        assert done.returncode == 0, done.stderr
+        for file in ("index.faiss", "rows.parquet", "queries.parquet", "index.json"):
+            assert (tmp_path / name / file).read_bytes() == (indexes[kind][0] / file).read_bytes()
 
 
 def test_a_search_with_an_index_says_that_it_is_not_exact(dataset, indexes, capsys):
