@@ -37,6 +37,7 @@ def closing_lines(run: Mapping[str, Any], output: str) -> list[str]:
     lines += _absent_line(counts, run["problems"])
     lines += [f"warning: no sample has the field of --columns {key[7:]}" for key in counts if _is_void(key, counts)]
     lines += _accepted_damage(counts, run["problems"])
+    lines += _mixed_line(run.get("parts_by_device", {}))
     for taxonomy, parts in run.get("unlabelled", {}).items():
         lines.append(
             f"warning: labels/{taxonomy} lacks {counted(parts, 'part')} with new embeddings; "
@@ -66,6 +67,14 @@ def _left_out_line(left_out: Mapping[str, Sequence[Any]]) -> list[str]:
     ]
     rest = [f"{sum(count for _, (count, _) in kinds[_KINDS:]):,} of other kinds"] if kinds[_KINDS:] else []
     return [f"note: not read: {', '.join(shown + rest)}"] if kinds else []
+
+
+def _mixed_line(parts: Mapping[str, int]) -> list[str]:
+    """Return a line if workers have embedded in different precisions, as `auto` makes unlike machines do."""
+    if len(parts) < 2:
+        return []
+    shown = ", ".join(f"{counted(count, 'part')} in {how}" for how, count in sorted(parts.items()))
+    return [f"note: {shown}; the embeddings differ by rounding, see docs/fidelity.md; --precision makes them alike"]
 
 
 def _share_line(plan: Mapping[str, Any]) -> str:

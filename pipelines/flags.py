@@ -130,7 +130,8 @@ def _model_flags(parser: CommandParser) -> None:
         "--precision",
         choices=PRECISIONS,
         help=_USUAL(
-            "precision of the model; auto: bf16 with AMX and on GPUs from Ampere on, fp16 on older GPUs, else fp32"
+            "precision of the model; auto: bf16 on GPUs from Ampere on, and for ViTs on CPUs that are faster in it; "
+            "fp16 on older GPUs; else fp32"
         ),
     )
     add("--device", choices=DEVICES, help=_USUAL("device of the model; auto: CUDA on a worker that has it, else CPU"))

@@ -10,7 +10,8 @@ from conftest import HOOKS, ROOT
 ASKED = """
 import os, sys, time
 assert "torch" not in sys.modules
-from clip_transforms.clip.checkpoints import resolve_device, resolve_precision
+from clip_transforms.clip.checkpoints import resolve_device
+from clip_transforms.clip.precision import resolve_precision
 os.makedirs(sys.argv[1] + "/slow/embeddings")
 open(sys.argv[1] + "/part", "w").close()
 start = time.perf_counter()

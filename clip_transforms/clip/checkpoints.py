@@ -16,6 +16,7 @@ from clip_transforms.clip.folding import fold
 from clip_transforms.clip.layouts import TensorSource, recognise
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.model_spec import Checkpoint, CheckpointError, ClipSpec, combined_sha256
+from clip_transforms.clip.precision import resolve_precision
 from clip_transforms.clip.torch_archive import ArchiveError, StoredTensor
 from clip_transforms.clip.weights_file import read_weights_file
 
@@ -38,7 +39,7 @@ def load(
             `demo`.
         device: `cpu`, `cuda` or `auto`.
         activation: `quick_gelu` or `gelu`; needed only if the checkpoint does not name its activation.
-        precision: the precision of the towers: `fp32`, `bf16`, `fp16`, or `auto` (see `resolve_precision`).
+        precision: the precision of the towers: `fp32`, `bf16`, `fp16`, or `auto` (see `precision.resolve_precision`).
         vision: whether to load the vision tower; False loads the text tower alone.
         checkpoint_key: the start of the names of the weights, if the file holds several models or a larger one.
     Returns:
@@ -56,7 +57,7 @@ def load_checkpoint(
 ) -> ClipModel:
     """Load a checkpoint that was resolved earlier, perhaps on another machine; verify its SHA-256 again."""
     place = resolve_device(device)
-    precision = resolve_precision(precision, place)
+    precision = resolve_precision(precision, place, checkpoint.architecture.is_resnet)
     with torch.device("meta"), _WithoutInitialisation():  # takes no memory for weights that are replaced below
         model = ClipModel(checkpoint.architecture, checkpoint.activation, checkpoint.preprocessing)
     if not vision:
@@ -161,21 +162,3 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return the precision to use: `auto` means the one that the hardware multiplies fastest.
-
-    That is bf16 with AMX or on GPUs from Ampere on, fp16 on older GPUs, else fp32. AVX512-BF16 alone does not count: it
-    was measured at half the speed of fp32.
-    """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if _has_amx() else "fp32"
-
-
-def _has_amx() -> bool:
-    """Return whether this machine's CPU has AMX units for bf16."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

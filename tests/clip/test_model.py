@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import published_model
 
-from clip_transforms.clip.checkpoints import DTYPES, load, resolve_precision
+from clip_transforms.clip import precision
+from clip_transforms.clip.checkpoints import DTYPES, load
 from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD
 from clip_transforms.clip.tokenizer import default_tokenizer
 
@@ -121,21 +122,38 @@ def test_half_precision_is_near_fp32_and_gives_float32(kind, precision, dtype, t
         assert not torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    "capabilities, precision",
-    [({"amx_bf16": False, "avx512_bf16": True}, "fp32"), ({}, "fp32"), ({"amx_bf16": True}, "bf16")],
-    ids=str,
-)
-def test_auto_is_fp32_on_a_cpu_without_amx_and_bf16_with_it(capabilities, precision, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+@pytest.mark.parametrize("speedup, name", [(0.7, "fp32"), (1.4, "fp32"), (2.2, "bf16"), (6.0, "bf16")])
+def test_auto_is_bf16_on_a_cpu_that_shows_it_to_be_faster(speedup, name, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: speedup)
     model = load(tiny_checkpoint, "cpu", precision="auto")
-    assert model.precision == precision and model.visual.proj.dtype == DTYPES[precision]
+    assert model.precision == name and model.visual.proj.dtype == DTYPES[name]
 
 
-@pytest.mark.parametrize("capability, precision", [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")], ids=str)
-def test_auto_is_bf16_on_a_gpu_from_ampere_on_and_fp16_before(capability, precision, monkeypatch):
+def test_auto_is_fp32_for_a_resnet_on_any_cpu(monkeypatch):
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: 6.0)
+    assert precision.resolve_precision("auto", torch.device("cpu"), is_resnet=True) == "fp32"
+    assert precision.resolve_precision("bf16", torch.device("cpu"), is_resnet=True) == "bf16", "whoever asks gets it"
+
+
+@pytest.mark.parametrize("in_bf16", [0.1, 3.0, 100.0], ids=["fast", "slow", "emulated"])
+def test_the_processor_shows_how_fast_it_is(in_bf16, monkeypatch):
+    """With a clock that gives fp32 products one second, and products in bf16 as many as a parameter says."""
+    now, linear = [0.0], torch.nn.functional.linear
+
+    def timed(rows, weights):
+        now[0] += (in_bf16 if rows.dtype == torch.bfloat16 else 1.0) * (len(rows) / 256)
+        return linear(rows, weights)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", timed)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
+    expected = 0.0 if in_bf16 == 100 else pytest.approx(1 / in_bf16)
+    assert precision.bf16_speedup.__wrapped__() == expected
+
+
+@pytest.mark.parametrize("capability, name", [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")], ids=str)
+def test_auto_is_bf16_on_a_gpu_from_ampere_on_and_fp16_before(capability, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert resolve_precision("auto", torch.device("cuda")) == precision
+    assert precision.resolve_precision("auto", torch.device("cuda")) == name
 
 
 def test_the_other_activation_gives_other_embeddings(tmp_path):

@@ -1,6 +1,6 @@
 """Python imports this at its start where this folder is on PYTHONPATH: tests change their child processes through it.
 
-`CLIP_TRANSFORMS_TEST_AMX=0` or `1`: torch says that the processor has no AMX, or that it has.
+`CLIP_TRANSFORMS_TEST_AMX=0` or `1`: bf16 is measured to be slower than fp32, or as much faster as with AMX.
 `CLIP_TRANSFORMS_TEST_SLOW_COMMITS=1`: a part takes half a second to get its name in an output called `slow`.
 """
 
@@ -9,15 +9,17 @@ import sys
 import time
 from importlib.machinery import PathFinder
 
+MEASURES = "clip_transforms.clip.precision"
+
 
 class FakeAmx:
-    """A finder that changes `torch.cpu` when torch imports it; a process that never needs torch does not import it."""
+    """A finder that changes what is measured of the processor, when the module that measures is imported."""
 
     def __init__(self, answer):
         self.answer = answer
 
     def find_spec(self, name, path, target=None):
-        if name != "torch.cpu":
+        if name != MEASURES:
             return None
         spec = PathFinder.find_spec(name, path, target)
         original = spec.loader.exec_module
@@ -30,14 +32,13 @@ class FakeAmx:
         return spec
 
     def change(self, module):
-        original = module.get_capabilities
-        module.get_capabilities = lambda: {**original(), "amx_bf16": self.answer}
+        module.bf16_speedup = lambda: self.answer
 
 
 if answer := os.environ.get("CLIP_TRANSFORMS_TEST_AMX"):
-    fake = FakeAmx({"0": False, "1": True}[answer])
-    if "torch.cpu" in sys.modules:
-        fake.change(sys.modules["torch.cpu"])
+    fake = FakeAmx({"0": 0.7, "1": 6.0}[answer])
+    if MEASURES in sys.modules:
+        fake.change(sys.modules[MEASURES])
     else:
         sys.meta_path.insert(0, fake)
 

@@ -282,3 +282,12 @@ def test_the_bar_shows_samples_on_a_terminal_and_is_quiet_elsewhere(tmp_path, ti
     assert process.wait(timeout=60) == 0
     assert b"embedding" in shown and b"60 samples" in shown and b"100%" in shown
     assert main([*argv, str(tmp_path / "b")]) == 0 and capfd.readouterr().err == ""
+
+
+def test_parts_of_different_precisions_are_a_note():
+    run = RUN | {"parts_by_device": {"fp32 on cpu": 3, "bf16 on cpu": 1}}
+    (line,) = [line for line in closing_lines(run, "out") if "rounding" in line]
+    assert line.startswith("note: 1 part in bf16 on cpu, 3 parts in fp32 on cpu; the embeddings differ by rounding")
+    assert not [
+        line for line in closing_lines(RUN | {"parts_by_device": {"fp32 on cpu": 4}}, "out") if "rounding" in line
+    ]
