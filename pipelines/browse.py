@@ -10,6 +10,7 @@ if __name__ == "__main__":  # first: imports take a second, and Ctrl-C then must
 import argparse
 import os
 import sys
+import threading
 import webbrowser
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -129,7 +130,8 @@ def _started(plan: BrowsePlan, address: Address, opens: bool) -> None:
     if not address.is_local:
         say("note: whoever has this address with its token can see the pictures; it is not encrypted")
     if opens and _has_a_screen():
-        webbrowser.open(address.url)
+        # In a thread, since some browsers are waited for, and the page must answer meanwhile.
+        threading.Thread(target=webbrowser.open, args=[address.url], daemon=True).start()
 
 
 def _has_a_screen() -> bool:

@@ -113,6 +113,7 @@ def serve(session: Session, address: Address, started: Callable[[], None]) -> No
         log_level="error",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=1,
         limit_concurrency=200,
     )

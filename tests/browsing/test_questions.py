@@ -55,6 +55,13 @@ def test_words_find_what_search_finds(made, client):
     assert answer["notes"] == []
 
 
+def test_a_text_that_is_cut_is_said(client):
+    assert client.search(text="cat " * 76)["notes"] == [
+        "The text is longer than the model reads; only its beginning counts."
+    ]
+    assert client.search(text="cat " * 75)["notes"] == []
+
+
 def test_a_dropped_picture_finds_what_search_finds(made, client, tmp_path):
     data = picture(5)
     (tmp_path / "dropped.jpg").write_bytes(data)

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import queue
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ from forked import Process
 
 from benchmarks.datasets import write_rows
 from clip_transforms import embed_shards
+from clip_transforms.browsing.plan import plan_browse
 from clip_transforms.browsing.serving import Address, ServeError
 from pipelines import browse
 
@@ -151,14 +153,23 @@ def test_an_address_of_other_machines_has_a_token_and_answers_to_any_name():
     + [(True, {"DISPLAY": ":0", "SSH_CONNECTION": "1 2"}, False), (True, {"WAYLAND_DISPLAY": "w"}, True)],
     ids=["a desktop", "a console", "a pipe", "ssh", "wayland"],
 )
-def test_a_browser_opens_only_before_the_person_who_asked(monkeypatch, terminal, environment, opens):
+def test_a_browser_opens_only_before_the_person_who_asked(tmp_path, monkeypatch, terminal, environment, opens):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert browse._has_a_screen() == opens
+    opened = queue.Queue()
+    monkeypatch.setattr("webbrowser.open", opened.put)
+    plan = plan_browse(write_rows(tmp_path / "out", [{"image_embedding": [[1.0, 0.0]], "d": 2}]))
+    with (address := Address("127.0.0.1", 0, False)).socket:
+        browse._started(plan, address, False)
+        assert opened.empty()
+        browse._started(plan, address, True)
+        if opens:
+            assert opened.get(timeout=10) == address.url
+    assert opened.empty()
 
 
 def test_it_starts_without_beam_and_torch():
