@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 MOST_TEXT = 2_000  # characters of a query
 _MOST_WHERE = 10_000
 _MOST_ROWS = 200  # of a page
+_LARGE = 1e6  # no score is so large, and whole numbers in JSON can be larger than any float
 
 
 class QuestionError(ValueError):
@@ -136,7 +136,7 @@ def _number(asked: Mapping[str, Any], name: str) -> float | None:
     value = asked.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_LARGE <= value <= _LARGE:
         raise QuestionError(f"the score is {value!r:.40}, but it must be a number such as 0.28", name)
     return float(value)
 

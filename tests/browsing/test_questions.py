@@ -8,14 +8,18 @@ import shlex
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from browse_client import Client, loaded_session, make_dataset
 from conftest import picture
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from clip_transforms import filter_embeddings, search_embeddings
 from clip_transforms.browsing import answers
 from clip_transforms.browsing.question import Question, QuestionError
 from clip_transforms.parts.dataset import Dataset
+from clip_transforms.select.expression import Expression
 from clip_transforms.select.fence import open_connection
 from clip_transforms.select.selection import Selection
 from pipelines import search as search_command
@@ -229,3 +233,35 @@ def test_what_is_not_finished_in_the_cache_is_given_up_at_the_end(made, tmp_path
         assert folder.is_dir()
         session.close()
         assert not folder.exists()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 40) | st.just(10**400) | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ("text", "like", "vector", "picture", "labels", "least", "most", "size", "where", "first", "rows")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON) | JSON)
+@example({"least": 10**400})
+def test_whatever_is_sent_is_a_question_or_refused(asked):
+    try:
+        question = Question.of(asked, 4, 33, {"colors": "digest"})
+    except QuestionError as refusal:
+        assert "\n" not in str(refusal)
+    else:
+        assert isinstance(question.condition, str) and 0 <= question.first <= 33
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12))
+@example("'; drop table rows; --")
+@example("\\' or true or '")
+@example("\x00")
+def test_a_label_is_compared_as_it_is_whatever_it_holds(label):
+    table = pa.table({"colors.label": [label, f"{label}x", "red", None]})
+    question = Question.of({"labels": {"colors": label}, "where": "true or true -- all"}, 4, 33, {"colors": "digest"})
+    found = Expression.of("--where", question.condition, table.schema).evaluate(table)
+    assert found.to_pylist() == [True, False, label == "red", None]
