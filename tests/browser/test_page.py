@@ -378,6 +378,42 @@ def test_an_empty_dataset_is_said(open_page, tmp_path):
         shoot(page, "browse-empty")
 
 
+def test_a_dataset_that_is_being_read_is_said(browser, address):
+    context = browser.new_context(viewport={"width": 768, "height": 400})
+    page, answers = context.new_page(), [0.0, 0.41, 0.98]
+
+    def answer(route):
+        if answers:
+            fields = {"ready": False, "progress": answers.pop(0), "failure": "", "words": "loading", "name": "out"}
+            route.fulfill(json=fields)
+        else:
+            route.continue_()
+
+    page.route("**/api/state", answer)
+    page.goto(address)
+    page.get_by_text("Reading the dataset: 41").wait_for()
+    assert page.get_by_role("progressbar", name="Reading the dataset").is_visible()
+    shoot(page, "browse-loading")
+    page.get_by_text("34 rows.").wait_for()
+    assert not page.get_by_role("progressbar").is_visible()
+    page.route(
+        "**/api/state", lambda route: route.fulfill(json={"ready": False, "failure": "a part is gone", "name": "out"})
+    )
+    page.reload()
+    page.get_by_role("alert").filter(has_text="The dataset cannot be shown: a part is gone").wait_for()
+    context.close()
+
+
+def test_the_same_search_again_is_no_step_back(open_page, address):
+    page = open_page(address)
+    search(page, "a cat")
+    for _ in range(3):
+        page.get_by_role("button", name="Search", exact=True).click()
+        page.locator("#found[aria-busy=false]").wait_for()
+    page.go_back()
+    page.get_by_text("34 rows.").wait_for()
+
+
 def test_a_server_that_has_ended_is_said(open_page, tmp_path):
     rows = {"image_embedding": [[1.0, 0.0]], "d": 2}
     with serving(write_rows(tmp_path / "out", [rows])) as address:

@@ -106,7 +106,8 @@ const search = async (remember = true) => {
   if (!state.about || !state.about.ready) return;
   if (state.asking) state.asking.abort();
   const asking = (state.asking = new AbortController());
-  if (remember) history.pushState(remembered(), "");
+  const now = remembered();
+  if (remember && JSON.stringify(now) !== JSON.stringify(history.state)) history.pushState(now, "");
   const asked = (state.last = question());
   showQuestion();
   complain(null);
