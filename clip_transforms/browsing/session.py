@@ -71,9 +71,12 @@ class Session:
 
     def _read(self, part: str, shard: str, wanted: Sequence[Wanted]) -> Iterator[Picture]:
         """Read pictures of a part. What is lost is looked for once more, in case its source has changed."""
-        by_row = {one.row: one for one in wanted}
+        by_row, again = {one.row: one for one in wanted}, True
         for picture in self._sources.pictures(part, shard, wanted):
-            yield self._sources.picture(part, shard, by_row[picture.row]) if picture.lost else picture
+            if picture.lost and again:
+                picture = self._sources.picture(part, shard, by_row[picture.row])
+                again = not picture.lost  # else the source is as it was, and asking for each would take long
+            yield picture
 
     @property
     def loaded(self) -> Loaded:

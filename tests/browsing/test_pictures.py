@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from browse_client import HOSTILE, Client, loaded_session, make_dataset
-from conftest import make_folder, picture
+from conftest import make_folder, pair, picture, write_tar
 from PIL import Image
 
 from clip_transforms import embed_shards
@@ -81,6 +81,20 @@ def test_sources_that_are_gone_or_changed_are_named_and_come_back(tmp_path, spec
     assert [answer.json()["lost"] for answer in said[1:]] == ["vanished", "changed"]
     (tmp_path / "away.jpg").rename(folder / "000001.jpg")
     assert client.get("/picture/x/square/1").status == 200
+    session.close()
+
+
+def test_pictures_of_a_tar_that_was_packed_anew_are_found_at_their_new_places(tmp_path, spec):
+    members = [m for i in range(4) for m in pair(f"{i:06d}", i)]
+    shard = write_tar(tmp_path / "a.tar", members)
+    embed_shards(shard, tmp_path / "out", spec)
+    session = loaded_session(tmp_path / "out")
+    client = Client(session)
+    assert client.get("/picture/x/square/0").status == 200  # from here on the old places are known
+    write_tar(tmp_path / "a.tar", [(".hidden", b"x" * 5_000), *members])
+    session.answer({})  # a page, whose pictures are read together
+    assert [client.get(f"/picture/x/whole/{place}").status for place in range(4)] == [200] * 4
+    assert [client.get(f"/picture/x/square/{place}").status for place in range(4)] == [200] * 4
     session.close()
 
 
