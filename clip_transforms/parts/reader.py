@@ -126,7 +126,8 @@ def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -
 
 def open_part(uri: str) -> IO[bytes]:
     """Open a part for Arrow: on this machine as a file of Arrow's own, which needs no lock of the interpreter's."""
-    return pa.OSFile(storage.normalise(uri)) if storage.is_local(uri) else storage.open_input(uri)
+    path = storage.local_path(uri)
+    return storage.open_input(uri) if path is None else pa.OSFile(path)
 
 
 @contextlib.contextmanager

@@ -55,9 +55,12 @@ class Left:
             reason: name of their count.
             stays: bool [m], which of the rows that are left stay.
         """
+        before = self.counts.get(reason, np.zeros(len(self.tables), np.int64))
+        if stays.all():
+            return dataclasses.replace(self, counts={**self.counts, reason: before})
         left = dataclasses.replace(self, places=self.places[stays])
         dropped = np.diff(self.bounds) - np.diff(left.bounds)
-        return dataclasses.replace(left, counts={**self.counts, reason: self.counts.get(reason, 0) + dropped})
+        return dataclasses.replace(left, counts={**self.counts, reason: before + dropped})
 
     def of_each(self, values: np.ndarray) -> list[np.ndarray]:
         """Split an array with a value for each row that is left into those of each part."""
@@ -128,8 +131,7 @@ class Candidates:
         values = rank.drop_null().cast(pa.from_numpy_dtype(dtype)).to_numpy(zero_copy_only=False)
         if dtype.kind == "f":
             is_number = ~np.isnan(values)
-            left = left.keep("null", is_number)
-            values = values[is_number]
+            left, values = left.keep("null", is_number), values[is_number]
         return cls(left, values, ranked)
 
     @functools.cached_property

@@ -25,14 +25,16 @@ def ordered(values: np.ndarray) -> np.ndarray:
     Returns:
         uint32 or uint64 [n].
     """
-    unsigned = np.uint32 if values.dtype == np.float32 else np.uint64
-    sign = unsigned(1 << (8 * values.dtype.itemsize - 1))
+    unsigned, signed = (np.uint32, np.int32) if values.dtype == np.float32 else (np.uint64, np.int64)
+    width = 8 * values.dtype.itemsize
+    sign = unsigned(1 << (width - 1))
     if values.dtype.kind == "u":
         return values
     if values.dtype.kind == "i":
         return values.view(unsigned) ^ sign
-    bits = (values + values.dtype.type(0)).view(unsigned)
-    return np.where(bits & sign != 0, ~bits, bits | sign)
+    bits = (values + values.dtype.type(0)).view(signed)
+    turned = (bits >> signed(width - 1)).view(unsigned) | sign  # all bits of a negative number, else the sign
+    return bits.view(unsigned) ^ turned
 
 
 def value_of(key: int, dtype: np.dtype) -> float | int:

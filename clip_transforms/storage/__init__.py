@@ -29,6 +29,7 @@ from clip_transforms.storage.location import (
     filesystem,
     is_local,
     join,
+    local_path,
     normalise,
     refuse_secrets,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "list_folders",
     "list_matching",
     "local_copy",
+    "local_path",
     "make_folder",
     "names_in",
     "normalise",

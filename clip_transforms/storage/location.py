@@ -64,9 +64,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise StorageError(f"{uri} cannot be opened: {error or type(error).__name__}") from error
 
 
+def local_path(uri: str) -> str | None:
+    """Return the path of a URI on this machine; None if it is elsewhere."""
+    fs, path = filesystem(uri)
+    return path if isinstance(fs, LocalFileSystem) else None
+
+
 def is_local(uri: str) -> bool:
     """Return whether a URI is a path on this machine."""
-    return isinstance(filesystem(uri)[0], LocalFileSystem)
+    return local_path(uri) is not None
 
 
 def normalise(uri: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import os
@@ -27,6 +28,8 @@ _LACKING = {
     errno.EBADF,
     errno.EISDIR,
 }
+
+_AT_ONCE = 8  # files that are written at a time; a disk does their fsyncs together
 
 
 def make_folder(uri: str) -> None:
@@ -67,30 +70,43 @@ def commit_file(local: str, uri: str) -> None:
 
 
 def write_bytes(uri: str, data: bytes, scratch: str) -> None:
-    """Replace a small file as a whole; see `write_files`."""
-    write_files([(uri, data)], scratch)
+    """Replace a small file as a whole.
+
+    Args:
+        uri: URI of the file.
+        data: its new bytes.
+        scratch: URI of a folder on the same file system; if the process dies, a half-written file may be left there.
+    """
+    _fsync_folders([_write(uri, data, scratch)])
 
 
 def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -> None:
-    """Replace small files, each as a whole. Their folders are synced once, at the end.
+    """Replace small files, each as a whole, some at a time.
+
+    A file that waits for its fsync or upload holds up no other one, and their folder is synced once, at the end.
 
     Args:
-        files: (URI, new bytes) of each.
-        scratch: URI of a folder on the same file system; if the process dies, a half-written file may be left there.
+        files: (URI, new bytes) of each; the next ones are made while the former are written.
+        scratch: as of `write_bytes`.
     """
-    folders = set()
-    for uri, data in files:
-        handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            with _optional():  # on exFAT, say, the mount decides who may read
-                os.chmod(local, 0o644)
-            folders.add(_move(local, uri))
-        except BaseException:
-            Path(local).unlink(missing_ok=True)
-            raise
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        writes = [pool.submit(_write, uri, data, scratch) for uri, data in files]
+        folders = {write.result() for write in writes}
     _fsync_folders(folders)
+
+
+def _write(uri: str, data: bytes | memoryview, scratch: str) -> str | None:
+    """Replace a file as `_move` does."""
+    handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        with _optional():  # on exFAT, say, the mount decides who may read
+            os.chmod(local, 0o644)
+        return _move(local, uri)
+    except BaseException:
+        Path(local).unlink(missing_ok=True)
+        raise
 
 
 def _move(local: str, uri: str) -> str | None:
