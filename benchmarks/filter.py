@@ -9,7 +9,6 @@ all of them.
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -49,9 +48,8 @@ def main() -> None:
         print(f"{os.cpu_count()} cores; {parts * ROWS_A_PART:,} rows in {parts:,} parts", flush=True)
         cut = _ratio(lambda: find_cut(whole), lambda: duckdb.execute(QUANTILE.format(whole, 1 - FRACTION)).fetchall())
         print(f"top fraction: {cut} of DuckDB's quantile", flush=True)
-        kept = Path(folder) / "kept"
         where = _ratio(
-            lambda: _where(whole, kept), lambda: duckdb.execute(JOIN.format(whole, f"{folder}/kept.parquet"))
+            lambda: _where(whole, folder), lambda: duckdb.execute(JOIN.format(whole, f"{folder}/kept.parquet"))
         )
         print(f"--where, selection written: {where} of DuckDB's join", flush=True)
         few, many = (_peak(path) for path in (tenth, whole))
@@ -69,9 +67,9 @@ def find_cut(dataset: str) -> dict:
         return state.described(np.dtype(np.float32))
 
 
-def _where(dataset: str, kept: Path) -> int:
-    shutil.rmtree(kept, ignore_errors=True)
-    return filter_embeddings(dataset, kept, where=WHERE)["counts"]["kept"]
+def _where(dataset: str, folder: str) -> int:
+    # A new output in each round: ext4 makes files slowly in the seconds after many were removed.
+    return filter_embeddings(dataset, tempfile.mkdtemp(dir=folder), where=WHERE)["counts"]["kept"]
 
 
 def _ratio(ours: Callable, theirs: Callable) -> str:

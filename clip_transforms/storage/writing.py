@@ -8,8 +8,9 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -29,6 +30,7 @@ _LACKING = {
     errno.EISDIR,
 }
 
+_T = TypeVar("_T")
 _AT_ONCE = 8  # files that are written at a time; a disk does their fsyncs together
 
 
@@ -77,7 +79,7 @@ def write_bytes(uri: str, data: bytes, scratch: str) -> None:
         data: its new bytes.
         scratch: URI of a folder on the same file system; if the process dies, a half-written file may be left there.
     """
-    _fsync_folders([_write(uri, data, scratch)])
+    _write(uri, data, scratch, commit_file)
 
 
 def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -> None:
@@ -90,20 +92,20 @@ def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -
         scratch: as of `write_bytes`.
     """
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-        writes = [pool.submit(_write, uri, data, scratch) for uri, data in files]
+        writes = [pool.submit(_write, uri, data, scratch, _move) for uri, data in files]
         folders = {write.result() for write in writes}
     _fsync_folders(folders)
 
 
-def _write(uri: str, data: bytes | memoryview, scratch: str) -> str | None:
-    """Replace a file as `_move` does."""
+def _write(uri: str, data: bytes | memoryview, scratch: str, commit: Callable[[str, str], _T]) -> _T:
+    """Replace a file as `commit` does, which is `commit_file` or `_move`, and return what it returns."""
     handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         with _optional():  # on exFAT, say, the mount decides who may read
             os.chmod(local, 0o644)
-        return _move(local, uri)
+        return commit(local, uri)
     except BaseException:
         Path(local).unlink(missing_ok=True)
         raise

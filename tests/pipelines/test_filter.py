@@ -133,24 +133,32 @@ def test_the_bytes_do_not_depend_on_how_parts_are_grouped(dataset, reference, tm
     assert files(tmp_path / "kept") == reference
 
 
+def test_labels_are_compared_by_name_whatever_class_a_part_met_first(tmp_path):
+    """Each part has a dictionary of its own; parts that are done together share a query."""
+    labels = [["cat", "dog", "cat"], ["dog", None, "cat", "dog"], [], ["dog"], [None], ["cat"]]
+    made = write(tmp_path / "out", [[0.5] * len(of) for of in labels], labels)
+    filter_embeddings(made, tmp_path / "kept", where="animals.label = 'dog' and length(animals.label) = 3")
+    assert kept(tmp_path / "kept") == [(0, 1), (1, 0), (1, 3), (3, 0)]
+
+
 @pytest.mark.parametrize("at", range(1, 8))
 def test_whatever_file_it_was_killed_at_the_next_run_ends_with_the_same_bytes(
     dataset, reference, tmp_path, monkeypatch, at
 ):
     from clip_transforms.storage import writing
 
-    real, count = writing.commit_file, [0]
+    real, count = writing._move, [0]
 
     class Killed(BaseException):
         pass
 
-    def commit(local, uri):
+    def move(local, uri):
         count[0] += 1
-        if count[0] == at and "_temporary" not in uri:
+        if count[0] >= at and "_temporary" not in uri:
             raise Killed
-        real(local, uri)
+        return real(local, uri)
 
-    monkeypatch.setattr(writing, "commit_file", commit)
+    monkeypatch.setattr(writing, "_move", move)
     try:
         filter_embeddings(dataset, tmp_path / "kept", **CONDITIONS)
     except Killed:
