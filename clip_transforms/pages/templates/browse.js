@@ -372,9 +372,14 @@ const begin = async () => {
   followWords();
 };
 const followWords = async () => {
-  while (state.about.words === "loading") {
-    await new Promise((resolve) => setTimeout(resolve, 1000));
-    state.about.words = (await (await ask("/api/state")).json()).words;
+  try {
+    while (state.about.words === "loading") {
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      state.about.words = (await (await ask("/api/state")).json()).words;
+    }
+  } catch (error) {
+    complain(error);
+    return;
   }
   if (state.about.words !== "ready") element("how").textContent = "Words and pictures cannot be searched for: " + state.about.words;
 };
