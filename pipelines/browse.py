@@ -127,6 +127,8 @@ def _started(plan: BrowsePlan, address: Address, opens: bool) -> None:
     rows = counted(sum(plan.dataset.rows.values()), "row")
     say(f"{plan.dataset.uri}: {rows}")
     say(f"{address.url} (Ctrl-C ends it)")
+    if not address.is_usual:
+        say(f"note: port {PORT} is in use, perhaps by another page of browse, so this one has another port")
     if not address.is_local:
         say("note: whoever has this address with its token can see the pictures; it is not encrypted")
     if opens and _has_a_screen():

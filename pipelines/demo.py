@@ -119,4 +119,6 @@ def main(argv: Sequence[str]) -> int:
     say("Next, try your own images: a folder (with captions in .txt files beside them), .tar or .parquet files.")
     say("Write the words to label them with into my_words.txt, one per line, then run:\n")
     say(f"  {python} -m pipelines.embed --input ~/Pictures --output out --model ViT-B/32 --taxonomy my_words.txt")
+    say("\nTo search in what the demo has made, on a page in your browser:\n")
+    say(f"  {python} -m pipelines.browse --input demo/out")
     return DONE

@@ -45,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
     for line in [*plan.lines, *warnings_of(plan, beam_options)]:
         say(line)
     if settings.model.model == DEMO:
-        say("note: the demo model knows 8 shapes and 6 colours and no other words; for real pictures use ViT-B/32")
+        say(
+            "note: the demo model knows only drawings like those of `make demo` and their words; for photos use --model "
+            "ViT-B/32"
+        )
     if options.report:
         check_report(options.report, plan)
     if options.dry_run:

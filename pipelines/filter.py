@@ -71,6 +71,6 @@ def _lines(output: str, content: Mapping[str, Any]) -> list[str]:
     elif "top_fraction" in asked and cut["n"]:
         lines.append(
             f"note: --top_fraction {asked['top_fraction']} reaches into the {cut['n'] - cut['values']:,} rows without "
-            "a value; every row with a value stays"
+            f"a value of {by}; every row with a value stays"
         )
     return lines

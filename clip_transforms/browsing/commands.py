@@ -39,7 +39,9 @@ def _needs_against(loaded: Loaded) -> bool:
 def _query(loaded: Loaded, question: Question) -> list[str]:
     if question.like is not None:
         return _flag("--like", sample_name(loaded, question.like))
-    return _flag("--text", question.text) if question.text else _flag("--image", question.picture or "FILE")
+    # A browser tells the name of a file, and never its folder.
+    picture = f"PATH/{question.picture}" if question.picture else "FILE"
+    return _flag("--text", question.text) if question.text else _flag("--image", picture)
 
 
 def _quoted(word: str) -> str:

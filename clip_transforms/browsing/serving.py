@@ -26,6 +26,7 @@ class Address:
     Attributes:
         socket: the open port.
         token: what whoever opens the page must know; empty for nothing.
+        is_usual: whether the port is PORT, or the one that was asked for.
     """
 
     def __init__(self, host: str, port: int | None, with_token: bool):
@@ -42,6 +43,7 @@ class Address:
         if port is not None and not 0 <= port < 65_536:
             raise ServeError(f"--port is {port}, but it must be 1 to 65535, or 0 for any that is free")
         self.socket = _open(host, port)
+        self.is_usual = port is not None or self.socket.getsockname()[1] == PORT
         self.token = secrets.token_urlsafe(24) if with_token or not self.is_local else ""
 
     @property

@@ -71,7 +71,7 @@ def inspect_dataset(uri: str) -> Inspected:
     if not complete:
         again = run.get("command") or []
         return Inspected("a dataset", facts, (shlex.join(again) or "the same embed command again goes on",))
-    further = [command("report", "--input", uri)]
+    further = [command("browse", "--input", uri), command("report", "--input", uri)]
     further += [command("filter", "--input", uri, "--output", f"{uri}-kept", "--top_fraction", "0.3")]
     return Inspected("a dataset", facts, tuple(further))
 

@@ -73,9 +73,10 @@ def test_a_dropped_picture_finds_what_search_finds(made, client, tmp_path):
     answer = client.search(vector=vector, picture="dropped.jpg", rows=ALL)
     found = search_embeddings(made / "out", image=tmp_path / "dropped.jpg", top_k=ALL).to_pylist()
     assert keys(answer) == [row["key"] for row in found]
-    assert {row["key"] for row in answer["rows"][:2]} == {"000005", "000005.jpg"} and "--image dropped.jpg" in answer[
-        "command"
-    ]
+    assert {row["key"] for row in answer["rows"][:2]} == {
+        "000005",
+        "000005.jpg",
+    } and "--image PATH/dropped.jpg" in answer["command"]
 
 
 def test_more_like_a_sample_finds_what_search_finds_and_itself_first(made, client):

@@ -687,7 +687,7 @@ def test_wrong_types_are_named(dataset, conditions, said):
         (["--top_count", "50"], "note: --top_count 50 is more than there are; every row"),
         (
             ["--top_fraction", "1"],
-            "note: --top_fraction 1.0 reaches into the 2 rows without a value; every row",
+            "note: --top_fraction 1.0 reaches into the 2 rows without a value of clip_score; every row",
         ),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_dataset_says_who_made_it_what_it_holds_and_whether_it_is_whole(place,
     assert what == "a dataset" and found["state"] == "complete" and found["labels"] == "animals"
     assert found["made by"] == "embed with none" and found["shards"] == str(place / "0.tar")
     assert found["rows"] == "8 rows in 1 part: 8 images, 8 captions"
-    assert further[0] == f"python -m pipelines.report --input {place}/out"
+    assert further[0] == f"python -m pipelines.browse --input {place}/out"
     shutil.copytree(place / "out", tmp_path / "out")
     (tmp_path / "out" / "_SUCCESS").unlink()
     assert facts(tmp_path / "out")[1]["state"] == "not complete: a run was killed, or is at work"
