@@ -291,7 +291,7 @@ def slow_commits():
 @pytest.fixture(scope="session")
 def service(slow_commits):
     """The flags of one job service and worker pool for all tests, as for many jobs of a real one."""
-    from test_runners import portable
+    from servers import portable
 
     with portable(slow_commits) as flags:
         yield flags

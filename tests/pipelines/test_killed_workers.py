@@ -10,7 +10,8 @@ import time
 import pytest
 from conftest import ROOT, command, files_of, make_tar
 from forked import Process, run
-from test_runners import TWO_PROCESSES, alive, children, portable, wait_for
+from servers import portable, wait_for
+from test_runners import TWO_PROCESSES, alive, children
 
 from pipelines import launch
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
 from forked import Process
-from test_runners import alive, assert_same, children, wait_for
+from servers import wait_for
+from test_runners import alive, assert_same, children
 
 from clip_transforms.run import child, processes
 from clip_transforms.run.embed_units import PROGRESS

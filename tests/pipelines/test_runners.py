@@ -1,13 +1,9 @@
 """The same dataset on every runner that this machine can start; nothing large crosses a stage; workers end in time."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
 
 import apache_beam as beam
 import numpy as np
@@ -17,82 +13,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, rows_of, write_tar
 from forked import Process
+from servers import wait_for
 
 from clip_transforms import ClipSpec, EmbedShards, LabelEmbeddings, Taxonomy
 from pipelines.embed import main as embed
-
-# Beam's servers listen on every interface; a test's server must listen on loopback alone.
-LOOPBACK = """
-import grpc, runpy, sys
-start = grpc.server
-def server(*args, **kwargs):
-    made = start(*args, **kwargs)
-    add = made.add_insecure_port
-    made.add_insecure_port = lambda address: add(address.replace("[::]", "127.0.0.1"))
-    return made
-grpc.server = server
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@contextlib.contextmanager
-def server(module, *argv, env):
-    """A server of Beam's as a process of its own, ended by its own handle, with all that it started."""
-    env = env | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    process = Process(
-        "-c",
-        LOOPBACK,
-        module,
-        *argv,
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-
-
-@contextlib.contextmanager
-def portable(env=os.environ):
-    """The flags of PortableRunner against a job service and an external worker pool."""
-    jobs, pool = free_port(), free_port()
-    with (
-        server("apache_beam.runners.portability.local_job_service_main", f"--job_port={jobs}", env=env),
-        server("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool}", env=env),
-    ):
-        wait_for(lambda: answers(jobs) and answers(pool), 60)
-        yield [
-            "--runner=PortableRunner",
-            f"--job_endpoint=localhost:{jobs}",
-            "--environment_type=EXTERNAL",
-            f"--environment_config=localhost:{pool}",
-        ]
-
-
-def wait_for(condition, seconds):
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"nothing after {seconds} s")
 
 
 def kill_when(condition, module, argv, env):
