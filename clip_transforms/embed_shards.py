@@ -19,7 +19,7 @@ from clip_transforms.run.end import write_run
 from clip_transforms.run.job import Job
 from clip_transforms.run.plan import RunPlan, plan_run
 from clip_transforms.run.processes import count_processes, embed_in_processes
-from clip_transforms.run.run_folder import RunFolder
+from clip_transforms.run.run_folder import RunFolder, mark_begun
 from clip_transforms.run.settings import Settings
 from clip_transforms.run.summary import PartResult, RunSummary
 from clip_transforms.workers.lifetime import end_with
@@ -140,9 +140,10 @@ class EmbedShards(beam.PTransform):
         plan = self._made_plan(here=is_direct(options))
         processes = _processes_of(plan) if in_process(options) else 1
         workers = max(processes, workers_of(options))
-        job, self.run_folder = begin_run(plan, workers, self._command, not is_direct(options))
+        detached = not is_direct(options)
+        job, self.run_folder = begin_run(plan, workers, self._command, detached)
         self.run = job.run
-        classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job))
+        classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job, detached))
         start = pipeline | "Plan" >> beam.Create([job.plan_uri])
         embed: beam.DoFn
         if processes > 1:
@@ -174,10 +175,12 @@ def _embed_tasks(job: Job, classes: Mapping[str, str]) -> Iterator[PartResult]:
 class _EmbedClasses(beam.DoFn):
     """Plan URI → {taxonomy: URI of its class embeddings}, one element."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, job: Job, detached: bool):
+        self._job, self._detached = job, detached
 
     def process(self, _: str) -> Iterator[dict[str, str]]:
+        if self._detached:
+            mark_begun(self._job.folder)
         yield embed_run_classes(self._job)
 
 

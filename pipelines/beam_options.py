@@ -81,6 +81,21 @@ def _parser_of(classes: Sequence[type[PipelineOptions]]) -> argparse.ArgumentPar
     return parser
 
 
+def check_runner(name: str | None) -> None:
+    """Refuse a runner that is known to lose data.
+
+    Args:
+        name: value of `--runner`; None for the default.
+    Raises:
+        UsageError: naming the reason and the way out.
+    """
+    if (name or "").rpartition(".")[2].lower() == "daskrunner":
+        raise UsageError(
+            f"--runner is {name}, but Beam's DaskRunner drops elements and outputs without an error, so a run would "
+            "not be whole; omit --runner and let each Dask task do a share with --units, or take another runner"
+        )
+
+
 def check_beam_options(options: PipelineOptions, runner: Any) -> None:
     """Refuse values that are certain to fail, before anything is planned.
 

@@ -28,15 +28,17 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clip_transforms.workers.lifetime import how_it_ended
 from clip_transforms.workers.runner import in_process, is_direct
-from pipelines.beam_options import check_beam_options
+from pipelines.beam_options import check_beam_options, check_runner
 from pipelines.beam_worker import print_no_tracebacks
 from pipelines.command import FAILED, end_after_run, end_before_start
 from pipelines.command_line import UsageError
-from pipelines.terminal import complain, on_signals, silence, tracebacks_are_wanted
+from pipelines.terminal import DROPPED, complain, on_signals, silence, tracebacks_are_wanted
+from pipelines.waiting import no_silent_wait
 
 GO_ON = "what is committed stays; the same command goes on from there"
 # Errors whose sentence ends with the way out: with them the same command would fail again, or must not go on.
 _HAS_A_CURE = re.compile(r"clip_transforms[\w.]*\.(Expression|Selection|RowFile|Dataset|Output)Error: ")
+_POINTS_BACK = "Check prior failing response"  # Prism may ask again for a bundle that failed, and report that answer
 _DEATH_SECONDS = 1.0  # until Beam's thread that waits for a dead worker says so
 _PATIENCE_SECONDS = 10.0  # until a run whose worker died is ended
 _DETACHED = "the job goes on without this command and writes run.json at its end"
@@ -52,6 +54,7 @@ def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
     """
     _check_temporary_folder()
     standard = options.view_as(StandardOptions)
+    check_runner(standard.runner)
     if is_direct(options):
         standard.runner = "FnApiRunner"
     logging.disable(logging.WARNING)  # Beam's refusal repeats its warnings
@@ -87,7 +90,6 @@ class _FnApiRunner(FnApiRunner):
 
     def run_via_runner_api(self, pipeline_proto: Any, options: PipelineOptions) -> Any:
         """Replace the command of the worker processes."""
-        print_no_tracebacks()  # in workers that are threads of this process
         command = f"exec {shlex.quote(sys.executable)} -m pipelines.beam_worker {os.getpid()}"
         environment = SubprocessSDKEnvironment.from_command_string(command)
         for proto in pipeline_proto.components.environments.values():
@@ -108,6 +110,7 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
         ValueError: if another run began on the same output. Nothing was started then.
     """
     detached, result = not is_direct(pipeline.options), None
+    print_no_tracebacks()  # in workers that are threads of this process, as with LOOPBACK
 
     def clean_up() -> None:
         if not detached:
@@ -117,7 +120,9 @@ def launch(pipeline: beam.Pipeline, transform: Any) -> bool:
         separate = not detached and not in_process(pipeline.options)
         with end_at_signals(_DETACHED if detached else GO_ON, clean_up), _watch_workers(clean_up, separate):
             result = start(pipeline, transform)
-            result.wait_until_finish()
+            waits = no_silent_wait(transform.run_folder.uri, pipeline.options) if detached else contextlib.nullcontext()
+            with waits:
+                result.wait_until_finish()
         return True
     except Exception as error:  # whatever ended the run, its reason becomes one line
         if isinstance(error, (ValueError, OSError)) and transform.run_folder is None:
@@ -157,22 +162,29 @@ def _end(transform: Any) -> None:
 def failed(error: BaseException, go_on: str = GO_ON) -> bool:
     """Say why a run failed, in one line; always False."""
     named = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
-    complain(f"the run failed: {_cause(error)}{'' if _HAS_A_CURE.search(named) else f'; {go_on}'}")
+    complain(f"the run failed: {_cause_of_run(error)}{'' if _HAS_A_CURE.search(named) else f'; {go_on}'}")
     if tracebacks_are_wanted():
         raise error
     return False
 
 
-def _cause(error: BaseException) -> str:
-    """Return the line that says what went wrong: the last one, because a worker's traceback comes before it."""
-    text = str(error).strip()
+def _cause_of_run(error: BaseException) -> str:
+    """Return the line that says what went wrong; if Beam's error only points at an earlier one, that of this one."""
+    cause = _cause(str(error)) or type(error).__name__
+    earlier = map(_cause, DROPPED if _POINTS_BACK in cause else ())
+    return next((other for other in earlier if other and _POINTS_BACK not in other), cause)
+
+
+def _cause(text: str) -> str:
+    """Return the line of an error that says what went wrong: the last one, since a worker's traceback comes before."""
+    text = text.strip()
     if found := re.search(r'^\s*details = "(.*)"$', text, re.MULTILINE):  # the last line of gRPC's text is a bracket
         return found[1]
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[while running")]
     said = re.sub(r"\s*\[while running '.*'\]$", "", lines[-1].strip()) if lines else ""  # Beam's step, not the cause
     if "Traceback (most recent call last)" in text:
         said = re.sub(r"^([\w.]+(Error|Exception): )+(?=.)", "", said)  # class names, the outermost first
-    return said or type(error).__name__
+    return said
 
 
 def _children() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 _LOUD = ("warning: ", "not complete: ")  # lines that `--quiet` prints all the same
+DROPPED: collections.deque[str] = collections.deque(maxlen=20)  # the last errors that were logged and not shown
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -108,8 +110,15 @@ def tracebacks_are_wanted() -> bool:
 
 
 def _no_error_of_beam(record: logging.LogRecord) -> bool:
-    """Drop errors that Beam and gRPC log: the run then fails and says why in one line."""
-    return record.levelno < logging.ERROR or record.name.partition(".")[0] not in ("apache_beam", "grpc")
+    """Drop errors that Beam, gRPC or a job service log: the run then fails and says why in one line.
+
+    Beam logs what a job service says, such as Flink's Java traceback, under no name of its own.
+    """
+    of_beam = record.name.partition(".")[0] in ("apache_beam", "grpc") or record.module == "portable_runner"
+    if record.levelno < logging.ERROR or not of_beam:
+        return True
+    DROPPED.append(record.getMessage())
+    return False
 
 
 def _only_message(record: logging.LogRecord) -> bool:

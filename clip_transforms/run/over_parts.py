@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from clip_transforms import storage
 from clip_transforms.parts.counts import add
 from clip_transforms.run.beam import beam
-from clip_transforms.run.run_folder import RunFolder, new_run_id, remove_run_folder, writing
+from clip_transforms.run.run_folder import RunFolder, mark_begun, new_run_id, remove_run_folder, writing
 from clip_transforms.workers.lifetime import end_with
 from clip_transforms.workers.machine import cores
 from clip_transforms.workers.runner import is_direct
@@ -208,8 +208,11 @@ class OverParts(beam.PTransform):
 
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection:
         """Begin the run, and wire a chain of its steps."""
-        run = self.begin_run(self._make_plan(), detached=not is_direct(pipeline.pipeline.options))
+        detached = not is_direct(pipeline.pipeline.options)
+        run = self.begin_run(self._make_plan(), detached)
         state = pipeline | beam.Create([None])
+        if detached:
+            state = state | "Begin" >> beam.Map(lambda _: mark_begun(run.folder))
         for number, step in enumerate(run.work.steps):
             results = (
                 state

@@ -18,6 +18,7 @@ from clip_transforms import storage
 
 _WEEK = 7 * 24 * 3600
 _LOCK, _DETACHED = "lock", "detached"
+BEGUN = "begun"  # the mark that the first worker of a detached run leaves in the run's folder
 _HELD = {errno.EAGAIN, errno.EACCES}  # answers if somebody else has the lock; EACCES is that of CIFS and of old NFS
 # Answers of file systems without locks, such as Lustre without `-o flock`, some NFS and FUSE mounts.
 _NO_LOCKS = {
@@ -218,6 +219,14 @@ def remove_run_folder(uri: str) -> None:
             os.rmdir(storage.normalise(parent))
     elif not any(storage.names_in(parent)):
         storage.remove(parent)
+
+
+def mark_begun(uri: str) -> None:
+    """Leave the mark in a run's folder by which its launcher, perhaps on another machine, sees that a worker has begun.
+
+    Only a step that the end of the run waits for may do this, or the mark could come when the folder has been removed.
+    """
+    storage.write_bytes(storage.join(uri, BEGUN), b"", uri)
 
 
 def remove_if_empty(uri: str) -> None:

@@ -210,7 +210,17 @@ RuntimeError: clip.StorageError: out/x cannot be written to: disk full [while ru
     ids=["gRPC", "a worker's traceback", "a step", "lines", "nothing"],
 )
 def test_the_cause_of_a_failure_is_one_line(error, cause):
-    assert launch._cause(error) == cause
+    assert launch._cause_of_run(error) == cause
+
+
+def test_an_error_that_points_at_an_earlier_one_gives_way_to_it(monkeypatch):
+    """Prism asks again for a bundle that has failed, and sometimes it is this answer that ends the job."""
+    again = "Bundle processing associated with i1 has failed. Check prior failing response and attached exception for"
+    monkeypatch.setattr(launch, "DROPPED", [f"bundle i1 failed: {again} details.", f"bundle i1 failed:{WORKER}"])
+    assert launch._cause_of_run(RuntimeError(f"{again} details.")) == "out/x cannot be written to: disk full"
+    assert launch._cause_of_run(RuntimeError(WORKER.replace("disk full", "quota"))).endswith("to: quota")
+    monkeypatch.setattr(launch, "DROPPED", [])
+    assert launch._cause_of_run(RuntimeError(again)) == again
 
 
 @pytest.mark.slow  # three runs with two worker processes each

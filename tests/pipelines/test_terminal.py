@@ -108,6 +108,18 @@ def test_a_workers_warning_is_its_message_alone():
     assert terminal._only_message(ours) and ours.getMessage() == "out has no _SUCCESS"
 
 
+def test_what_a_job_service_says_of_an_error_is_dropped_and_its_warnings_are_not():
+    """Beam logs it on the root logger. Flink's errors are Java tracebacks, before the one line that says why."""
+
+    def record(level, module):
+        path = f"/site-packages/apache_beam/runners/portability/{module}.py"
+        return logging.LogRecord("root", level, path, 540, "%s", ("ProgramInvocationException",), None)
+
+    assert not terminal._no_error_of_beam(record(logging.ERROR, "portable_runner"))
+    assert terminal._no_error_of_beam(record(logging.WARNING, "portable_runner"))
+    assert terminal._no_error_of_beam(record(logging.ERROR, "other"))
+
+
 @pytest.mark.parametrize("name", ["DirectRunner", "fnapirunner", "SwitchingDirectRunner"])
 def test_every_runner_of_this_process_is_the_one_whose_workers_end_with_it(name):
     pipeline = launch.make_pipeline(PipelineOptions(["--runner", name]))

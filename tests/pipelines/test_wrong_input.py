@@ -54,6 +54,7 @@ CASES = {
     "no endpoint": ([*GOOD, "--runner", "PortableRunner"], ["--job_endpoint is missing", "host:port"]),
     "half an endpoint": ([*GOOD, *PORTABLE, "localhost"], ["--job_endpoint is 'localhost'", "host:port"]),
     "nobody at the endpoint": ([*GOOD, *PORTABLE, "127.0.0.1:1"], ["is 127.0.0.1:1, but it cannot be reached"]),
+    "a runner that loses data": ([*GOOD, "--runner", "DaskRunner"], ["--runner is DaskRunner", "drops", "--units"]),
     "no module of that runner": ([*GOOD, "--runner", "nope.Nope"], ["Beam refuses", "nope"]),
     "batch size": ([*GOOD, "--batch_size", "-2"], ["--batch_size is -2", "1 or more"]),
     "top labels": ([*GOOD, "--top_labels", "-1"], ["--top_labels is -1", "1 or more"]),
