@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
         say(line)
     if settings.model.model == DEMO:
         say(
-            "note: the demo model knows only drawings like those of `make demo` and their words; for photos use --model "
-            "ViT-B/32"
+            "note: the demo model knows only drawings like those of `make demo` and their words; for photos use "
+            "--model ViT-B/32"
         )
     if options.report:
         check_report(options.report, plan)
