@@ -13,7 +13,7 @@ import sys
 import tempfile
 from typing import Any, NoReturn
 
-from pipelines.terminal import complain, on_signals, open_streams, plain_logs, printable
+from pipelines.terminal import complain, on_signals, open_streams, plain_logs, plain_threads, printable
 
 DONE, FAILED, WRONG, INCOMPLETE = 0, 1, 2, 3
 
@@ -44,6 +44,7 @@ def _prepare() -> None:
 def _run(module: str) -> NoReturn:
     main = importlib.import_module(module).main
     plain_logs()
+    plain_threads()
     try:
         code = main(sys.argv[1:])
     except ValueError as error:

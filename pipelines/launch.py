@@ -12,10 +12,8 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, cast
 
 import apache_beam as beam
@@ -32,7 +30,7 @@ from pipelines.beam_options import check_beam_options, check_runner
 from pipelines.beam_worker import print_no_tracebacks
 from pipelines.command import FAILED, end_after_run, end_before_start
 from pipelines.command_line import UsageError
-from pipelines.terminal import DROPPED, complain, on_signals, silence, tracebacks_are_wanted
+from pipelines.terminal import DROPPED, complain, is_of_beam, on_signals, silence, tracebacks_are_wanted
 from pipelines.waiting import no_silent_wait
 
 GO_ON = "what is committed stays; the same command goes on from there"
@@ -237,7 +235,7 @@ def _watch_workers(clean_up: Callable[[], None], separate: bool) -> Iterator[Non
     ended = threading.Event()
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        if tracebacks_are_wanted() or not _is_beams(args.exc_traceback):
+        if tracebacks_are_wanted() or not is_of_beam(args.exc_traceback):
             before(args)
         if found := re.fullmatch(r"Worker subprocess exited with return code (-?\d+)", str(args.exc_value)):
             deaths.put(_obituary(int(found[1])))
@@ -260,12 +258,6 @@ def _watch_workers(clean_up: Callable[[], None], separate: bool) -> Iterator[Non
 def _obituary(code: int) -> str:
     cure = " (if memory ran out: fewer --direct_num_workers need less)" if code == -signal.SIGKILL else ""
     return f"one of Beam's worker processes {how_it_ended(code)}{cure}"
-
-
-def _is_beams(trace: TracebackType | None) -> bool:
-    """Whether an error came out of Beam or gRPC."""
-    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)]
-    return any(name.partition(".")[0] in ("apache_beam", "grpc") for name in names)
 
 
 def _end_now(sentence: str, clean_up: Callable[[], None]) -> NoReturn:

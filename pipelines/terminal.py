@@ -9,7 +9,10 @@ import os
 import re
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 _LOUD = ("warning: ", "not complete: ")  # lines that `--quiet` prints all the same
@@ -102,6 +105,23 @@ def plain_logs() -> None:
         handler.addFilter(_only_message)
         if not tracebacks_are_wanted():
             handler.addFilter(_no_error_of_beam)
+
+
+def plain_threads() -> None:
+    """Print no traceback of a thread of Beam's or gRPC's. It may die after the run, as when a job service hangs up."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if tracebacks_are_wanted() or not is_of_beam(args.exc_traceback):
+            before(args)
+
+    threading.excepthook = hook
+
+
+def is_of_beam(trace: TracebackType | None) -> bool:
+    """Return whether an error came out of Beam or gRPC."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)]
+    return any(name.partition(".")[0] in ("apache_beam", "grpc") for name in names)
 
 
 def tracebacks_are_wanted() -> bool:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, command, make_tar, rows_of
-from forked import Process
+from forked import Process, run
 
 from pipelines import launch, terminal
 
@@ -118,6 +118,24 @@ def test_what_a_job_service_says_of_an_error_is_dropped_and_its_warnings_are_not
     assert not terminal._no_error_of_beam(record(logging.ERROR, "portable_runner"))
     assert terminal._no_error_of_beam(record(logging.WARNING, "portable_runner"))
     assert terminal._no_error_of_beam(record(logging.ERROR, "other"))
+
+
+THREADS = """
+import threading
+from pipelines import terminal
+terminal.plain_threads()
+for name in ("grpc._channel", "clip_transforms.engine"):
+    module = {"__name__": name}
+    exec("def run(): raise RuntimeError('a thread of ' + __name__)", module)
+    thread = threading.Thread(target=module["run"])
+    thread.start()
+    thread.join()
+"""
+
+
+def test_only_threads_of_ours_print_why_they_died():
+    done = run("-c", THREADS, timeout=60)
+    assert "a thread of clip_transforms.engine" in done.stderr and "grpc" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["DirectRunner", "fnapirunner", "SwitchingDirectRunner"])
