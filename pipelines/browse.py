@@ -21,7 +21,7 @@ from clip_transforms.browsing.session import Session
 from clip_transforms.parts.counts import counted
 from clip_transforms.select.searched import AGAINST
 from pipelines.command import DONE
-from pipelines.command_line import CommandParser, UsageError, meant_instead, nearest
+from pipelines.command_line import CommandParser, UsageError, add_allow_uri, meant_instead, nearest
 from pipelines.terminal import complain, on_signals, say
 
 _HOST = "127.0.0.1"
@@ -48,15 +48,7 @@ def browse_parser() -> CommandParser:
         help="rows to show: a folder that filter or deduplicate wrote, or a file, as for the other commands (default: "
         "all rows)",
     )
-    add(
-        "--allow_uri",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="URI",
-        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
-        "embedded; https:// stands for every public host",
-    )
+    add_allow_uri(parser)
     parser.to("model")("--model", help="checkpoint of the dataset, if it was moved since")
     parser.to("method")(
         "--against",
@@ -90,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         index=options.index,
         against=options.against,
         selection=options.selection,
-        allow_uri=options.allow_uri,
+        allow_uri=options.allow_uri or (),
         model=options.model,
         cache=options.cache,
     )

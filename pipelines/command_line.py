@@ -113,6 +113,18 @@ class _HelpFormatter(argparse.HelpFormatter):
         )
 
 
+def add_allow_uri(parser: CommandParser, what_for: str = "") -> None:
+    """Give a command that reads pictures again the flag `--allow_uri`; `what_for` says which pictures, if not all."""
+    parser.to("input")(
+        "--allow_uri",
+        action="extend",
+        nargs="+",
+        metavar="URI",
+        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
+        f"embedded{what_for}; https:// stands for every public host",
+    )
+
+
 def add_quiet(parser: CommandParser) -> None:
     """Give a command the flag `--quiet`."""
     parser.to("output")(
@@ -156,8 +168,9 @@ def meant_instead(flag: str, ours: Collection[str]) -> str:
 def nearest(flag: str, known: Iterable[str]) -> str:
     """Return advice for a flag that is perhaps misspelt: the most similar of the known flags, or an empty text."""
     other_programs = {name for names in _SYNONYMS.values() for name in names}
-    near = [] if _name(flag) in other_programs else difflib.get_close_matches(flag, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    names = {_name(of): of for of in known}  # the dashes are alike in all flags
+    near = [] if _name(flag) in other_programs else difflib.get_close_matches(_name(flag), names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else ""
 
 
 def _name(flag: str) -> str:

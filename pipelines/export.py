@@ -14,7 +14,7 @@ from clip_transforms.export_embeddings import ExportEmbeddings, ExportPlan, plan
 from clip_transforms.exports.left_out import NAME as LEFT_OUT
 from clip_transforms.exports.plan import LAYOUTS, MODALITY, SAMPLES_PER_SHARD
 from clip_transforms.parts.counts import counted
-from pipelines.command_line import CommandParser, UsageError
+from pipelines.command_line import CommandParser, UsageError, add_allow_uri
 from pipelines.over_dataset import dataset_parser, run_over_dataset
 
 _FILES = {"webdataset": "tar", "faiss": "index", "lance": "table"}
@@ -31,14 +31,7 @@ def export_parser() -> CommandParser:
             "--input out --output vectors --as npy --modality image",
         ],
     )
-    parser.to("input")(
-        "--allow_uri",
-        action="extend",
-        nargs="+",
-        metavar="URI",
-        help="webdataset: folders or hosts that the URIs of a listing may point to, besides its own folder, as when it "
-        "was embedded; https:// stands for every public host",
-    )
+    add_allow_uri(parser, ", for --as webdataset")
     add = parser.to("output")
     add(
         "--as",

@@ -15,7 +15,7 @@ from clip_transforms.report_embeddings import PAGE, ReportEmbeddings, ReportPlan
 from clip_transforms.run.beam import beam
 from clip_transforms.workers.runner import in_process
 from pipelines.command import DONE, FAILED
-from pipelines.command_line import CommandParser, UsageError
+from pipelines.command_line import CommandParser, UsageError, add_allow_uri
 from pipelines.launch import launch, make_pipeline
 from pipelines.options import parse
 from pipelines.over_dataset import dataset_parser, over_line
@@ -46,14 +46,7 @@ def report_parser() -> CommandParser:
         metavar="URI",
         help="folder that deduplicate wrote, whose groups the page shows (default: that of --selection, if it is one)",
     )
-    add(
-        "--allow_uri",
-        action="extend",
-        nargs="+",
-        metavar="URI",
-        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
-        "embedded; https:// stands for every public host",
-    )
+    add_allow_uri(parser)
     parser.to("output")(
         "--no_pictures",
         dest="pictures",

@@ -17,7 +17,7 @@ from clip_transforms.search_embeddings import SearchEmbeddings, SearchPlan, plan
 from clip_transforms.select.results import RESULTS, read_results
 from clip_transforms.select.searched import AGAINST, TOP_K
 from pipelines.command import DONE, FAILED
-from pipelines.command_line import CommandParser, UsageError
+from pipelines.command_line import CommandParser, UsageError, add_allow_uri
 from pipelines.found_table import found_lines
 from pipelines.launch import end_at_signals, failed
 from pipelines.options import parse
@@ -53,14 +53,7 @@ def search_parser() -> CommandParser:
         metavar="FILE",
         help="a file with a text a line, or a .parquet or .csv file with a column text or embedding",
     )
-    add(
-        "--allow_uri",
-        action="extend",
-        nargs="+",
-        metavar="URI",
-        help="folders or hosts that the URIs of a listing may point to, besides its own folder, as when it was "
-        "embedded, for the pictures of --html; https:// stands for every public host",
-    )
+    add_allow_uri(parser, ", for the pictures of --html")
     parser.to("model")("--model", help="checkpoint of the dataset, if it was moved since")
     add = parser.to("method")
     add(

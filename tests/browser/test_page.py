@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import needs_chromium, started_browser, sync_api  # noqa: F401
 from conftest import ROOT, picture
 
 sys.path.append(os.path.join(ROOT, "tests", "browsing"))
@@ -22,15 +22,11 @@ from browse_client import HOSTILE, make_dataset  # noqa: E402
 
 from benchmarks.datasets import write_rows  # noqa: E402
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="make test-browser installs it")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Two to three minutes: a browser, and a server with a model for each dataset. It needs packages beyond PyPI's.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here; make test-browser installs it"),
+    needs_chromium,
 ]
-# Whatever the page asks of another host fails at once, and is seen below.
-FLAGS = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
 WIDTHS, SCHEMES = (360, 768, 1280), ("light", "dark")
 
 
@@ -74,14 +70,6 @@ def many(tmp_path_factory):
     labels = {"animals": [{"label": ["cat", "dog"] * 75, "probability": [0.5] * 150}]}
     with serving(write_rows(tmp_path_factory.mktemp("many") / "out", [rows], labels)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

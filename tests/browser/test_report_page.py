@@ -4,14 +4,15 @@ import contextlib
 import shutil
 
 import pytest
-from test_page import CHROMIUM, FLAGS, HOSTILE, SCHEMES, WIDTHS, make_dataset, shoot, sync_api
+from chromium import needs_chromium, started_browser  # noqa: F401
+from test_page import HOSTILE, SCHEMES, WIDTHS, make_dataset, shoot
 
 from clip_transforms import report_embeddings
 
 # Half a minute: a browser. It needs packages beyond PyPI's.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here; make test-browser installs it"),
+    needs_chromium,
 ]
 
 
@@ -22,14 +23,6 @@ def report(tmp_path_factory, tiny_checkpoint):
     shutil.rmtree(made / "photos")
     report_embeddings(made / "out", made / "gone.html")
     return made
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextlib.contextmanager
