@@ -57,7 +57,6 @@ def load_checkpoint(
 ) -> ClipModel:
     """Load a checkpoint that was resolved earlier, perhaps on another machine; verify its SHA-256 again."""
     place = resolve_device(device)
-    precision = resolve_precision(precision, place, checkpoint.architecture.is_resnet)
     with torch.device("meta"), _WithoutInitialisation():  # takes no memory for weights that are replaced below
         model = ClipModel(checkpoint.architecture, checkpoint.activation, checkpoint.preprocessing)
     if not vision:
@@ -66,6 +65,8 @@ def load_checkpoint(
     try:
         with _open(checkpoint) as tensors:
             _, sources = recognise(tensors, checkpoint.key)
+            stored = getattr(torch, tensors[sources["text_projection"].names[0]][1].dtype)
+            precision = resolve_precision(precision, place, checkpoint.architecture.is_resnet, stored)
 
             def read(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
                 return _tensor(sources[published_name(name)], tensors, place, dtype)

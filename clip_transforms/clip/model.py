@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ class ClipModel(nn.Module):
         logit_scale: the published log parameter, a float32 scalar: logits are `logit_scale.exp()` times the cosine.
         precision: the precision of the towers' weights and sums, `fp32`, `bf16` or `fp16`; embeddings are always
             float32.
+        overflows: the number of batches so far that did not fit into the range of fp16; see `embed_images`.
     """
 
     def __init__(self, architecture: Architecture, activation: str, preprocessing: Preprocessing | None = None):
@@ -44,6 +47,7 @@ class ClipModel(nn.Module):
             architecture.image_side, context_length=architecture.context_length
         )
         self.precision = "fp32"
+        self.overflows = 0
         self.visual: ModifiedResNet | VisionTransformer | None = (
             ModifiedResNet(architecture) if architecture.is_resnet else VisionTransformer(architecture, activation)
         )
@@ -80,21 +84,27 @@ class ClipModel(nn.Module):
         return decode(data, self.preprocessing).pixels
 
     @torch.inference_mode()
-    def embed_images(self, pixels: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray]) -> torch.Tensor:
-        """Embed images.
+    def embed_images(
+        self, pixels: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray], *, on_device: bool = False
+    ) -> torch.Tensor:
+        """Embed images. In fp16 a batch with an embedding that is not finite is embedded again in fp32.
 
         Args:
             pixels: uint8 [n, 3, r, r], RGB, 0 to 255, or a list of n such images, or one image [3, r, r]. Pixels are
                 normalised here, on the device.
+            on_device: whether to return at once, with embeddings that a GPU may still compute. They stay there, and
+                may have overflowed.
         Returns:
-            float32 [n, d] on the CPU; every row has length 1.
+            float32 [n, d], on the CPU unless `on_device`; every row has length 1.
         Raises:
             ValueError: if the shape or dtype is wrong, r is not this model's image side, or there is no vision tower.
         """
         if isinstance(pixels, (list, tuple)):
             images = [self._pixels(image) for image in pixels]
             pixels = torch.cat(images) if images else torch.empty((0, *self._shape), dtype=torch.uint8)
-        return _unit(self.encode_images(self._pixels(pixels).to(self.device, non_blocking=True)))
+        pixels = self._pixels(pixels)
+        embeddings = _unit(self.encode_images(self._there(pixels)))
+        return embeddings if on_device else self._finished(embeddings, lambda wide: wide.embed_images(pixels))
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -133,13 +143,14 @@ class ClipModel(nn.Module):
         return self.embed_tokens(default_tokenizer().tokenize(texts, self.architecture.context_length).ids)
 
     @torch.inference_mode()
-    def embed_tokens(self, tokens: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Embed captions that are tokenized already.
+    def embed_tokens(self, tokens: torch.Tensor | np.ndarray, *, on_device: bool = False) -> torch.Tensor:
+        """Embed captions that are tokenized already; of fp16 the same holds as of images.
 
         Args:
             tokens: int32 [n, t] with start and end tokens, padded with zeros; t is at most the context length.
+            on_device: as of `embed_images`.
         Returns:
-            float32 [n, d] on the CPU; every row has length 1.
+            float32 [n, d], on the CPU unless `on_device`; every row has length 1.
         Raises:
             ValueError: if the shape or dtype is wrong.
         """
@@ -149,8 +160,27 @@ class ClipModel(nn.Module):
                 f"tokens are {str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}, but this model takes "
                 f"int32 [n, t] with t at most {most}: Tokenizer().tokenize(captions).ids makes them"
             )
-        return _unit(self.encode_tokens(tokens.to(self.device, non_blocking=True)))
+        embeddings = _unit(self.encode_tokens(self._there(tokens)))
+        return embeddings if on_device else self._finished(embeddings, lambda wide: wide.embed_tokens(tokens))
+
+    def _there(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.to(self.device, non_blocking=True)
+
+    def _finished(self, embeddings: torch.Tensor, again: Callable[[ClipModel], torch.Tensor]) -> torch.Tensor:
+        """Return embeddings on the CPU; `again` makes them with a wider model if they overflowed."""
+        embeddings = embeddings.cpu()
+        if self.precision != "fp16" or embeddings.isfinite().all():
+            return embeddings
+        self.overflows += 1
+        return again(self._wide)
+
+    @functools.cached_property
+    def _wide(self) -> ClipModel:
+        """The same model in fp32, which holds every value of fp16; it is made when a batch first overflows."""
+        wide = copy.deepcopy(self).float()
+        wide.precision = "fp32"
+        return wide
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    return F.normalize(features.float(), dim=-1).cpu()
+    return F.normalize(features.float(), dim=-1)

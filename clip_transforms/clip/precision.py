@@ -17,21 +17,27 @@ _TIMES = 3
 _FASTER = 1.5
 
 
-def resolve_precision(precision: str, device: torch.device, is_resnet: bool = False) -> str:
+def resolve_precision(
+    precision: str, device: torch.device, is_resnet: bool = False, stored: torch.dtype = torch.float32
+) -> str:
     """Return the precision to use.
 
-    `auto` is the one that the hardware multiplies fastest: on GPUs bf16 from Ampere on and fp16 before; on a CPU bf16
-    if a product shows that it is faster (see `bf16_speedup`), else fp32. For ResNets on a CPU it is always fp32: their
-    batch norms add the rounding of bf16 up, to cosines of 0.98 (docs/fidelity.md).
+    On a GPU, `auto` is fp16 for a checkpoint that is stored in fp16, as OpenAI's are: they were published to run so,
+    and its steps are eight times finer than those of bf16. For other checkpoints it is bf16 from Ampere on, and fp16
+    before. On a CPU it is bf16 if a product shows that it is faster (see `bf16_speedup`), else fp32; for ResNets it is
+    always fp32 there: their batch norms add the rounding of bf16 up, to cosines of 0.98 (docs/fidelity.md).
 
     Args:
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         device: the device that the model is on.
         is_resnet: whether the vision tower is a ResNet.
+        stored: the type in which the checkpoint holds its projections.
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
+        if stored == torch.float16:
+            return "fp16"
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return "bf16" if not is_resnet and bf16_speedup() >= _FASTER else "fp32"
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from clip_transforms.engine.calls import Embedded
 from clip_transforms.engine.captions import AllCaptions, Reject, finish_captions
 from clip_transforms.engine.decode import DecodedBatch
-from clip_transforms.engine.forward import Embedded, ForwardedBatch
+from clip_transforms.engine.forward import ForwardedBatch
 from clip_transforms.engine.stored import NOT_FINITE, cosines, in_stored_precision, lists
 from schemas.rejects import FURTHER_CAPTIONS, rejects_schema
 from schemas.samples import IMAGE_URI, MODALITIES
@@ -19,6 +20,7 @@ from schemas.samples import IMAGE_URI, MODALITIES
 # Rejects come in the order of their samples; within a sample in this one.
 _ORDER = {modality: place for place, modality in enumerate((*MODALITIES, FURTHER_CAPTIONS))}
 _HALVED = "times that a batch was halved, because it did not fit in the device's memory"
+_OVERFLOWED = "times that a batch did not fit into the range of fp16 and was embedded again in fp32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +62,14 @@ def finish_batch(
     if captions_schema is not None:
         captions = finish_captions(batch, shard, (image.stored, image.index), caption.rejects, captions_schema)
         rejects += captions.rejects
-    halved = batch.images.halved + batch.captions.halved
+    notes = batch.decoded.notes + Counter()  # a sum of Counters drops zeros
+    for embedded in (batch.images, batch.captions):
+        notes += Counter({_HALVED: embedded.halved, _OVERFLOWED: embedded.overflowed})
     return FinishedBatch(
         rows,
         _rejects(batch.decoded.samples, shard, rejects),
         {modality.name: modality.absent for modality in (image, caption)},
-        batch.decoded.notes + Counter({_HALVED: halved}),  # a sum of Counters drops zeros
+        notes,
         captions,
     )
 

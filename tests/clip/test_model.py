@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import published_model
 
-from clip_transforms.clip import precision
+from clip_transforms.clip import checkpoints, precision
 from clip_transforms.clip.checkpoints import DTYPES, load
 from clip_transforms.clip.preprocess import PIXEL_MEAN, PIXEL_STD
 from clip_transforms.clip.tokenizer import default_tokenizer
@@ -154,6 +154,22 @@ def test_the_processor_shows_how_fast_it_is(in_bf16, monkeypatch):
 def test_auto_is_bf16_on_a_gpu_from_ampere_on_and_fp16_before(capability, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision.resolve_precision("auto", torch.device("cuda")) == name
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
+def test_auto_is_fp16_on_a_gpu_for_weights_that_are_stored_so(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    asked = []
+
+    def on_gpu(wanted, device, *about):
+        asked.append(precision.resolve_precision(wanted, torch.device("cuda"), *about))
+        return "fp32"
+
+    monkeypatch.setattr(checkpoints, "resolve_precision", on_gpu)
+    model = published_model("vit", 0)
+    model.visual.proj.data, model.text_projection.data = model.visual.proj.to(stored), model.text_projection.to(stored)
+    load(saved(model, tmp_path / "model.pt"), "cpu", activation="quick_gelu")
+    assert asked == ["fp16" if stored == torch.float16 else "bf16"]
 
 
 def test_the_other_activation_gives_other_embeddings(tmp_path):

@@ -133,6 +133,15 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_loses_nothing(room, h
         assert ours == theirs
 
 
+def test_a_batch_that_overflows_in_fp16_is_noted_and_loses_nothing(tiny_checkpoint):
+    half = load(tiny_checkpoint, "cpu", precision="fp16")
+    half.visual.ln_post.weight *= 60_000
+    half.visual.proj /= 60_000
+    result = embed(half, NINE)
+    assert result.rejects.num_rows == 0 and result.rows.column("image_embedding").null_count == 0
+    assert result.notes == {"times that a batch did not fit into the range of fp16 and was embedded again in fp32": 1}
+
+
 @pytest.mark.parametrize("tower", ["visual", "text"])
 def test_a_device_without_memory_for_a_single_sample_ends_the_run(tower, model):
     """All samples have one size, so this is the machine's fault, and every other sample would fail too."""
