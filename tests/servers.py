@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from conftest import ROOT
 from forked import Process
@@ -97,6 +98,16 @@ def portable(env=os.environ, pool_path=None):
             "--environment_type=EXTERNAL",
             f"--environment_config=localhost:{pool}",
         ]
+
+
+def workers_of(flags):
+    """The processes that the pool of these flags of `portable` has started."""
+    mark = b"CLIP_TRANSFORMS_TEST_POOL=" + flags[-1].rpartition(":")[2].encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            of_it = mark in (folder / "environ").read_bytes().split(b"\0")
+            if of_it and b"SdkHarness" in (folder / "cmdline").read_bytes():
+                yield int(folder.name)
 
 
 def wait_for(condition, seconds):

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import ROOT, command, files_of, make_tar
 from forked import Process, run
-from servers import portable, wait_for
+from servers import portable, wait_for, workers_of
 from test_runners import TWO_PROCESSES, alive, children
 
 from pipelines import launch
@@ -49,11 +49,6 @@ def kill_a_worker(tmp_path, checkpoint, mode, env, workers_of):
     found = files_of(out)
     assert 0 < len(found) < len(whole) and all(whole[name] == data for name, data in found.items())
     return argv, out, whole
-
-
-def command_line(pid):
-    with open(f"/proc/{pid}/cmdline") as file:
-        return file.read()
 
 
 def assert_goes_on(argv, out, whole):
@@ -234,13 +229,9 @@ def test_a_worker_process_killed_in_mid_unit(tmp_path, tiny_checkpoint, slow_com
 @pytest.mark.slow  # three runs against a job service and a pool of workers
 @pytest.mark.timeout(600)
 def test_an_external_worker_killed_in_mid_unit(tmp_path, tiny_checkpoint, slow_commits):
-    me = os.getpid()
-
-    def pooled(_):
-        pool = [pid for pid in children(me) if alive(pid) and "worker_pool_main" in command_line(pid)]
-        return [worker for parent in pool for worker in children(parent)]
-
     with portable(slow_commits) as flags:
-        argv, out, whole = kill_a_worker(tmp_path, tiny_checkpoint, flags, slow_commits, pooled)
+        argv, out, whole = kill_a_worker(
+            tmp_path, tiny_checkpoint, flags, slow_commits, lambda _: list(workers_of(flags))
+        )
     with portable() as flags:
         assert_goes_on([*argv[:5], *flags], out, whole)

@@ -11,13 +11,12 @@ import termios
 import threading
 import time
 from array import array
-from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import command, make_tar
 from forked import Process
-from servers import portable
+from servers import portable, workers_of
 
 from clip_transforms.run.run_folder import mark_begun
 from pipelines import waiting
@@ -102,16 +101,6 @@ def test_a_pool_whose_python_lacks_the_packages(tmp_path, tiny_checkpoint):
             run.send_signal(signal.SIGINT)
             run.wait(timeout=20)
             run.kill()
-
-
-def workers_of(flags):
-    """The processes that the pool of these flags has started."""
-    mark = b"CLIP_TRANSFORMS_TEST_POOL=" + flags[-1].rpartition(":")[2].encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            of_it = mark in (folder / "environ").read_bytes().split(b"\0")
-            if of_it and b"SdkHarness" in (folder / "cmdline").read_bytes():
-                yield int(folder.name)
 
 
 def waiting_in(pipe):
