@@ -91,7 +91,7 @@ def make_app(session: Session) -> Starlette:
             named = await do(session.named, asked.get("rows") if isinstance(asked, dict) else None)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([("shard", "row"), *named])
+        writer.writerows([("shard", "row", "key"), *named])
         return Response(text.getvalue(), 200, _NOT_KEPT, "text/csv")
 
     routes = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
+from collections.abc import Sequence
 
 from clip_transforms.browsing.loaded import Loaded
 from clip_transforms.browsing.question import Question
@@ -22,12 +25,17 @@ def command_for(loaded: Loaded, question: Question) -> str:
         words += ["--against", plan.searched.against] if plan.index is None and _needs_against(loaded) else []
         words += ["--top_k", str(question.first + question.rows)]
         words += ["--index", plan.index.uri] if plan.index else []
-    else:
-        words += ["--output", "kept"]
-    words += ["--selection", *plan.selection.places] if plan.selection.places else []
     condition = question.condition or ("" if question.searches else "true")
+    if not question.searches:
+        words += ["--output", _folder_for(condition, plan.selection.places)]
+    words += ["--selection", *plan.selection.places] if plan.selection.places else []
     words += _flag("--where", condition) if condition else []
     return " ".join(map(_quoted, words))
+
+
+def _folder_for(condition: str, selections: Sequence[str]) -> str:
+    """Name the folder of a selection by what it keeps, since a folder that another command made is not replaced."""
+    return f"kept-{hashlib.sha256(json.dumps([condition, *selections]).encode()).hexdigest()[:6]}"
 
 
 def _needs_against(loaded: Loaded) -> bool:

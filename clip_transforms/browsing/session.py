@@ -139,14 +139,14 @@ class Session:
         self._check(place)
         return known_of(self.loaded, place)
 
-    def named(self, places: Any) -> list[tuple[str, int]]:
-        """Return shard and row of some rows, for a file that `--selection` takes."""
+    def named(self, places: Any) -> list[tuple[str, int, str]]:
+        """Return shard, row and key of some rows, for a file that `--selection` takes."""
         if not isinstance(places, list) or not 0 < len(places) <= _MOST_NAMED:
             raise QuestionError(f"a selection is a list of 1 to {_MOST_NAMED:,} rows")
         for place in places:
             self._check(place)
-        rows = self.loaded.names["row"]
-        return [(self.loaded.shard_of(place), int(rows[place])) for place in places]
+        rows = zip(places, self.loaded.rows(places), strict=True)
+        return [(self.loaded.shard_of(place), row["row"], row["key"]) for place, row in rows]
 
     def _check(self, place: Any) -> None:
         if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(self.loaded.chosen):

@@ -67,7 +67,7 @@ class Expression:
         tree = parse(flag, text)
         known = known_columns(schema)
         for node in nodes(tree):
-            check_node(flag, node, known)
+            check_node(flag, text, node, known)
         check_apart(flag, tree, known)
         columns = tuple(sorted({name for node in nodes(tree) for name in columns_of(node, known)}))
         is_column = (

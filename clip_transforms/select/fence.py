@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 import threading
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
@@ -42,6 +43,7 @@ _NAMES = {
 }
 # DuckDB calls them consistent, but they tell the date, the version, or what DuckDB makes of other SQL.
 _NOT_OF_THE_ROW = {"age", "version", "json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"}
+_QUOTED = re.compile("'[^']*'")
 _CLAUSES = ("where_clause", "group_expressions", "having", "sample", "qualify", "modifiers")
 _local = threading.local()
 
@@ -95,6 +97,8 @@ def parse(flag: str, text: str) -> Any:
         reason = (bare if bare["error"] else found).get(
             "error_message", ""
         )  # without our brackets, if it fails without
+        if ";" in _QUOTED.sub("", text):
+            raise ExpressionError(f"{flag} {text!r} has a semicolon, but it is one condition and no statement; omit it")
         raise ExpressionError(f"{flag} {text!r} is not SQL: {' '.join(reason.split())}")
     node = {} if found["error"] or len(found["statements"]) != 1 else found["statements"][0]["node"]
     plain = node.get("type") == "SELECT_NODE" and not any(node.get(clause) for clause in _CLAUSES)
@@ -136,7 +140,7 @@ def check_apart(flag: str, tree: Any, known: Mapping[str, list[str]]) -> None:
             )
 
 
-def check_node(flag: str, node: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
+def check_node(flag: str, text: str, node: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
     """Refuse what looks at anything but the row, or would not give the same tomorrow."""
     kind = node["class"]
     if kind not in _ALLOWED:
@@ -145,7 +149,11 @@ def check_node(flag: str, node: Mapping[str, Any], known: Mapping[str, list[str]
         name = ".".join(node["column_names"])
         near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
         there = [written for written, columns in known.items() if columns[0] == written or len(columns) > 1]
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}"
+        hint = f"there are {', '.join(there)}; a text stands in single quotes, as '{name}'"
+        if f'"{name}"' in text:
+            hint = f"a text stands in single quotes, as '{name}', and double quotes are for names of columns"
+        elif near:
+            hint = f"did you mean {near[0]}?"
         raise ExpressionError(f"{flag} names {name}, but the dataset has no such column; {hint}")
     if kind == "FUNCTION" and not node.get("is_operator") and node["function_name"].lower() not in _functions():
         raise ExpressionError(

@@ -51,7 +51,8 @@ def _read_places(uri: str, kind: str) -> pa.Table:
             table = file.read([name for name in ("shard", "row") if name in names], use_threads=False)
         else:
             types = pcsv.ConvertOptions(column_types={"shard": pa.string(), "row": pa.int64()})
-            table = pcsv.read_csv(io.BytesIO(data), convert_options=types)
+            lines = pcsv.ParseOptions(newlines_in_values=True)  # a key or a caption beside them may have some
+            table = pcsv.read_csv(io.BytesIO(data), convert_options=types, parse_options=lines)
             names = table.column_names
         if not {"shard", "row"} <= set(names):
             found = ", ".join(names)

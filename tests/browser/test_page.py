@@ -292,7 +292,11 @@ def test_the_selection_is_copied_and_downloaded(open_page, address, made, tmp_pa
         page.get_by_role("button", name="Download").click()
     download.value.save_as(tmp_path / "selection.csv")
     rows = list(csv.reader((tmp_path / "selection.csv").open()))
-    assert rows[0] == ["shard", "row"] and rows[1:] == [[str(made / "a.tar"), "1"], [str(made / "a.tar"), "5"]]
+    assert rows[0] == ["shard", "row", "key"]
+    assert rows[1:] == [[str(made / "a.tar"), "1", chosen[0]], [str(made / "a.tar"), "5", chosen[1]]]
+    page.reload()
+    page.get_by_text("2 selected").wait_for()
+    assert page.get_by_label(f"Select {chosen[1]}", exact=True).is_checked()
     page.get_by_role("button", name="Clear", exact=True).click()
     assert not page.get_by_label(f"Select {chosen[0]}", exact=True).is_checked()
 

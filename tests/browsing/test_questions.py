@@ -144,9 +144,12 @@ def test_the_command_finds_the_same(client, capsys, asked):
 
 def test_without_a_query_the_command_filters(made, client):
     command = shlex.split(client.search(labels={"colors": "red"})["command"])
-    assert command == f"python -m pipelines.filter --input {made}/out --output kept --where".split() + [
+    folder = command.pop(6)
+    assert command == f"python -m pipelines.filter --input {made}/out --output --where".split() + [
         "colors.label = 'red'"
     ]
+    other = shlex.split(client.search(labels={"colors": "green"})["command"])[6]
+    assert re.fullmatch("kept-[0-9a-f]{6}", folder) and folder != other, "else the second command would be refused"
 
 
 def test_a_selection_narrows_everything(made, tmp_path):
@@ -176,7 +179,9 @@ def test_what_is_downloaded_is_a_selection(made, client, tmp_path):
     (tmp_path / "selection.csv").write_bytes(answer.body)
     dataset = Dataset.open(made / "out")
     named = Selection.open(dataset, tmp_path / "selection.csv").files[0]
-    assert sum(map(len, named.values())) == 3 == len(list(csv.reader(io.StringIO(answer.body.decode())))) - 1
+    assert sum(map(len, named.values())) == 3
+    head, *lines = csv.reader(io.StringIO(answer.body.decode()))
+    assert head == ["shard", "row", "key"] and [line[2] for line in lines] == [row["key"] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +212,8 @@ def test_a_wrong_question_is_refused_in_a_sentence(asked, message):
     ("where", "message"),
     [
         ("clip_scor > 1", "names clip_scor, but the dataset has no such column; did you mean clip_score?"),
+        ('key = "star"', "a text stands in single quotes, as 'star', and double quotes are for names of columns"),
+        ("row > 3;", "has a semicolon, but it is one condition and no statement; omit it"),
         ("1 = 1) or (1 = 1", "is not SQL"),
         ("(select count(*) from read_csv('/etc/passwd')) > 0", "a sub-select"),
         ("kind::INT > (kind || 'x')::INT", "Could not convert"),

@@ -198,7 +198,7 @@ const card = (row, place) => {
   tick.addEventListener("change", () => choose(row, tick.checked));
   const like = make("button", { type: "button", className: "like", "aria-label": "More like " + row.key }, "More like this");
   like.addEventListener("click", () => moreLike(row));
-  const value = "similarity" in row ? row.similarity.toFixed(3) : row.score === null ? "" : row.score.toFixed(3);
+  const value = "similarity" in row ? "similarity " + row.similarity.toFixed(3) : row.score === null ? "" : "clip_score " + row.score.toFixed(3);
   const facts = [value, ...row.labels.map(([, label]) => label)].filter(Boolean).join(" · ");
   const frame = make("div", { className: "frame" }, open, make("label", { className: "tick" }, tick), like);
   const words = make("p", { className: "words", dir: "auto" }, row.caption || row.key);
@@ -247,7 +247,22 @@ const choose = (row, on) => {
   for (const tick of element("found").querySelectorAll("input")) if (Number(tick.dataset.id) === row.id) tick.checked = on;
   element("chosen").hidden = !state.chosen.size;
   element("count").textContent = number(state.chosen.size);
+  keepChosen();
   showChosen();
+};
+// A selection outlives a reload of the page; of another dataset, or of this one after a change, it means nothing.
+const chosenName = () => "chosen " + state.about.version;
+const keepChosen = () => {
+  try {
+    sessionStorage.setItem(chosenName(), JSON.stringify([...state.chosen]));
+  } catch { /* it is full or forbidden: then a reload forgets, as before */ }
+};
+const recallChosen = () => {
+  let kept = [];
+  try {
+    kept = JSON.parse(sessionStorage.getItem(chosenName()) || "[]");
+  } catch { /* as above */ }
+  for (const [id, key] of kept) choose({ id, key }, true);
 };
 const showChosen = () => {
   const row = state.rows[state.open];
@@ -293,6 +308,8 @@ const openSample = async (place) => {
   const picture = image(row, "whole", 1024);
   if (row.picture) fit(picture, ...row.size);
   element("stage").replaceChildren(picture);
+  element("open-picture").hidden = !row.picture;
+  if (row.picture) element("open-picture").href = pictureOf(row.id, "whole");
   element("known").replaceChildren(make("p", { className: "hint" }, "Reading…"));
   showChosen();
   if (!element("sample").open) element("sample").showModal();
@@ -326,7 +343,9 @@ const showKnown = (known) => {
   if (known.captions.length > 1) parts.push(make("h3", {}, "All captions"), make("ul", {}, ...known.captions.map((one) => make("li", { dir: "auto" }, one.caption + (one.clip_score === null ? "" : " (" + one.clip_score.toFixed(3) + ")")))));
   for (const reject of known.rejects) parts.push(make("p", { className: "problem" }, "The " + reject.modality + " was rejected: " + reject.reason + (reject.message ? " (" + reject.message + ")" : "")));
   const size = width ? [["size", number(width) + " × " + number(height) + " pixels"]] : [];
-  parts.push(make("h3", {}, "Columns"), valuesOf([...size, ...Object.entries(columns), ["part", known.part], ["name for --like", known.name]]));
+  const { key, shard, row, ...others } = columns;
+  parts.push(make("h3", {}, "Where it is from"), valuesOf([["shard", shard], ["key", key], ["row", row], ["part", known.part], ["name for --like", known.name]]));
+  parts.push(make("h3", {}, "Columns"), valuesOf([...size, ...Object.entries(others)]));
   element("known").replaceChildren(...parts);
 };
 const step = async (by) => {
@@ -366,6 +385,7 @@ const begin = async () => {
     return;
   }
   fillFilters(state.about);
+  recallChosen();
   if (history.state) recall(history.state);
   else history.replaceState(remembered(), "");
   await search(false);
