@@ -85,7 +85,7 @@ def _ran_out(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may well succeed a little later."""
     chain = list(_chain(error))
-    if any(isinstance(link, FileChangedError) or _ran_out(link) for link in chain):
+    if any(isinstance(link, FileChangedError) or _ran_out(link) or _is_unknown_host(link) for link in chain):
         return False
     for link in chain:
         if _is_of_the_network(link):  # before its status: S3 has a timeout of status 400, aiohttp a broken connection
@@ -93,6 +93,11 @@ def is_transient(error: BaseException) -> bool:
         if (status := _status(link)) is not None:
             return status in _STATUSES
     return any(getattr(link, "errno", None) in _TRANSIENT_NUMBERS for link in chain)
+
+
+def unanswered(error: BaseException) -> BaseException | None:
+    """Return the error of the network that an error was raised from; None if there is none."""
+    return next((link for link in _chain(error) if _is_of_the_network(link) or isinstance(link, socket.gaierror)), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -114,9 +119,14 @@ def _status(error: BaseException) -> int | None:
     return next((status for status in statuses if 400 <= status < 600), None)
 
 
+def _is_unknown_host(error: BaseException) -> bool:
+    """Return whether no host has that name; a name server that does not answer is another matter."""
+    return isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+
+
 def _is_of_the_network(error: BaseException) -> bool:
     if isinstance(error, (*_TIMEOUTS, ConnectionError)):
         return True
     if isinstance(error, socket.gaierror):
-        return error.errno == socket.EAI_AGAIN
+        return not _is_unknown_host(error)
     return any(f"{cls.__module__}.{cls.__name__}" in _TRANSIENT for cls in type(error).__mro__)

@@ -15,7 +15,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from clip_transforms.storage.errors import is_of_the_machine
+from clip_transforms.storage.errors import is_of_the_machine, unanswered
 from clip_transforms.storage.file_info import (
     FileInfo,
     Unlisted,
@@ -183,7 +183,9 @@ def list_folder(uri: str) -> list[FileInfo]:
         fs.invalidate_cache(path)
         try:
             return {info["name"]: info for info in fs.ls(path, detail=True)}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if unanswered(error) is not None:
+                raise
             return {}
 
     return infos_among(fs, retried(find, uri))

@@ -11,7 +11,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from clip_transforms.storage.errors import is_of_the_machine
+from clip_transforms.storage.errors import is_of_the_machine, unanswered
 from clip_transforms.storage.file_info import (
     FileInfo,
     Unlisted,
@@ -69,7 +69,9 @@ def list_matching(pattern: str) -> Matches:
             return _glob(fs, path, unlisted) if leaves_out_folders(fs) else fs.glob(path, detail=True)
         try:
             return {path: fs.info(path)}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if unanswered(error) is not None:
+                raise
             return {}
 
     found = retried(find, pattern)

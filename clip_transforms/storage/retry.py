@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from clip_transforms.storage.errors import FileChangedError, is_transient
+from clip_transforms.storage.errors import FileChangedError, is_transient, unanswered
 
 _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -54,6 +54,11 @@ def _as_os_error(error: Exception, what: str) -> Exception:
     if getattr(error, "errno", None) is not None and isinstance(error, OSError):
         error.filename = error.filename or what
         return error
+    if isinstance(error, FileNotFoundError) and (cause := unanswered(error)) is not None:
+        # fsspec says of a host that does not answer that its files do not exist.
+        named = OSError(errno.EHOSTUNREACH, f"no answer ({type(cause).__name__}: {cause})", what)
+        named.__cause__ = error
+        return named
     number = next((number for cls, number in _NUMBERS.items() if isinstance(error, cls)), errno.EIO)
     text = str(error) if isinstance(error, (PermissionError, FileNotFoundError)) else f"{type(error).__name__}: {error}"
     named = OSError(number, text.removesuffix(": "), what)

@@ -40,10 +40,10 @@ def begun(tmp_path, tiny_checkpoint):
 
 
 class Model:
-    """A model that notes when pictures go through it; of another device if a test wants."""
+    """A model that notes when pictures go through it; a test may give it another device."""
 
-    def __init__(self, model, device=None):
-        self._model, self.device, self.batches = model, device or model.device, 0
+    def __init__(self, model):
+        self._model, self.device, self.batches = model, model.device, 0
 
     def embed_images(self, pixels):
         self.batches += 1
@@ -76,7 +76,8 @@ def test_pixels_are_pinned_where_a_gpu_copies_them(device, pinned, begun, tmp_pa
 
     monkeypatch.setattr(decode.torch, "empty", empty)
     job, units = begun(make_tar(tmp_path / "a.tar", 3))
-    embedder = Embedder(Model(load(tiny_checkpoint, "cpu"), torch.device(device)))
+    embedder = Embedder(Model(load(tiny_checkpoint, "cpu")))
+    embedder.model.device = torch.device(device)
     (result,) = embed_units.embed_units(units, job, embedder, {})
     assert result.counts["image.embedded"] == 3 and set(asked) == {pinned}
 

@@ -9,6 +9,7 @@ import socket
 import pyarrow as pa
 import pytest
 
+from clip_transforms import storage
 from clip_transforms.storage import FileChangedError, is_of_the_machine, is_transient, retried, retry
 
 
@@ -59,6 +60,9 @@ TRANSIENT = {
     "http says not found for a broken connection": lambda: caused(
         FileNotFoundError("x"), of_aiohttp("ServerDisconnectedError")
     ),
+    "name server does not answer": lambda: caused(
+        OSError("Cannot connect"), socket.gaierror(socket.EAI_AGAIN, "temporary failure")
+    ),
     "gs 503": lambda: of_google(503),
     "gs 408": lambda: of_google("408"),
 }
@@ -75,6 +79,7 @@ FINAL = {
     "gs 403": lambda: of_google(403),
     "changed": lambda: caused(FileChangedError("x"), TimeoutError()),
     "a bug": lambda: TypeError("x"),
+    "no such host": lambda: caused(OSError("Cannot connect"), socket.gaierror(socket.EAI_NONAME, "not known")),
     "no descriptors behind a broken connection": lambda: caused(ConnectionError("x"), OSError(errno.EMFILE, "x")),
 }
 
@@ -181,3 +186,13 @@ def test_a_short_failure_is_quiet_and_a_long_one_is_logged(sleeps, caplog):
         retried(failing(3, TimeoutError("slow")), "s3://bucket/x")
     (record,) = caplog.records
     assert "s3://bucket/x: TimeoutError: slow; trying again in" in record.getMessage()
+
+
+@pytest.mark.parametrize("look", [storage.exists, storage.read_bytes, storage.list_matching, storage.list_below])
+def test_a_host_that_does_not_answer_is_no_missing_file(look, monkeypatch):
+    """fsspec says FileNotFoundError."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(retry, "TRIES", 1)
+    with pytest.raises(OSError, match="Cannot connect to host 127.0.0.1") as failure:
+        look("http://127.0.0.1:9/a.tar")  # of the discard protocol, which nobody serves
+    assert not isinstance(failure.value, FileNotFoundError)
