@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
@@ -156,7 +155,7 @@ def _read(uri: str) -> pa.Table:
         if kind == "parquet":
             return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
         text = {"key": pa.string(), "shard": pa.string(), "row": pa.int64(), ONE: pa.string(), SEVERAL: pa.string()}
-        return pcsv.read_csv(io.BytesIO(data), convert_options=pcsv.ConvertOptions(column_types=text))
+        return storage.read_csv(data, text)
     except (pa.ArrowException, OSError) as error:
         if storage.is_of_the_machine(error):
             raise

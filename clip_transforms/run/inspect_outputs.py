@@ -62,7 +62,8 @@ def inspect_dataset(uri: str) -> Inspected:
     taxonomies = sorted(taxonomy_names(uri))
     facts = facts_of(
         made_by=", ".join([f"embed with {made['model']}", *sorted(precisions)]),
-        rows=f"{counted(counts['rows'], 'row')} in {counted(len(parts), 'part')}: {fates(counts)}",
+        rows=f"{counts['rows']:,} in {counted(len(parts), 'part')}",
+        **fates(counts),
         shards=some(sorted(shards), 3),
         labels=some(taxonomies) or "none",
         size=size_of(sum(info.size for info in storage.list_below(uri))),
@@ -237,7 +238,7 @@ def inspect_run(uri: str, content: Mapping[str, Any]) -> Inspected:
         command=shlex.join(map(str, content.get("command") or [])),
         started=content.get("started", ""),
         finished=content.get("finished", ""),
-        samples=f"{counts['samples']:,}: {fates(counts)}" if "samples" in counts else "",
+        **({"samples": f"{counts['samples']:,}", **fates(counts)} if "samples" in counts else {}),
         labelled=f"{labelled.get('rows', 0):,} rows with {some(content.get('taxonomies', {}))}" if labelled else "",
         state="complete" if content.get("complete") else some(content.get("problems", [])),
     )

@@ -134,7 +134,10 @@ def _file(uri: str) -> Inspected:
         return _json(uri)
     if kind == "caption":
         return _text(uri)
-    raise InspectError(f"{uri} is no file that a command reads; its first bytes are {start[:8]!r}")
+    raise InspectError(
+        f"{uri} is no file that a command reads; they read pictures, .tar, .tfrecord, .parquet, .csv, .tsv, .jsonl and "
+        ".txt files, checkpoints, and what they wrote"
+    )
 
 
 def _parquet(uri: str) -> Inspected:

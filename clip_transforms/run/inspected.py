@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clip_transforms.parts.counts import counted
-
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -55,13 +53,13 @@ def size_of(num_bytes: int) -> str:
     return f"{size:,.0f} {_UNITS[unit]}" if unit == 0 or size >= 100 else f"{size:,.3g} {_UNITS[unit]}"
 
 
-def fates(counts: Mapping[str, int]) -> str:
-    """Return what became of the samples, by modality."""
-    found = []
+def fates(counts: Mapping[str, int]) -> dict[str, str]:
+    """Return what became of the samples: `images` and `captions` → how many were embedded and rejected."""
+    found = {}
     for modality in ("image", "caption"):
         embedded, rejected = (counts.get(f"{modality}.{fate}", 0) for fate in ("embedded", "rejected"))
-        found.append(f"{counted(embedded, modality)}" + (f" and {rejected:,} rejected" if rejected else ""))
-    return ", ".join(found)
+        found[f"{modality}s"] = f"{embedded:,} embedded" + (f", {rejected:,} rejected" if rejected else "")
+    return found
 
 
 def settings_of(settings: Mapping[str, Any]) -> str:

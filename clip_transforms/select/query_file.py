@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
@@ -55,7 +54,7 @@ def _table(uri: str, data: bytes, kind: str, d: int) -> list[tuple[str, np.ndarr
             found, table = file.schema_arrow.names, file.read(names, use_threads=False)
         else:
             types = {name: pa.string() for name in ("text", "embedding")}
-            table = pcsv.read_csv(io.BytesIO(data), convert_options=pcsv.ConvertOptions(column_types=types))
+            table = storage.read_csv(data, types)
             found, names = table.column_names, [name for name in ("text", "embedding") if name in table.column_names]
     except (pa.ArrowException, OSError) as error:
         if storage.is_of_the_machine(error):

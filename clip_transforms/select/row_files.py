@@ -7,7 +7,6 @@ import io
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
@@ -50,9 +49,7 @@ def _read_places(uri: str, kind: str) -> pa.Table:
             names = file.schema_arrow.names
             table = file.read([name for name in ("shard", "row") if name in names], use_threads=False)
         else:
-            types = pcsv.ConvertOptions(column_types={"shard": pa.string(), "row": pa.int64()})
-            lines = pcsv.ParseOptions(newlines_in_values=True)  # a key or a caption beside them may have some
-            table = pcsv.read_csv(io.BytesIO(data), convert_options=types, parse_options=lines)
+            table = storage.read_csv(data, {"shard": pa.string(), "row": pa.int64()})
             names = table.column_names
         if not {"shard", "row"} <= set(names):
             found = ", ".join(names)

@@ -24,9 +24,9 @@ zero-shot labels: 8 rows = 5 scored + 1 without an image embedding + 1 without a
   animals         5  60.0 %  23.1 % to 88.2 %  100.0 %       66.7 %
 note: classes of the truth that a taxonomy lacks, and that are not scored: 'zebra' (1)
 
-warning: CLIP's accuracies differ between groups of people, and the choice of classes moves the differences.
-Its authors rule out surveillance, the recognition of faces, and any use that was not tested in its own context;
-read docs/model-card.md before you rely on a number below.
+warning: where these are groups of people, CLIP's accuracies differ between them, and the choice of classes moves
+the differences. Its authors rule out surveillance, the recognition of faces, and any use that was not tested in
+its own context; read docs/model-card.md before you rely on a number below.
 
 zero-shot labels of animals, by who, with 95 % intervals:
   who     n               top 1                 top 5  mean recall

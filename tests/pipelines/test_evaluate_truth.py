@@ -60,6 +60,16 @@ def test_a_file_names_classes_by_key_or_by_shard_and_row(keyed, tmp_path):
     assert found == [found[0]] * 3
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_spreadsheet_may_separate_columns_in_its_own_way(keyed, tmp_path, separator):
+    text = "key,class\n0-0,cat\n0-1,dog\n"
+    found = [
+        evaluate_embeddings(keyed, tmp_path / name, truth=csv(tmp_path / f"{name}.csv", text.replace(",", by)))
+        for name, by in (("commas", ","), ("other", separator))
+    ]
+    assert found[0]["zeroshot"] == found[1]["zeroshot"] and found[0]["zeroshot"]["rows"]["scored"] == 2
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

@@ -353,7 +353,8 @@ def write_parquet(path, rows):
 
 
 def write_csv(path, rows):
-    path.write_text("row,shard,note\n" + "".join(f'{row},{shard},"two\nlines"\n' for shard, row in rows))
+    # As a spreadsheet writes it where a comma separates decimals.
+    path.write_text("row;shard;note\n" + "".join(f'{row};{shard};"two\nlines"\n' for shard, row in rows))
 
 
 NAMED = [("/shards/3.tar", 2), ("/shards/0.tar", 0), ("/shards/3.tar", 2)]
