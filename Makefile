@@ -66,5 +66,5 @@ $(VENV)/.test: $(VENV)/.demo
 # make.
 $(VENV)/.browser: $(VENV)/.test
 	command -v chromium >/dev/null || (apt-get update -q && apt-get install -yq --no-install-recommends chromium)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test_browser]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test-browser]'
 	@touch $@

@@ -45,7 +45,7 @@ setup(
             *("polars", "pandas", "datasets", "transformers"),
             *("s3fs>=2024.6", "moto[s3]", "flask", "flask-cors"),  # a real S3 server on loopback
         ],
-        "test_runners": ["ray>=2.40", "kubernetes-validate>=1.37"],  # see CONTRIBUTING.md
-        "test_browser": ["playwright", "axe-playwright-python"],  # with Debian's chromium; see make test-browser
+        "test-runners": ["ray>=2.40", "kubernetes-validate>=1.37"],  # see CONTRIBUTING.md
+        "test-browser": ["playwright", "axe-playwright-python"],  # with Debian's chromium; see make test-browser
     },
 )

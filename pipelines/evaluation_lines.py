@@ -28,9 +28,9 @@ _TITLES = {
 }
 # One text, since --quiet decides by its beginning.
 _WARNING = (
-    "warning: where these are groups of people, CLIP's accuracies differ between them, and the choice of classes moves\n"
-    "the differences. Its authors rule out surveillance, the recognition of faces, and any use that was not tested in\n"
-    "its own context; read docs/model-card.md before you rely on a number below."
+    "warning: where these are groups of people, CLIP's accuracies differ between them, and the choice of classes "
+    "moves\nthe differences. Its authors rule out surveillance, the recognition of faces, and any use that was not "
+    "tested in\nits own context; read docs/model-card.md before you rely on a number below."
 )
 _NOT_SCORED = "note: no row can be scored"
 Row = Mapping[str, Any]

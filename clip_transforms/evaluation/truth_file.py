@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.evaluation.truth import FOLDER, TruthError, check_type, flat
+from clip_transforms.parts.csv_table import read_csv
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.reader import read_table
@@ -155,7 +156,7 @@ def _read(uri: str) -> pa.Table:
         if kind == "parquet":
             return pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
         text = {"key": pa.string(), "shard": pa.string(), "row": pa.int64(), ONE: pa.string(), SEVERAL: pa.string()}
-        return storage.read_csv(data, text)
+        return read_csv(data, text)
     except (pa.ArrowException, OSError) as error:
         if storage.is_of_the_machine(error):
             raise

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.parts.csv_table import read_csv
 
 
 class QueryError(ValueError):
@@ -54,7 +55,7 @@ def _table(uri: str, data: bytes, kind: str, d: int) -> list[tuple[str, np.ndarr
             found, table = file.schema_arrow.names, file.read(names, use_threads=False)
         else:
             types = {name: pa.string() for name in ("text", "embedding")}
-            table = storage.read_csv(data, types)
+            table = read_csv(data, types)
             found, names = table.column_names, [name for name in ("text", "embedding") if name in table.column_names]
     except (pa.ArrowException, OSError) as error:
         if storage.is_of_the_machine(error):

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.parts.csv_table import read_csv
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.reader import read_table
 
@@ -49,7 +50,7 @@ def _read_places(uri: str, kind: str) -> pa.Table:
             names = file.schema_arrow.names
             table = file.read([name for name in ("shard", "row") if name in names], use_threads=False)
         else:
-            table = storage.read_csv(data, {"shard": pa.string(), "row": pa.int64()})
+            table = read_csv(data, {"shard": pa.string(), "row": pa.int64()})
             names = table.column_names
         if not {"shard", "row"} <= set(names):
             found = ", ".join(names)

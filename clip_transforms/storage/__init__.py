@@ -12,7 +12,6 @@ from clip_transforms.storage.arguments import (
     refuse_type,
     several,
 )
-from clip_transforms.storage.csv_table import read_csv
 from clip_transforms.storage.errors import FileChangedError, is_of_the_machine, is_transient
 from clip_transforms.storage.file_info import FileInfo, Unlisted, exists, is_folder
 from clip_transforms.storage.finding import (
@@ -85,7 +84,6 @@ __all__ = [
     "normalise",
     "open_input",
     "read_bytes",
-    "read_csv",
     "read_end",
     "refuse_secrets",
     "refuse_type",
