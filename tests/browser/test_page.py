@@ -247,7 +247,7 @@ def test_hostile_captions_are_texts(open_page, address):
         assert card.locator(".words").text_content() == HOSTILE[key].strip()[:400] + ("…" if key == "long" else "")
         assert card.bounding_box()["height"] < 400
         card.locator(".open").click()
-        page.locator("#known .values").wait_for()
+        page.locator("#known .values").first.wait_for()
         caption = page.locator("#sample-caption")
         assert caption.text_content() == HOSTILE[key].strip() and caption.bounding_box()["height"] < 250
         if key in ("long", "rtl"):
@@ -323,7 +323,7 @@ def test_the_keyboard_alone_reaches_everything(open_page, address):
     place = int(focused.get_attribute("data-place"))
     assert place > 1
     page.keyboard.press("Enter")
-    page.locator("#known .values").wait_for()
+    page.locator("#known .values").first.wait_for()
     key = page.locator("#sample-key").inner_text()
     page.keyboard.press("ArrowRight")
     page.locator("#sample-key").filter(has_text=re.compile(f"^(?!{re.escape(key)}$)")).wait_for()
