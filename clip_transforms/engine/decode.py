@@ -12,7 +12,7 @@ import logging
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from clip_transforms.engine.ceiling import Ceiling
 from schemas.samples import ALL_CAPTIONS
 
 _TOKEN_BYTES = 4
+_MOST_AT_ONCE = 8  # images that a thread takes at a time; a future for each image would cost as much as a small image
 MAX_AHEAD_BYTES = 32 << 20  # of encoded images and pixels that wait for the model
 _NOT_TURNED = "images with an EXIF orientation, which was ignored, as published; --exif_orientation apply turns them"
 _CLIPPED = (
@@ -74,7 +75,8 @@ class _Waiting:
     unit: int
     samples: pa.RecordBatch
     pixels: np.ndarray
-    images: list[tuple[int, concurrent.futures.Future]]
+    image_rows: list[int]
+    images: list[concurrent.futures.Future]
     tokens: concurrent.futures.Future
     caption_rows: list[int]
     further: list[tuple[int, int]]
@@ -157,12 +159,21 @@ class DecodeAhead:
         pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8, pin_memory=self._pinned).numpy()
         tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
         tokens = pool.submit(self._timed, tokenize, texts, length)
+        run = max(1, min(_MOST_AT_ONCE, len(images) // (2 * self._threads)))
         futures = [
-            (row, pool.submit(self._timed, _decode_into, pixels, place, data, self._preprocessing, self._max_pixels))
-            for place, (row, data) in enumerate(images)
+            pool.submit(
+                self._timed,
+                _decode_into,
+                pixels[place : place + run],
+                [data for _, data in images[place : place + run]],
+                self._preprocessing,
+                self._max_pixels,
+            )
+            for place in range(0, len(images), run)
         ]
+        image_rows, caption_rows = [row for row, _ in images], [row for row, _ in captions]
         places = [(row, index) for row, index, _ in further]
-        return _Waiting(unit, samples, pixels, futures, tokens, [row for row, _ in captions], places)
+        return _Waiting(unit, samples, pixels, image_rows, futures, tokens, caption_rows, places)
 
     def _timed(self, function, *args):
         start = time.thread_time()
@@ -175,9 +186,8 @@ class DecodeAhead:
         kept, rows, sizes, rejects = [], [], [], []
         notes: Counter = Counter()
         sha256: list[str | None] = [None] * waiting.samples.num_rows
-        for place, (row, future) in enumerate(waiting.images):
-            (sha256[row], result), seconds = future.result()
-            self.seconds["decode"] += seconds
+        for place, (row, (digest, result)) in enumerate(zip(waiting.image_rows, self._decoded(waiting), strict=True)):
+            sha256[row] = digest
             if isinstance(result, ImageError):
                 num_bytes = waiting.samples.column("image")[row].as_buffer().size
                 rejects.append((row, result.reason, str(result), num_bytes))
@@ -190,7 +200,7 @@ class DecodeAhead:
         tokens, seconds = waiting.tokens.result()
         self.seconds["decode"] += seconds
         self.seconds["wait for decode"] += time.perf_counter() - start
-        pixels = waiting.pixels if len(kept) == len(waiting.images) else waiting.pixels[kept]
+        pixels = waiting.pixels if len(kept) == len(waiting.image_rows) else waiting.pixels[kept]
         return DecodedBatch(
             waiting.unit,
             waiting.samples,
@@ -204,6 +214,13 @@ class DecodeAhead:
             waiting.further,
             +notes,
         )
+
+    def _decoded(self, waiting: _Waiting) -> Iterator[tuple[str, DecodedImage | ImageError]]:
+        """Yield the results for the images of a batch, in order, and count the seconds."""
+        for future in waiting.images:
+            results, seconds = future.result()
+            self.seconds["decode"] += seconds
+            yield from results
 
 
 def _further_captions(samples: pa.RecordBatch) -> list[tuple[int, int, str]]:
@@ -243,18 +260,27 @@ def set_up_decoders() -> None:
 
 
 def _decode_into(
-    pixels: np.ndarray, place: int, image: pa.BinaryScalar, preprocessing: Preprocessing, max_pixels: int
-) -> tuple[str, DecodedImage | ImageError]:
-    """Decode one image into its place in `pixels`.
+    pixels: np.ndarray, images: Sequence[pa.BinaryScalar], preprocessing: Preprocessing, max_pixels: int
+) -> list[tuple[str, DecodedImage | ImageError]]:
+    """Decode some images into their places.
 
+    Args:
+        pixels: uint8 [n, 3, r, r], the places.
+        images: the n encoded images.
+        preprocessing: the model's preprocessing.
+        max_pixels: the largest number of pixels in one image.
     Returns:
-        The SHA-256 of the encoded image, and the decoded image or the error that makes it a reject.
+        For each image the SHA-256 of the encoded image, and the decoded image or the error that makes it a reject.
     """
-    data = image.as_py()  # copied here, not on submission, so that waiting images are held in memory once
-    digest = hashlib.sha256(data).hexdigest()
-    try:
-        decoded = decode(data, preprocessing, max_pixels)
-    except ImageError as error:
-        return digest, error
-    pixels[place] = decoded.pixels
-    return digest, decoded._replace(pixels=pixels[place])  # a view, so that the decoder's own array is freed
+    found: list[tuple[str, DecodedImage | ImageError]] = []
+    for place, image in zip(pixels, images, strict=True):
+        data = image.as_py()  # copied here, not on submission, so that waiting images are held in memory once
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            decoded = decode(data, preprocessing, max_pixels)
+        except ImageError as error:
+            found.append((digest, error))
+            continue
+        place[:] = decoded.pixels
+        found.append((digest, decoded._replace(pixels=place)))  # a view, so that the decoder's own array is freed
+    return found

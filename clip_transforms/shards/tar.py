@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from clip_transforms import storage
 from clip_transforms.shards.batches import Readable, read_reject
@@ -43,6 +43,14 @@ _COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
 _MAX_HEADER_BYTES = 1 << 20  # size of a long name or a pax header, which `tarfile` reads whole
 _MAX_SIZE = 1 << 63  # bytes of a member; no real file is as large
 _MAX_READS_AT_END = 100  # some loops of `tarfile` keep reading at the end
+_BLOCK = 1 << 20
+_NUL = b"\0"
+# A header from its numbers on, as GNU's and Python's programs and most others write it for a file: mode, two owners,
+# size, time, checksum, type; and behind some names the numbers of a device.
+_NUMBERS = 100
+_PLAIN = re.compile(
+    rb"(?:[0-7]{7}[\0 ]){3}(?:[0-7]{11}[\0 ]){2}[0-7]{6}\0 0.{172}(?:\0{16}|[0-7]{7}\0[0-7]{7}\0).{167}", re.DOTALL
+).fullmatch
 
 
 class Member:
@@ -66,7 +74,8 @@ class Member:
         if not info.isfile():
             self.size = 0
         self._start = b""
-        self._file: IO[bytes] | None = None
+        self._left = self.size
+        self._file: IO[bytes] | None = None  # of a sparse member, whose bytes lie in pieces
 
     def start(self, size: int) -> bytes:
         """Read its first bytes; `read` then gives all bytes all the same.
@@ -87,11 +96,20 @@ class Member:
 
     def _read(self, size: int) -> bytes:
         try:
-            if self._file is None:
-                self._file = self._tar.extractfile(self._info)
-            if self._file is None:
+            if self.problem is not None:
                 raise ValueError(self.problem)
-            return self._file.read(size)
+            if self._info.sparse is not None:
+                self._file = self._file or self._tar.extractfile(self._info)
+                assert self._file is not None
+                return self._file.read(size)
+            wanted = self._left if size < 0 else min(size, self._left)
+            file = cast(IO[bytes], self._tar.fileobj)
+            file.seek(self._info.offset_data + self.size - self._left)
+            data = file.read(wanted)
+            if len(data) != wanted:
+                raise tarfile.ReadError("unexpected end of data")
+            self._left -= wanted
+            return data
         except DAMAGE as error:
             if storage.is_of_the_machine(error):
                 raise
@@ -111,7 +129,7 @@ def read_members(uri: str) -> Generator[Member, None, None]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_TarBytes(decompressed(file)), "r|")
+            yield from _members(_Forward(decompressed(file)))
     except OSError as error:
         raise shard_error(uri, error) from error
 
@@ -127,7 +145,7 @@ def members_from(file: IO[bytes], start: int = 0, global_headers: Mapping[str, s
         ShardError: if the tar is damaged or ends without its end mark; after the members before that.
     """
     file.seek(start)
-    yield from _members(_TarBytes(file), "r:", dict(global_headers or {}))
+    yield from _members(_Seekable(file), dict(global_headers or {}))
 
 
 def is_compressed(file: IO[bytes]) -> bool:
@@ -135,13 +153,11 @@ def is_compressed(file: IO[bytes]) -> bool:
     return _opener(file) is not None
 
 
-def _members(
-    tar_bytes: _TarBytes, mode: Literal["r|", "r:"], global_headers: dict[str, str] | None = None
-) -> Iterator[Member]:
+def _members(tar_bytes: _TarBytes, global_headers: dict[str, str] | None = None) -> Iterator[Member]:
     tar = None
     try:
-        tar = tarfile.open(  # type: ignore[call-overload]  # the stubs know neither mode with headers
-            fileobj=tar_bytes, mode=mode, tarinfo=_StrictTarInfo, encoding="utf-8", pax_headers=global_headers
+        tar = tarfile.open(  # type: ignore[call-overload]  # the stubs do not know it with headers
+            fileobj=tar_bytes, mode="r:", tarinfo=_StrictTarInfo, encoding="utf-8", pax_headers=global_headers
         )
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else a tar's headers pile up in memory
@@ -164,6 +180,17 @@ def _damaged(what: str, offset: int, error: Exception) -> ShardError:
 
 class _StrictTarInfo(tarfile.TarInfo):
     """Raise an error at a malformed header; `tarfile` would silently end the tar there."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse a header; one that is plain, as nearly all are, in a tenth of the time of `tarfile`."""
+        if not _PLAIN(buf, _NUMBERS) or sum(buf) - sum(buf[148:156]) + 8 * 32 != int(buf[148:154], 8):
+            return super().frombuf(buf, encoding, errors)
+        info = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        info.size, info.chksum = int(buf[124:135], 8), int(buf[148:154], 8)
+        if buf[345]:
+            info.name = f"{buf[345:500].partition(_NUL)[0].decode(encoding, errors)}/{info.name}"
+        return info
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -195,27 +222,53 @@ _HEADER_TYPES = (
 )
 
 
-class _TarBytes(io.RawIOBase):
+class _TarBytes:
     """The bytes that `tarfile` reads. Reading on and on at the end is an error, so that its loops end."""
 
-    def __init__(self, file: Any):
-        super().__init__()
+    def __init__(self, file: Readable):
         self._file = file
+        self._place = 0
         self._reads_at_end = 0
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int) -> bytes:
+        """Return bytes; fewer only at the end."""
         data = self._file.read(size)
-        if not data:
+        self._place += len(data)
+        while len(data) < size and (more := self._file.read(size - len(data))):
+            data, self._place = data + more, self._place + len(more)
+        if not data and size:
             self._reads_at_end += 1
             if self._reads_at_end > _MAX_READS_AT_END:
                 raise EOFError("it ends there")
         return data
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
-
     def tell(self) -> int:
-        return self._file.tell()
+        """Return how many bytes lie before the next one."""
+        return self._place
+
+
+class _Seekable(_TarBytes):
+    """Those of a file that can go to any place."""
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+        self._seek, self._place = file.seek, file.tell()
+
+    def seek(self, place: int) -> None:
+        """Go to a place."""
+        if place != self._place:
+            self._place = self._seek(place)
+
+
+class _Forward(_TarBytes):
+    """Those of a stream: what lies before a place is read and forgotten."""
+
+    def seek(self, place: int) -> None:
+        """Go to a place that was not passed."""
+        if place < self._place:
+            raise tarfile.StreamError("seeking backwards is not allowed")
+        while place > self._place and self.read(min(place - self._place, _BLOCK)):
+            pass
 
 
 def decompressed(file: IO[bytes]) -> Readable:
