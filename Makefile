@@ -28,6 +28,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.captions
 	$(BIN)/python -m benchmarks.embed
 	$(BIN)/python -m benchmarks.readers
+	$(BIN)/python -m benchmarks.feed
 	$(BIN)/python -m benchmarks.small_shards
 	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.memory

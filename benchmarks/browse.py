@@ -89,6 +89,13 @@ class Server:
 
     def ask(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Send a request as the page does; status and body of the answer."""
+        try:
+            return self._ask(path, body)
+        except ConnectionError:  # it was idle for seconds; a browser opens another
+            self._connection.close()
+            return self._ask(path, body)
+
+    def _ask(self, path: str, body: bytes | None) -> tuple[int, bytes]:
         headers = {"x-clip-transforms": "browse"}
         self._connection.request("GET" if body is None else "POST", path, body, headers)
         with self._connection.getresponse() as answer:

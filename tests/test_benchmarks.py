@@ -202,9 +202,14 @@ def test_evaluation(bench, monkeypatch):
         ("start_up", "--model demo --units 3 --rounds 1", r"first embedded batch of 32 after [\d.]+ s[^$]*a run over"),
         ("memory", "--samples 8", r"(?s)one tar: .* ratio [\d.]+.*one Parquet.* ratio .*folder: .* ratio"),
         ("memory", "--huge 3", r"one row group of \d+ MB, \d+ samples: [\d,]+ MB at the peak, -?\d+ MB over"),
+        (
+            "feed",
+            "--model demo --samples 40 --sizes 64x64 --formats tar folder --models sleeping --processes 1 --rounds 1",
+            r"64x64, tar, 1 × sleeping: [\d,]+ samples/s, bare decoding [\d,]+, ratio [^$]*64x64, folder",
+        ),
         ("forward", "--model RN50 --rounds 1", r"RN50, \d+ captions at a time"),
     ],
-    ids=["embed", "small_shards", "start_up", "memory", "memory of a huge row group", "forward"],
+    ids=["embed", "small_shards", "start_up", "memory", "memory of a huge row group", "feed", "forward"],
 )
 def test_benchmarks_of_whole_commands(name, flags, pattern):
     argv = [sys.executable, "-m", f"benchmarks.{name}", *flags.split()]

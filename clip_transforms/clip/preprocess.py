@@ -243,8 +243,11 @@ def _to_pixels(
         image = ImageOps.expand(
             image, tuple(border), fill if len(image.getbands()) == 1 else (fill,) * len(image.getbands())
         )
-    left, top = (int(round((length - side) / 2.0)) for length in image.size)  # Python's round: half to even
-    image = image.crop((left, top, left + side, top + side)).convert("RGB")
+    if image.size != (side, side):
+        left, top = (int(round((length - side) / 2.0)) for length in image.size)  # Python's round: half to even
+        image = image.crop((left, top, left + side, top + side))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), orientation
 
 

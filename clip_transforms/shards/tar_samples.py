@@ -104,11 +104,13 @@ class ImageChoice:
             candidates.names.append(f".{extension}")
         candidates.fields = {}
         if candidates.count == 1:  # of several images none is taken, so later ones are not read
-            candidates.fields = {"image_reject": member.lost()}
             if member.problem is None and member.size > self._limit:
                 candidates.fields = too_large("image", member.size, self._limit)
-            elif member.problem is None:
-                candidates.fields = {"image": self._take(member)}
+                return True
+            try:
+                candidates.fields = {"image": self._take(member)} if member.problem is None else {}
+            finally:  # also where the tar is damaged inside the member
+                candidates.fields = candidates.fields or {"image_reject": member.lost()}
         return True
 
     def _candidates(self, extension: str, member: Member) -> Candidates | None:
