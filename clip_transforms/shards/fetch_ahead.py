@@ -38,18 +38,16 @@ def fetch_in_order(
     limit = min(options.max_image_bytes, _SMALL)
     stopped = threading.Event()
     waiting: collections.deque[tuple[Item, str | None, concurrent.futures.Future | None]] = collections.deque()
+    held = 0  # characters of the URIs that wait
     damage: ShardError | None = None
     left = iter(rows)
     pool = concurrent.futures.ThreadPoolExecutor(_FETCHES, "fetch")
     try:
         while True:
             try:
-                while (
-                    len(waiting) < _AHEAD
-                    and sum(len(uri or "") for _, uri, _ in waiting) < _AHEAD_BYTES
-                    and (found := next(left, None)) is not None
-                ):
+                while len(waiting) < _AHEAD and held < _AHEAD_BYTES and (found := next(left, None)) is not None:
                     item, uri = found
+                    held += len(uri or "")
                     future = pool.submit(fetch_image, uri, fence, limit, stopped) if uri else None
                     waiting.append((item, uri, future))
             except ShardError as error:  # yield the rows before the damage first
@@ -57,6 +55,7 @@ def fetch_in_order(
             if not waiting:
                 break
             item, uri, future = waiting.popleft()
+            held -= len(uri or "")
             yield item, _fetched(future, uri, fence, options, stopped) if uri and future else {}
     finally:
         stopped.set()

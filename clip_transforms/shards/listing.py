@@ -92,7 +92,7 @@ def _samples_of(
 def _fields_left(sample: dict[str, Any], options: ReaderOptions) -> Iterator[str]:
     """Yield the fields of a row that are neither image nor caption."""
     fields = json.loads(sample.get("metadata") or "{}")
-    uri = listing_columns(list(fields), options).uri
+    uri = listing_columns(tuple(fields), options).uri
     yield from (name for name in field_names(fields) if name != uri)
 
 
@@ -122,7 +122,7 @@ def _sample(
 
 
 def _of_fields(fields: dict[str, Any], options: ReaderOptions) -> tuple[dict[str, Any], str | None]:
-    columns = listing_columns(list(fields), options)
+    columns = listing_columns(tuple(fields), options)
     key, uri, caption = (json_field(fields, name) if name else None for name in columns[:3])
     index = columns.caption_index
     if index is not None:

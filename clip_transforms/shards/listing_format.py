@@ -141,7 +141,7 @@ def _worth(form: ListingFormat, options: ReaderOptions) -> tuple[int, int, bool]
     If there are none of these, messages show the reading that makes most columns.
     """
     names = form.names or []
-    columns = listing_columns(names, options)
+    columns = listing_columns(tuple(names), options)
     usable = sum(outer_field(names, name) in names for name in (columns.uri, columns.caption) if name)
     return (usable, 0, False) if usable else (0, len(names), form.padded)
 

@@ -148,7 +148,7 @@ def _inspect(uri: str, form: ListingFormat, options: ReaderOptions) -> Beginning
         with contextlib.suppress(ValueError, RecursionError):  # such a row is rejected when it is read
             rows.append({name: _beginning(value) for name, value in record.fields().items()})
     names = list(dict.fromkeys(name for row in rows for name in row)) if form.names is None else form.names
-    columns = listing_columns(names, options)
+    columns = listing_columns(tuple(names), options)
     caption = columns.caption
     if caption and columns.caption_index is None and options.captions == "first":
         if any(isinstance(json_field(row, caption), list) for row in rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -138,7 +139,7 @@ def asked_caption(names: Collection[str], options: ReaderOptions) -> tuple[str |
 
 def texts_in_bytes(schema: pa.Schema, options: ReaderOptions) -> frozenset[str]:
     """Return the columns of a Parquet listing whose bytes are texts: those that are used and hold no pictures."""
-    columns = listing_columns([f.name for f in schema if not is_text(plain_type(f.type))], options)
+    columns = listing_columns(tuple(f.name for f in schema if not is_text(plain_type(f.type))), options)
     asked = {options.image_column, options.key_column, columns.caption if options.caption_column else None}
     return frozenset(
         field.name
@@ -166,7 +167,8 @@ class ListingColumns(NamedTuple):
     caption_index: int | None
 
 
-def listing_columns(names: Sequence[str], options: ReaderOptions) -> ListingColumns:
+@functools.lru_cache(maxsize=256)  # rows of a listing mostly have the same fields
+def listing_columns(names: tuple[str, ...], options: ReaderOptions) -> ListingColumns:
     """Return the columns that the flags name, else those with a usual name."""
     caption, index = asked_caption(names, options)
     return ListingColumns(

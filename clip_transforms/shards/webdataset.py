@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -154,5 +155,6 @@ class _Group:
         for column in self.options.columns:
             member = self.others.get(column.field.lower())
             sample[column.name] = json_field(fields, column.field) if member is None else member
-        self.seen.add(sample, (*(f".{extension}" for extension in self.unread if extension), *field_names(fields)))
+        unread = (f".{extension}" for extension in self.unread if extension)
+        self.seen.add(sample, itertools.chain(unread, field_names(fields)))
         return sample
