@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import duckdb
@@ -17,7 +18,7 @@ from conftest import ROOT, browse, make_folder, make_parquet, make_tar, pair, wr
 from forked import Process, run
 
 import clip_transforms
-from clip_transforms import ClipSpec, Taxonomy, embed_shards
+from clip_transforms import ClipSpec, Taxonomy, embed_shards, filter_embeddings
 from pipelines import demo
 
 README = (Path(ROOT) / "README.md").read_text()
@@ -172,6 +173,29 @@ def test_every_recipe_of_the_cookbook_works(shop, capfd, monkeypatch, without_be
     assert len(uids) == 7 and uids.dtype.descr == [("f0", "<u8"), ("f1", "<u8")]
     selected = {path.name: pq.read_table(path).num_rows for path in (shop / "once" / "parts").iterdir()}
     assert sum(selected.values()) == 19
+
+
+def test_the_chosen_pictures_can_be_had_as_a_folder_from_tars_and_from_photos(tmp_path, monkeypatch, without_beam):
+    """The recipe as it stands, over the pictures of a tar and over a folder with folders in it."""
+    monkeypatch.chdir(tmp_path)
+    _, recipe = COOKBOOK.split("## A folder of the chosen pictures\n")
+    recipe = recipe.partition("\n## ")[0]
+    (export,), (unpack,), (copy,) = (blocks(language, recipe) for language in ("bash", "sh", "python"))
+    write_tar(tmp_path / "a.tar", [member for i in range(3) for member in pair(f"{i:06d}", i)])
+    make_folder(tmp_path / "photos" / "2024", 3, first=3)
+    for source, keys in (("a.tar", ["000001"]), ("photos", ["2024/000003.jpg", "2024/000004.jpg"])):
+        for made in ("out", "best", "chosen-tars", "chosen-pictures"):
+            shutil.rmtree(made, ignore_errors=True)
+        embed_shards(source, "out", ClipSpec("demo"))
+        filter_embeddings("out", "best", where=f"key IN ({', '.join(map(repr, keys))})")
+        assert importlib.import_module("pipelines.export").main(shlex.split(export)[3:]) == 0
+        subprocess.run(["sh", "-ec", unpack], check=True, timeout=60)
+        names = {key.removesuffix(".jpg").replace("/", "_") for key in keys}
+        found = {path.name for path in Path("chosen-pictures").iterdir()}
+        assert found == {f"{name}.{kind}" for name in names for kind in ("jpg", "txt", "json")}
+    assert run("-c", copy, cwd=tmp_path, timeout=60).returncode == 0
+    copied = {path: path.read_bytes() for path in Path("chosen-photos").rglob("*.*")}
+    assert copied == {Path("chosen-photos", key): Path("photos", key).read_bytes() for key in keys}
 
 
 def test_the_analysts_query_of_the_readme_answers(workplace):
