@@ -17,6 +17,7 @@ from clip_transforms.parts.manifest import read_run
 from clip_transforms.report_embeddings import plan_report
 from clip_transforms.run.beam import beam
 from clip_transforms.run.plan import RunPlan, plan_run
+from clip_transforms.run.turned import turned_in_run
 from clip_transforms.workers.machine import check_device
 from clip_transforms.workers.runner import check_processes, in_process, is_direct
 from pipelines.closing_lines import closing_lines
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     if is_direct(beam_options):
         check_device(settings.model.device)
     plan = plan_run(settings)
-    for line in [*plan.lines, *warnings_of(plan, beam_options)]:
+    for line in [*plan.lines, *turned_in_run(plan), *warnings_of(plan, beam_options)]:
         say(line)
     if settings.model.model == DEMO:
         say(

@@ -78,11 +78,10 @@ def failure(data: bytes, error: Exception) -> ImageError:
 
 
 def _unknown(data: bytes, format_: str | None) -> str:
-    start = f"starts with {bytes(data[:12])!r}"
     if format_ == "HEIF":  # only if it cannot be decoded here
-        return f"{HEIC_EXTRA}; {start}"
-    other = other_format(data)
-    return f"{f'{other}, ' if other else ''}none of {', '.join(FORMATS)}: {start}"
+        return HEIC_EXTRA
+    known = f"none of {', '.join(FORMATS)}"
+    return f"{other}, {known}" if (other := other_format(data)) else f"{known}: starts with {bytes(data[:12])!r}"
 
 
 def _opened_again(data: bytes, format_: str) -> tuple[Exception | None, bool]:

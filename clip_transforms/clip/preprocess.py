@@ -251,6 +251,16 @@ def _to_pixels(
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), orientation
 
 
+def orientation_of_start(start: bytes) -> int:
+    """Return the EXIF orientation that the first bytes of a JPEG tell; 1 if they tell none, or are no JPEG's."""
+    try:
+        return _orientation(Image.open(io.BytesIO(start), formats=("JPEG",)))
+    except Exception as error:  # as in `decode`; more so, since the bytes may end within the headers
+        if is_of_the_machine(error):
+            raise
+        return 1
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the orientation in a loaded image's EXIF; 1 if there is none, or none that makes sense.
 

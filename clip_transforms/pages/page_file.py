@@ -29,6 +29,7 @@ def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[s
     Raises:
         OutputError: if it lies in the dataset or in a folder that was embedded, is a folder, or is a file of another
             kind that may not be replaced.
+        StorageError: if its folder cannot be written to.
     """
     uri = storage.normalise(storage.as_uri(place, flag.strip("-")))
     sources = {shard.partition("#")[0].rstrip("/") for shard in shards if "#" in shard}
@@ -41,5 +42,5 @@ def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[s
         raise OutputError(f"{flag} {uri} must end in .html; give {uri}.html")
     if not overwrite and storage.exists(uri) and not is_page(storage.read_bytes(uri, _BEGINNING)):
         raise OutputError(f"{flag} {uri} is a file that this program did not write; remove it, or give another name")
-    storage.check_writable(posixpath.dirname(uri))
+    storage.check_writable(posixpath.dirname(uri), f"{flag} {uri}")
     return uri

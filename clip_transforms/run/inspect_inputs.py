@@ -16,6 +16,7 @@ from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.inspected import Inspected, InspectError, command, facts_of, size_of, some
 from clip_transforms.run.settings import Settings
+from clip_transforms.run.turned import turned
 from clip_transforms.shards.inventory import Inventory, take_inventory
 from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.read_unit import read_unit
@@ -156,12 +157,12 @@ def inspect_folder(uri: str) -> Inspected:
         PlanError: in one sentence, if embed would not read it.
     """
     inventory = take_inventory([uri], _OPTIONS)
-    first, *notes = inventory.detection
+    first, *notes = [*inventory.detection, *turned(inventory.side_files)]
     found = first.removeprefix(f"{uri}: ")
     facts = facts_of(
         units=f"{len(inventory.units):,}, each to become a part",
         size=size_of(sum(unit.num_bytes for unit in inventory.units)),
-        note=some(notes, 3),
+        note=some((line.removeprefix("note: ") for line in notes), 3),
     )
     return Inspected(found if found.startswith("a folder") else f"a folder of {found}", facts, (_embed(uri),))
 

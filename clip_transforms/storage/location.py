@@ -88,11 +88,14 @@ def join(base: str, *names: str) -> str:
     return posixpath.join(base, *names)
 
 
-def check_writable(uri: str) -> None:
+def check_writable(uri: str, given: str = "") -> None:
     """Refuse a folder on this machine that cannot be written to or made; write nothing.
 
+    Args:
+        uri: URI of the folder.
+        given: the flag that named it or a file in it, with its value; by default --output and the folder.
     Raises:
-        StorageError: naming the folder.
+        StorageError: naming the flag, its value, and the folder.
     """
     if not is_local(uri):
         return  # an object store refuses the first upload
@@ -101,7 +104,8 @@ def check_writable(uri: str) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise StorageError(
-            f"--output {uri} cannot be written to: {place} is read-only or not a folder; choose another place"
+            f"{given or f'--output {uri}'} cannot be written to: {place} is read-only or not a folder; choose another "
+            "place"
         )
 
 

@@ -148,10 +148,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_format_is_named(name):
+def test_another_format_is_named_and_its_bytes_are_not_shown(name):
     error = reject(OTHERS[name])
     assert error.reason == "unknown format"
-    assert str(error) == f"{name.strip()}, none of {', '.join(FORMATS)}: starts with {OTHERS[name][:12]!r}"
+    assert str(error) == f"{name.strip()}, none of {', '.join(FORMATS)}"
 
 
 @pytest.mark.parametrize(
@@ -211,5 +211,5 @@ def test_without_the_extra_a_heic_is_a_reject_that_names_the_extra(tmp_path):
     argv = [sys.executable, "-c", WITHOUT, *(str(tmp_path / name) for name in ("a.heic", "cut.heic", "b.avif"))]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
     heic, cut, avif = done.stdout.splitlines()
-    said = "unknown format HEIC needs the extra [heic]: pip install pillow-heif; starts with b"
-    assert heic.startswith(said) and cut.startswith(said) and avif == "(3, 32, 32)", done.stderr
+    said = "unknown format HEIC needs the extra [heic]: pip install pillow-heif"
+    assert heic == cut == said and avif == "(3, 32, 32)", done.stderr

@@ -71,6 +71,25 @@ def test_orientations_that_were_ignored_and_clipped_channels_are_counted(tar, tm
     assert code == 2 and "--exif_orientation was 'apply', but is now 'ignore'" in error
 
 
+def test_photos_that_lie_on_their_side_are_told_of_before_they_are_embedded(tmp_path, tiny_checkpoint, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, orientation in enumerate([6, 1, 3]):
+        (photos / f"{i}.jpg").write_bytes(oriented(i, orientation))
+    flags = ["--input", photos, "--output", tmp_path / "out", "--model", tiny_checkpoint, "--device", "cpu"]
+    told = (
+        "note: 2 of 3 pictures looked at are stored turned, as EXIF says, and are embedded so, as published; "
+        "--exif_orientation apply turns such pictures first"
+    )
+    code, said, error = run(capsys, embed_command.main, *flags, "--dry_run", "--exif_orientation", "apply")
+    assert code == 0 and "EXIF" not in said
+    code, said, error = run(capsys, embed_command.main, *flags)
+    first, second, third, *_ = said.splitlines()
+    assert (code, second) == (0, told) and third.startswith("1 unit committed")
+    code, said, error = run(capsys, embed_command.main, *flags)  # too late for the flag
+    assert code == 0 and told not in said
+
+
 def test_a_part_says_that_its_pictures_were_turned(tar, tmp_path, tiny_checkpoint, embed):
     embed(tar, output=tmp_path / "out", flags=["--exif_orientation", "apply", "--max_reject_fraction", "1"])
     (part,) = (tmp_path / "out" / "embeddings").glob("*.parquet")

@@ -13,6 +13,7 @@ from clip_transforms import embed_shards, filter_embeddings, report_embeddings
 from clip_transforms.parts.dataset import DatasetError
 from clip_transforms.parts.manifest import OutputError
 from clip_transforms.run import report_steps
+from clip_transforms.storage import StorageError
 from pipelines import report
 from pipelines.command_line import UsageError
 
@@ -177,6 +178,10 @@ REFUSED = {
         r"^--output .*/out/r.html lies in the dataset .*/out; give a file",
     ),
     "a folder": ({"output": ""}, r"^--output .* is a folder, but it must be an HTML file; give a name that ends in"),
+    "in no folder": (
+        {"output": "mine.html/r.html"},
+        r"^--output .*/mine.html/r.html cannot be written to: .*/mine.html is read-only or not a folder; choose",
+    ),
     "no page": ({"output": "r.txt"}, r"^--output .*/r.txt must end in .html; give .*/r.txt.html$"),
     "a foreign file": (
         {"output": "mine.html"},
@@ -229,6 +234,8 @@ def test_embed_writes_a_page_at_its_end(embed, tmp_path, capsys):
     assert "Of the images of 3 samples, 3 were embedded" in Page((tmp_path / "r.html").read_bytes()).text("what")
     with pytest.raises(OutputError, match="^--report .*/photos/r.html lies in what is embedded, .*/photos; give"):
         embed(folder, output=tmp_path / "new", flags=["--report", tmp_path / "photos" / "r.html"])
+    with pytest.raises(StorageError, match="^--report .*/r.html/s.html cannot be written to: .*/r.html is read"):
+        embed(folder, output=tmp_path / "new", flags=["--report", tmp_path / "r.html" / "s.html"])
     assert not (tmp_path / "new").exists()
 
 
