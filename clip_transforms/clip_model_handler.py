@@ -9,10 +9,9 @@ import numpy as np
 
 from clip_transforms import storage
 from clip_transforms.clip.checkpoints import load_checkpoint
-from clip_transforms.clip.decoders import ImageError
+from clip_transforms.clip.decoders import ImageError, set_up_decoders
 from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.engine.decode import set_up_decoders
 from clip_transforms.engine.stored import NOT_FINITE
 from clip_transforms.run.beam import beam  # noqa: F401  first, since it keeps Beam's warnings quiet
 

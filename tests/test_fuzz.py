@@ -178,7 +178,7 @@ CASES = {"pictures": picture_case, "containers": container_case}
 def main(kind, numbers):
     """Run cases and print their outcomes as JSON; any other output is a fault."""
     sys.path[:0] = [f"{ROOT}/tests", f"{ROOT}/tests/shards"]
-    from clip_transforms.engine.decode import set_up_decoders
+    from clip_transforms.clip.decoders import set_up_decoders
 
     set_up_decoders()  # as the workers do
     outcomes, slowest = Counter(), (0.0, -1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import logging
 import re
+import warnings
 
 # Pillow would import a decoder at the first picture that needs it. If the process had no free descriptor at that
 # moment, Pillow would go on without the decoder, and its pictures would be rejected as of an unknown format.
 from PIL import (
-    AvifImagePlugin,  # noqa: F401
+    AvifImagePlugin,
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
@@ -40,6 +45,26 @@ Image.preinit()  # imports the rest of the common decoders, which Pillow would i
 # Texts and colour profiles in a PNG change no pixel, but Pillow refuses a picture for one above a mebibyte. All of them
 # together stay limited to 64 MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+
+@functools.lru_cache(maxsize=1)
+def set_up_decoders() -> None:
+    """Set up Pillow's decoders for this process: one thread per picture, and no warnings on the terminal.
+
+    Warnings are not needed: a picture that cannot be decoded is a reject with a message of its own.
+    """
+    # Pictures are decoded in a pool already. libavif would start a thread per core for each picture, and would report a
+    # damaged picture if no thread can be started.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+    # libtiff itself writes to file descriptor 2, and Pillow cannot switch this off. A handler of NULL silences libtiff.
+    with contextlib.suppress(OSError, AttributeError):  # this Pillow has no libtiff, or hides its symbols
+        library = ctypes.CDLL(Image.core.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            handler = getattr(library, name)
+            handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            handler(None)
 
 
 class ImageError(ValueError):

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
 import dataclasses
-import functools
 import hashlib
-import logging
 import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import AvifImagePlugin, Image
+from PIL import Image
 
-from clip_transforms.clip.decoders import ImageError
+from clip_transforms.clip.decoders import ImageError, set_up_decoders
 from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, DecodedImage, Preprocessing, decode
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
 from clip_transforms.engine.ahead import Ahead
@@ -237,26 +233,6 @@ def _further_captions(samples: pa.RecordBatch) -> list[tuple[int, int, str]]:
 
 def _is_batch(item: Any) -> bool:
     return isinstance(item, tuple) and isinstance(item[1], pa.RecordBatch)
-
-
-@functools.lru_cache(maxsize=1)
-def set_up_decoders() -> None:
-    """Set up Pillow's decoders for this process: one thread per picture, and no warnings on the terminal.
-
-    Warnings are not needed: a picture that cannot be decoded is a reject with a message of its own.
-    """
-    # Pictures are decoded in a pool already. libavif would start a thread per core for each picture, and would report a
-    # damaged picture if no thread can be started.
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    warnings.filterwarnings("ignore", module="PIL")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
-    # libtiff itself writes to file descriptor 2, and Pillow cannot switch this off. A handler of NULL silences libtiff.
-    with contextlib.suppress(OSError, AttributeError):  # this Pillow has no libtiff, or hides its symbols
-        library = ctypes.CDLL(Image.core.__file__)
-        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-            handler = getattr(library, name)
-            handler.restype, handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-            handler(None)
 
 
 def _decode_into(

@@ -147,7 +147,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_for_the_consumer(stage, mon
 WITHOUT_THREADS = """
 import os, resource, sys
 from clip_transforms.clip.preprocess import decode_image
-from clip_transforms.engine.decode import set_up_decoders
+from clip_transforms.clip.decoders import set_up_decoders
 set_up_decoders()
 data = open(sys.argv[1], "rb").read()
 if os.getuid() == 0:
