@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from clip_transforms.clip.decoders import FORMATS, ImageError, failure, is_of_the_machine
+from clip_transforms.clip.decoders import FORMATS, ImageError, failure, is_of_the_machine, set_up_decoders
 
 # The mean and standard deviation of CLIP's training images, in [0, 1], RGB (published `clip.py`).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -148,6 +148,8 @@ def decode_image(data: bytes, side: int) -> np.ndarray:
 def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAGE_PIXELS) -> DecodedImage:
     """Decode one image with a checkpoint's preprocessing, and return its stored size too; see `decode_image`.
 
+    Pillow prints no warnings from the first call on; see `set_up_decoders`.
+
     Raises:
         TypeError: if `data` is not bytes but, say, a file name.
         ImageError: also if the stored image, or the resized image before its crop, has more than `max_pixels` pixels.
@@ -156,6 +158,7 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
         raise TypeError(f"an image is {data!r:.60}, but it must be encoded bytes: Path(name).read_bytes()")
     if len(data) == 0:
         raise ImageError("empty", "the image has no bytes")
+    set_up_decoders()
     # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, TypeError,
     # struct.error, zlib.error …). So these calls alone are guarded, but against every Exception.
     try:
@@ -253,6 +256,7 @@ def _to_pixels(
 
 def orientation_of_start(start: bytes) -> int:
     """Return the EXIF orientation that the first bytes of a JPEG tell; 1 if they tell none, or are no JPEG's."""
+    set_up_decoders()
     try:
         return _orientation(Image.open(io.BytesIO(start), formats=("JPEG",)))
     except Exception as error:  # as in `decode`; more so, since the bytes may end within the headers

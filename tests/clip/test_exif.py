@@ -5,7 +5,8 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import ROOT, picture
+from forked import run
 from PIL import Image, ImageOps
 
 from clip_transforms.clip.decoders import ImageError
@@ -164,3 +165,24 @@ def test_a_picture_of_more_than_eight_bits_is_known(what):
     assert found.is_deep == is_deep
     if is_deep:
         assert len(np.unique(found.pixels)) <= 2, "it is white or black, as published"
+
+
+QUIET = """
+import sys
+from pathlib import Path
+from clip_transforms.clip.preprocess import decode_image, orientation_of_start
+data = Path(sys.argv[1]).read_bytes()
+print(orientation_of_start(data), decode_image(data, 32).shape)
+"""
+
+
+@pytest.mark.parametrize("command", [["-c", QUIET], ["-m", "pipelines.inspect"]], ids=["decode", "inspect"])
+@pytest.mark.parametrize("length", [20, 32], ids=["cut", "whole"])
+def test_pillow_prints_no_warning_of_an_exif_that_is_cut_off(tmp_path, command, length):
+    exif, path = Image.Exif(), tmp_path / "a.jpg"
+    exif[ORIENTATION] = 6
+    Image.open(io.BytesIO(picture(3))).save(path, exif=exif.tobytes()[:length])
+    done = run(*command, path, cwd=ROOT, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    if command[0] == "-c":
+        assert done.stdout == f"{6 if length == 32 else 1} (3, 32, 32)\n"
