@@ -124,6 +124,21 @@ def best_of(several: Iterable[Chosen]) -> Chosen:
     return dict(found)
 
 
+def apart(first: Sequence[Row], last: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return both ends of an order without a row that stands in both: few rows are shared out, half to each end.
+
+    Args:
+        first: the first rows of the order.
+        last: the first rows of its reverse.
+    """
+    places = [{(one.shard, one.row) for one in end} for end in (first, last)]
+    if places[0].isdisjoint(places[1]):
+        return list(first), list(last)
+    kept = list(first[: (len(places[0] | places[1]) + 1) // 2])
+    shown = {(one.shard, one.row) for one in kept}
+    return kept, [one for one in last if (one.shard, one.row) not in shown]
+
+
 def pictured(chosen: Chosen) -> dict[str, list[int]]:
     """Return shard → places of the rows whose pictures are shown, sorted."""
     places: defaultdict[str, set[int]] = defaultdict(set)

@@ -36,6 +36,7 @@ def report_page(
     data = {
         "about": about.about(facts, counts["rows",]),
         "pictures": pictures,
+        "turned": facts.exif_orientation == "apply",
         "lost": sum(1 for row in rows if row["shown"] and row["lost"] not in NOT_LOST),
         "sheets": sheets.labels(chosen, counts, looked, ranked),
         "pairs": sheets.pairs(chosen, looked),
@@ -103,13 +104,15 @@ def sizes(counts: Counts, side: int) -> dict[str, Any]:
 def captions(counts: Counts) -> dict[str, Any]:
     """Return how long the captions are, in tokens, and how many were cut."""
     found = of_kind(counts, "tokens")
-    section = {"captions": sum(found.values()), "truncated": counts["truncated",]}
+    section: dict[str, Any] = {"captions": sum(found.values()), "truncated": counts["truncated",]}
     if not found:
         return section
     low, high = min(found), max(found)
+    section["ends"] = (low, high)
+    if low == high:  # nothing to draw
+        return section
     return section | {
         "path": scores.path([found[tokens] for tokens in range(low, high + 1)]),
-        "ends": (low, high),
         "median": _median(found),
         "table": [(tokens, found[tokens]) for tokens in range(low, high + 1)],
     }

@@ -51,30 +51,35 @@ def _cards(looked: Looked, rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def labels(chosen: Chosen, counts: Counts, looked: Looked, ranked: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Return the sheets of the surest and the least sure pictures of each label, a section for each taxonomy."""
+    """Return the sheets of the surest and the least sure pictures of each label, a section for each taxonomy.
+
+    No picture is in both.
+    """
     sections = []
     for taxonomy, classes in choosing.shown_classes(ranked).items():
-        rows = [
-            {
-                "name": name,
-                "pictures": counts["label", taxonomy, name],
-                "surest": _cards(looked, chosen.get((choosing.SUREST, taxonomy, name), ())),
-                "least": _cards(looked, chosen.get((choosing.LEAST_SURE, taxonomy, name), ())),
-            }
-            for name in classes
-        ]
+        rows = []
+        for name in classes:
+            ends = [chosen.get((kind, taxonomy, name), ()) for kind in (choosing.SUREST, choosing.LEAST_SURE)]
+            surest, least = choosing.apart(*ends)
+            rows.append(
+                {
+                    "name": name,
+                    "pictures": counts["label", taxonomy, name],
+                    "surest": _cards(looked, surest),
+                    "least": _cards(looked, least),
+                }
+            )
         sections.append({"taxonomy": taxonomy, "classes": rows, "more": len(ranked[taxonomy]) - len(classes)})
     return sections
 
 
 def pairs(chosen: Chosen, looked: Looked) -> dict[str, list[dict[str, Any]]]:
-    """Return the sheets of the best and the worst pairs."""
-    found = {}
-    for name, kind in (("best", choosing.BEST), ("worst", choosing.WORST)):
-        sign = -1 if kind == choosing.BEST else 1
-        rows = chosen.get((kind,), ())
-        found[name] = [card(looked, one.shard, one.row, decimals(sign * one.rank, 3)) for one in rows]
-    return found
+    """Return the sheets of the best and the worst pairs; no pair is in both."""
+    best, worst = choosing.apart(*(chosen.get((kind,), ()) for kind in (choosing.BEST, choosing.WORST)))
+    return {
+        name: [card(looked, one.shard, one.row, decimals(sign * one.rank, 3)) for one in rows]
+        for name, rows, sign in (("best", best, -1), ("worst", worst, 1))
+    }
 
 
 def duplicates(chosen: Chosen, looked: Looked) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from clip_transforms.pages.choosing import (
     BEST,
@@ -11,6 +12,7 @@ from clip_transforms.pages.choosing import (
     MOST_CLASSES,
     SUREST,
     WORST,
+    apart,
     best_of,
     choose_groups,
     choose_rows,
@@ -54,6 +56,24 @@ def test_rows_without_a_score_or_a_label_are_never_chosen():
     assert [row.row for row in chosen[SUREST, "animals", "cat"]] == [0]
     assert (SUREST, "animals", "dog") not in chosen
     assert pictured(chosen) == {"a": [0, 3]}
+
+
+@pytest.mark.parametrize(
+    "number, first, last", [(0, 0, 0), (1, 1, 0), (2, 1, 1), (5, 3, 2), (7, 4, 3), (9, 5, 4), (10, 5, 5), (40, 5, 5)]
+)
+def test_no_row_is_at_both_ends(number, first, last):
+    table = part("a", (np.arange(number) / 64).tolist(), ["cat"] * number)
+    chosen = choose_rows(table, {"animals": ["cat"]})
+    ends = [chosen.get((kind, "animals", "cat"), ()) for kind in (SUREST, LEAST_SURE)]
+    surest, least = ([row.row for row in end] for end in apart(*ends))
+    assert surest == list(range(number))[::-1][:first] and least == list(range(number))[:last]
+
+
+def test_rows_of_equal_rank_are_shared_out_too():
+    table = part("a", [0.5] * 7, ["cat"] * 7)
+    chosen = choose_rows(table, {"animals": ["cat"]})
+    best, worst = apart(chosen[BEST,], chosen[WORST,])
+    assert ([row.row for row in best], [row.row for row in worst]) == ([0, 1, 2, 3], [4, 5, 6])
 
 
 def test_many_taxonomies_share_the_pictures():

@@ -118,6 +118,18 @@ def test_a_page_without_rows_is_a_page(tmp_path):
     assert "no run came to its end" in said["what"] and "left its clocks" in said["time"]
 
 
+def test_a_small_dataset_shows_each_pair_once_and_draws_no_histogram_of_one_length(tmp_path):
+    page = page_of(synthetic(tmp_path / "out", n=5), tmp_path, pictures=False)
+    said = page.text("sizes")
+    assert "5 captions have 5 tokens, start and end included. None was cut." in said and "histogram" not in said
+    titles = [title for title, _, _ in page.cards["sheets"]]
+    pairs = titles[-5:]  # after the cards of labels: three best ones and two worst ones
+    assert len(set(pairs)) == 5 and len(titles) == 10
+    longer = page_of(synthetic(tmp_path / "longer", n=5, caption_tokens=[4, 5, 5, 6, 6]), tmp_path, pictures=False)
+    said = longer.text("sizes")
+    assert "5 captions have 4 to 6 tokens, start and end included; the median is 5." in said and "histogram" in said
+
+
 def test_captions_alone_have_a_map_of_their_own(tmp_path):
     captions = np.random.default_rng(0).normal(size=(6, 4))
     part = {"caption": [f"caption {i}" for i in range(6)], "caption_embedding": captions, "caption_tokens": [4] * 6}
