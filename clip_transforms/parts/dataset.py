@@ -15,7 +15,14 @@ import pyarrow as pa
 from clip_transforms import storage
 from clip_transforms.parts.counts import add, counted
 from clip_transforms.parts.fingerprint import fingerprint
-from clip_transforms.parts.footers import column_names, part_names, part_uri, read_footers, taxonomy_names
+from clip_transforms.parts.footers import (
+    column_names,
+    part_names,
+    part_uri,
+    part_versions,
+    read_footers,
+    taxonomy_names,
+)
 from clip_transforms.parts.manifest import existing_dataset
 from clip_transforms.parts.reader import KEYS, DatasetError, known_rows, read_table
 from schemas.labels import taken_names
@@ -33,7 +40,7 @@ def check_dataset(output: str) -> dict[str, Footer]:
         DatasetError: if there are no parts, a part is not whole, or not all parts have the dataset's fingerprint.
     """
     expected = fingerprint(existing_dataset(output)["settings"])
-    names = sorted(part_names(output, "embeddings"))
+    names = dict(sorted(part_versions(output, "embeddings").items()))
     if not names:
         raise DatasetError(f"{output} holds no embeddings; python -m pipelines.embed makes them")
     footers = read_footers(output, "embeddings", names)

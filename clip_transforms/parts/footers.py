@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from schemas.provenance import FOOTER_KEY, Footer, check_format
+from clip_transforms.parts.footer_text import footer_text
+from clip_transforms.parts.kept_footers import kept_footers
+from schemas.provenance import Footer, check_format
 
 _THREADS, _CHUNK = 16, 64
 _SLOW = 0.0005  # seconds per footer; threads help if reading takes longer
-_TAIL_BYTES = 32 << 10  # most footers fit
-_MAGIC = b"PAR1"
-_ENTRY = b"\x18" + bytes([len(FOOTER_KEY)]) + FOOTER_KEY + b"\x18"  # Thrift: a text of this length, then a second text
 _PROVENANCE = b'"provenance": '
 _KEYS = {"fingerprint", "maker"}  # a part has the first key, a file of class embeddings the second
 _T = TypeVar("_T")
+Parts: TypeAlias = Sequence[str] | Mapping[str, str]
 
 
 def part_names(output: str, kind: str) -> set[str]:
     """List the names of the parts in `output/<kind>`, without extension."""
-    return {name.removesuffix(".parquet") for name in storage.names_in(storage.join(output, kind), ".parquet")}
+    return set(part_versions(output, kind))
+
+
+def part_versions(output: str, kind: str) -> dict[str, str]:
+    """List the parts in `output/<kind>`: name → version of its file, see `storage.versions_in`."""
+    found = storage.versions_in(storage.join(output, kind), ".parquet")
+    return {name.removesuffix(".parquet"): version for name, version in found.items()}
 
 
 def taxonomy_names(output: str) -> set[str]:
@@ -58,19 +64,14 @@ def read_footer(uri: str) -> Footer | None:
         FormatError: if a newer version of this program wrote it.
         OSError: if storage fails, so that it cannot be told.
     """
-    return _read(uri, json.loads)
+    return _decoded(footer_text(uri), json.loads, uri)
 
 
-def _read(uri: str, decode: Callable[[bytes], Any]) -> Footer | None:
-    """Do the work of `read_footer`; `decode` turns the JSON into a value."""
+def _decoded(text: bytes | None, decode: Callable[[bytes], Any], uri: str) -> Footer | None:
+    """Turn the JSON of a footer into a value with `decode`; None if it is not one of ours."""
     try:
-        tail = _tail(uri)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
-    try:
-        text = tail and (_own_entry(tail) or (pq.read_metadata(pa.BufferReader(tail)).metadata or {}).get(FOOTER_KEY))
         footer = decode(text) if text else None
-    except (OSError, ValueError, pa.ArrowException):  # the bytes in memory cannot be parsed
+    except ValueError:
         return None
     if not isinstance(footer, dict) or not _KEYS & footer.keys():
         return None
@@ -78,39 +79,14 @@ def _read(uri: str, decode: Callable[[bytes], Any]) -> Footer | None:
     return cast(Footer, footer)
 
 
-def _tail(uri: str) -> bytes | None:
-    """Read the end of a Parquet file, with all of its footer; None if the file is not whole."""
-    wanted = _TAIL_BYTES
-    while True:  # twice at most, unless the file is replaced meanwhile
-        tail, size = storage.read_end(uri, wanted)
-        length = int.from_bytes(tail[-8:-4], "little")
-        if tail[-4:] != _MAGIC or length + len(_MAGIC) + 8 > size:
-            return None
-        if length + 8 <= len(tail):
-            return tail
-        wanted = length + 8
+def read_footers(output: str, kind: str, parts: Parts) -> dict[str, Footer]:
+    """Part → footer of the parts that are whole and ours. Content that footers share is held in memory once.
 
-
-def _own_entry(tail: bytes) -> bytes | None:
-    """Find the value of our key in the footer of a Parquet file; None if the key is not there.
-
-    With a hundred thousand parts, most of the planning time would go into pyarrow's parsing of the column metadata.
-    This function searches for the key's entry in Thrift's compact encoding, from the end of the file. The search is
-    safe: no user data follows the entries, and the entries hold JSON and base64, which have no control characters.
+    Args:
+        output: URI of the dataset.
+        kind: kind of the parts, such as `embeddings`.
+        parts: names of parts; as the keys of `part_versions` if they have just been listed, which saves a listing.
     """
-    start = tail.rfind(_ENTRY, len(tail) - 8 - int.from_bytes(tail[-8:-4], "little"))
-    if start < 0:
-        return None
-    place, length, shift = start + len(_ENTRY), 0, 0
-    while True:  # the length, seven bits a byte; it ends, since the last byte of the file has its eighth bit clear
-        length |= (tail[place] & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if tail[place - 1] < 0x80:
-            return tail[place : place + length]
-
-
-def read_footers(output: str, kind: str, parts: Sequence[str]) -> dict[str, Footer]:
-    """Part → footer of the parts that are whole and ours. Content that footers share is held in memory once."""
 
     def pick(footer: Footer) -> Footer:
         slim = cast(Footer, {sys.intern(key): value for key, value in footer.items()})
@@ -122,7 +98,7 @@ def read_footers(output: str, kind: str, parts: Sequence[str]) -> dict[str, Foot
     return _read_all(output, kind, parts, pick)
 
 
-def read_digests(output: str, kind: str, parts: Sequence[str]) -> dict[str, str | None]:
+def read_digests(output: str, kind: str, parts: Parts) -> dict[str, str | None]:
     """Part → digest of the parts that are whole and ours."""
     return _read_all(output, kind, parts, lambda footer: footer.get("digest"))
 
@@ -151,18 +127,35 @@ class _Decoder:
         return footer
 
 
-def _read_all(output: str, kind: str, parts: Sequence[str], pick: Callable[[Footer], _T]) -> dict[str, _T]:
+def _read_all(output: str, kind: str, parts: Parts, pick: Callable[[Footer], _T]) -> dict[str, _T]:
     decode, folder = _Decoder(), storage.join(output, kind)
 
-    def read(some: Sequence[str]) -> list[tuple[str, _T]]:
-        footers = ((part, _read(f"{folder}/{part}.parquet", decode)) for part in some)
-        return [(part, pick(footer)) for part, footer in footers if footer is not None]
+    def picked(part: str, text: bytes | None) -> list[tuple[str, _T]]:
+        footer = _decoded(text, decode, f"{folder}/{part}.parquet")
+        return [] if footer is None else [(part, pick(footer))]
 
-    chunks = [parts[i : i + _CHUNK] for i in range(0, len(parts), _CHUNK)]
+    def read(some: Sequence[str]) -> list[tuple[str, _T]]:
+        return [found for part in some for found in picked(part, footer_text(f"{folder}/{part}.parquet"))]
+
+    known = dict(found for part, text in _kept(output, kind, parts) for found in picked(part, text))
+    left = [part for part in parts if part not in known]
+    chunks = [left[i : i + _CHUNK] for i in range(0, len(left), _CHUNK)]
     start = time.perf_counter()
     found = [read(chunk) for chunk in chunks[:1]]
     # Files in the page cache are read twice as fast without threads, which would only wait for each other.
     slow = time.perf_counter() - start > _SLOW * _CHUNK
     with concurrent.futures.ThreadPoolExecutor(_THREADS if slow else 1) as pool:
         found += pool.map(read, chunks[1:])
-    return {part: picked for some in found for part, picked in some}
+    known |= {part: picked for some in found for part, picked in some}
+    return {part: known[part] for part in parts if part in known}
+
+
+def _kept(output: str, kind: str, parts: Parts) -> Iterator[tuple[str, bytes]]:
+    """Yield the kept footers of those of the parts that have not changed since; part and JSON."""
+    kept = kept_footers(output, kind)
+    for first in kept:
+        versions = parts if isinstance(parts, Mapping) else part_versions(output, kind)
+        wanted = {part: versions.get(part) for part in parts}
+        for part, version, text in itertools.chain([first], kept):
+            if wanted.get(part) == version:
+                yield part, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from clip_transforms.labels.part import stale_labels
-from clip_transforms.parts.footers import part_names, read_digests, read_footers
+from clip_transforms.parts.footers import part_versions, read_digests, read_footers
 from clip_transforms.run.job import Job
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import Unit
@@ -69,8 +69,9 @@ def committed_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Mapping[str, 
     """
     if not siblings:
         return {}
-    here = part_names(job.output, "embeddings")
-    footers = read_footers(job.output, "embeddings", [unit.part for unit in siblings if unit.part in here])
+    here = part_versions(job.output, "embeddings")
+    theirs = {unit.part: here[unit.part] for unit in siblings if unit.part in here}
+    footers = read_footers(job.output, "embeddings", theirs)
     known = committed_parts(job.settings, siblings, footers, job.fingerprint)
     found = without_damaged_shards(job.settings, siblings, known)
     made = {part: footers[part] for part in found}

@@ -20,6 +20,7 @@ from clip_transforms.labels.batch import Classifier, label_batch
 from clip_transforms.labels.classes import embed_classes, read_classifier
 from clip_transforms.labels.part import label_part, labels_footers
 from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.kept_footers import keep_footers
 from clip_transforms.parts.writer import PartSettings, UnitWriter
 from clip_transforms.run.job import Job, PlannedUnit, read_taxonomies, read_units
 from clip_transforms.run.summary import PartResult, versions
@@ -57,14 +58,18 @@ def load_embedder(job: Job) -> Any:
 
 def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
     """Do a range of units of the plan: embed the pending ones, and label the committed ones where they lack labels."""
-    pending = []
+    pending, changed = [], []
     for planned in read_units(job, *task):
+        if planned.labels or not planned.is_committed:
+            changed.append(planned.unit.part)
         if planned.is_committed:
             yield _keep(planned, job, classes)
         else:
             pending.append(planned.unit)
     if pending:
         yield from embed_units(pending, job, embedder, classes)
+    if changed:
+        keep_footers(job.output, job.kinds, changed)
 
 
 def _keep(planned: PlannedUnit, job: Job, classes: Mapping[str, str]) -> PartResult:

@@ -10,6 +10,7 @@ from typing import Any
 from clip_transforms import storage
 from clip_transforms.parts.counts import ALL, add, check_balance, counted, reject_fractions, seen_fields
 from clip_transforms.parts.footers import part_names, part_uri, taxonomy_names
+from clip_transforms.parts.kept_footers import tidy_footers
 from clip_transforms.parts.manifest import finish_run
 from clip_transforms.run.begin import Beginning
 from clip_transforms.run.committed import committed_now
@@ -38,6 +39,8 @@ def write_run(job: Job, summary: RunSummary) -> dict[str, Any]:
     siblings = [planned.unit for planned in read_units(job, job.units, job.units + beginning.siblings)]
     parts = {unit.part for unit in siblings}
     theirs = committed_now(job, siblings)
+    if len(theirs) == len(siblings) and (summary.units > summary.skipped or summary.labelled):
+        tidy_footers(job.output, job.kinds)
     content = _finish(job, beginning, summary, parts, theirs)
     missing = [unit for unit in siblings if unit.part not in theirs]
     if missing and len(late := committed_now(job, missing)) == len(missing):

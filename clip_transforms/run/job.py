@@ -89,6 +89,11 @@ class Job:
         return self.settings.output
 
     @property
+    def kinds(self) -> list[str]:
+        """Kinds of parts that a unit has in this run."""
+        return ["embeddings", *self.settings.kinds, *(f"labels/{name}" for name in self.taxonomies)]
+
+    @property
     def plan_uri(self) -> str:
         """URI of the plan."""
         return storage.join(self.folder, "plan.parquet")

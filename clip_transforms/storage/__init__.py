@@ -21,6 +21,8 @@ from clip_transforms.storage.finding import (
     list_folder,
     list_folders,
     names_in,
+    version,
+    versions_in,
 )
 from clip_transforms.storage.globbing import Matches, glob_regex, is_glob, list_matching
 from clip_transforms.storage.location import (
@@ -43,7 +45,7 @@ from clip_transforms.storage.reading import (
     sha256_of,
 )
 from clip_transforms.storage.retry import retried
-from clip_transforms.storage.writing import commit_file, make_folder, remove, write_bytes, write_files
+from clip_transforms.storage.writing import commit_file, make_folder, remove, remove_files, write_bytes, write_files
 
 __all__ = [
     "ArgumentTypeError",
@@ -88,10 +90,13 @@ __all__ = [
     "refuse_secrets",
     "refuse_type",
     "remove",
+    "remove_files",
     "retried",
     "several",
     "sha256",
     "sha256_of",
+    "version",
+    "versions_in",
     "write_bytes",
     "write_files",
 ]

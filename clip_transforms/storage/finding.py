@@ -27,7 +27,7 @@ from clip_transforms.storage.file_info import (
     reason_of,
     unlisted_folders,
 )
-from clip_transforms.storage.location import filesystem
+from clip_transforms.storage.location import filesystem, version_of
 from clip_transforms.storage.retry import retried
 
 _THREADS = 16
@@ -221,6 +221,14 @@ def names_in(uri: str, suffix: str = "") -> list[str]:
 
     Folders and broken links are included.
     """
+    return list(versions_in(uri, suffix))
+
+
+def versions_in(uri: str, suffix: str = "") -> dict[str, str]:
+    """Return the names that `names_in` returns, each with the file's version; one walk through the pages of a listing.
+
+    The version is empty for folders, on this machine, and on a store without etags; see `version_of`.
+    """
     fs, path = filesystem(uri)
 
     def list_it() -> list[dict[str, Any]]:
@@ -229,9 +237,25 @@ def names_in(uri: str, suffix: str = "") -> list[str]:
 
     try:
         if isinstance(fs, LocalFileSystem):
-            names = os.listdir(path)
-        else:
-            names = [posixpath.basename(entry["name"].rstrip("/")) for entry in retried(list_it, uri)]
+            return {name: "" for name in os.listdir(path) if name.endswith(suffix)}
+        entries = retried(list_it, uri)
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [name for name in dict.fromkeys(names) if name.endswith(suffix)]
+        return {}
+    names = ((posixpath.basename(entry["name"].rstrip("/")), entry) for entry in entries)
+    return {name: version_of(entry) for name, entry in names if name.endswith(suffix)}
+
+
+def version(uri: str) -> str:
+    """Return the version of a file as its store shows it now, see `version_of`; empty if the file does not exist."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return ""
+
+    def ask() -> dict[str, Any]:
+        fs.invalidate_cache(path)
+        return fs.info(path)
+
+    try:
+        return version_of(retried(ask, uri))
+    except FileNotFoundError:
+        return ""

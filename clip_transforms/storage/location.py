@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,5 +131,14 @@ def refuse_secrets(uri: str) -> None:
 
 def token_of(info: Mapping[str, Any]) -> str:
     """Return a value that changes whenever a remote file does: its etag, else its time; empty if it has neither."""
-    token = next((str(info[key]) for key in (*_ETAG_KEYS, *_TIME_KEYS) if info.get(key)), "")
-    return token.strip('"')
+    return _first_of(info, (*_ETAG_KEYS, *_TIME_KEYS))
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """Return the size and etag of a remote file; empty if it has no etag. Two files of one version are the same."""
+    etag = _first_of(info, _ETAG_KEYS)
+    return f"{info['size']}-{etag}" if etag else ""
+
+
+def _first_of(info: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return next((str(info[key]) for key in keys if info.get(key)), "").strip('"')

@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,6 +60,15 @@ def remove(uri: str) -> None:
             retried(lambda: fs.rm(path, recursive=True), uri)
         except FileNotFoundError:  # removed by another run, or by a try whose answer was lost
             return
+
+
+def remove_files(uris: Sequence[str]) -> None:
+    """Remove files of one object store, with few requests. If one is gone already, the others may stay."""
+    paths = [filesystem(uri)[1] for uri in uris]
+    if paths:
+        fs = filesystem(uris[0])[0]
+        with contextlib.suppress(FileNotFoundError):
+            retried(lambda: fs.rm(paths), uris[0])
 
 
 def commit_file(local: str, uri: str) -> None:

@@ -3,13 +3,19 @@
 import http.server
 import io
 import itertools
+import json
 import os
+import re
+import signal
 import threading
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
+from forked import Process
 
 from clip_transforms import storage
 from clip_transforms.storage import reading, retry
@@ -268,6 +274,45 @@ def test_a_large_upload_that_fails_in_a_part_is_aborted(times, s3, tmp_path, mon
         assert storage.names_in("s3://bucket") == []
     assert len([m for m, path, _ in s3.seen if m == "DELETE" and "uploadId" in path]) == (1 if times == 1 else 3)
     assert s3.fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+
+
+UPLOADING = """
+import sys, fsspec, s3fs.core
+from clip_transforms import storage
+fsspec.config.conf["s3"] = {"endpoint_url": sys.argv[1]}
+s3fs.core.calculate_chunksize = lambda *_, **__: 5 << 20
+storage.commit_file(sys.argv[2], "s3://bucket/x")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_large_upload_that_is_killed_leaves_no_object_and_its_pieces_can_be_removed(number, s3, tmp_path):
+    (tmp_path / "upload").write_bytes(os.urandom(12 << 20))
+    in_the_middle = threading.Event()
+
+    def fault(number, method, path):
+        if "partNumber=3" in path:
+            in_the_middle.set()
+            return "hang"
+
+    s3.fault = fault
+    with Process("-c", UPLOADING, s3.url, str(tmp_path / "upload"), cwd=ROOT) as process:
+        assert in_the_middle.wait(60)
+        process.send_signal(number)
+        assert process.wait(60) == -number
+    s3.fault = lambda *_: None
+    assert storage.names_in("s3://bucket") == []
+    assert len(s3.fs.call_s3("list_multipart_uploads", Bucket="bucket")["Uploads"]) == 1, "as troubleshooting.md says"
+    s3.fs.clear_multipart_uploads("bucket")
+    assert s3.fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+
+
+def test_the_rule_of_the_documents_that_removes_pieces_of_uploads_is_accepted(s3):
+    text = Path(ROOT, "docs", "troubleshooting.md").read_text()
+    rule = json.loads(re.search(r"--lifecycle-configuration \\\n +'(.*)'", text)[1])
+    s3.fs.call_s3("put_bucket_lifecycle_configuration", Bucket="bucket", LifecycleConfiguration=rule)
+    (found,) = s3.fs.call_s3("get_bucket_lifecycle_configuration", Bucket="bucket")["Rules"]
+    assert found["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7} and found["Status"] == "Enabled"
 
 
 # A plain HTTP server
