@@ -23,9 +23,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.many_units import EMPTY_TAR, MEASURED, commit_all
+from benchmarks.many_units import MEASURED, commit_all, write_tars
 from clip_transforms.parts.footer_text import footer_text
-from clip_transforms.parts.kept_footers import write_kept
+from clip_transforms.parts.kept_footers import tidy_footers, write_kept
 from schemas.kept_footers import KEPT_FOOTERS
 
 UNITS, TASK = 100_000, 64
@@ -162,9 +162,7 @@ def main() -> None:
     units = int(sys.argv[1]) if len(sys.argv) > 1 else UNITS
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "tars").mkdir()
-        for i in range(units):
-            (root / "tars" / f"{i:06d}.tar").write_bytes(EMPTY_TAR)
+        write_tars(root, units)
         here = ["--input", f"{root}/tars/*.tar", "--output", f"{root}/out", "--model", "demo"]
         commit_all(root, here)
         there = [*here[:3], OUT, *here[4:]]
@@ -174,8 +172,10 @@ def main() -> None:
                 run("resumed without kept footers", server, there)
             keep_all(root / "out")
             asked(server)
-            run("planned again", server, [*there, "--dry_run"])
-            run("resumed", server, there)
+            run("resumed after a kill, with a file of kept footers for each task", server, there)
+            tidy_footers(OUT, KINDS)
+            asked(server)
+            run("resumed after an end, with one file", server, there)
 
 
 if __name__ == "__main__":

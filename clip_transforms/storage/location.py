@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from clip_transforms.storage.errors import is_of_the_machine
+from clip_transforms.storage.s3_times import read_times_quickly
 
 # Names that file systems give to the value that changes whenever the bytes do; the most trusted ones first.
 _ETAG_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5", "version_id", "generation")
@@ -53,6 +54,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     refuse_secrets(uri)
     try:
         fs, path = url_to_fs(uri)
+        read_times_quickly(fs)
         return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
     except ImportError as error:
         protocol = uri.split("://")[0]
