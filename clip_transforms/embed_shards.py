@@ -12,7 +12,7 @@ from typing import Any
 from clip_transforms import storage
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomies, as_taxonomies
-from clip_transforms.run.beam import Shared, beam
+from clip_transforms.run.beam import Shared, beam, parse_resource_hints
 from clip_transforms.run.begin import begin_run
 from clip_transforms.run.embed_units import PROGRESS, embed_run_classes, embed_task, load_embedder
 from clip_transforms.run.end import write_run
@@ -92,6 +92,7 @@ class EmbedShards(beam.PTransform):
         )
         self._plan: RunPlan | None = None
         self._command: tuple[str, ...] = ()
+        self._hints: dict[str, Any] = {}
         self.run = ""  # the run's id, once it has begun
         # Held while this object lives: the next run removes a run's folder only if its lock is free.
         self.run_folder: RunFolder | None = None
@@ -102,6 +103,18 @@ class EmbedShards(beam.PTransform):
         transform = cls(plan.settings.inputs, plan.settings.output, plan.settings.model)
         transform._settings, transform._plan, transform._command = plan.settings, plan, tuple(command)
         return transform
+
+    def with_resource_hints(self, **hints: Any) -> EmbedShards:
+        """Put Beam's resource hints, such as `accelerator` and `min_ram`, on the step that embeds, and on no other.
+
+        A runner that fits machines to steps, as Dataflow does, then needs no GPU for the steps before and after it.
+
+        Raises:
+            ValueError: if Beam does not know a hint, or its value is wrong.
+        """
+        parse_resource_hints(hints)
+        self._hints |= hints
+        return self
 
     def _made_plan(self, here: bool) -> RunPlan:
         """Make the plan, unless the command did and has printed it; `here`: whether this machine embeds."""
@@ -151,7 +164,8 @@ class EmbedShards(beam.PTransform):
         else:
             start = start | "Tasks" >> beam.FlatMap(lambda _, tasks: tasks, job.tasks()) | beam.Reshuffle()
             embed = _EmbedTask(job, Shared())
-        results = start | "Embed" >> beam.ParDo(embed, beam.pvalue.AsSingleton(classes))
+        step = beam.ParDo(embed, beam.pvalue.AsSingleton(classes)).with_resource_hints(**self._hints)
+        results = start | "Embed" >> step
         _ = (
             results
             | "Summarise" >> beam.Map(RunSummary.of)

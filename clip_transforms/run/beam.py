@@ -11,6 +11,7 @@ _before = logging.root.manager.disable
 logging.disable(max(_before, logging.WARNING))
 try:
     import apache_beam as beam  # noqa: F401
+    from apache_beam.transforms.resources import parse_resource_hints  # noqa: F401
     from apache_beam.utils.shared import Shared  # noqa: F401
 finally:
     logging.disable(_before)

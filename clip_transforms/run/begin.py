@@ -113,7 +113,8 @@ def _begin_dataset(plan: RunPlan, made: Mapping[str, Any] | None, folder: RunFol
 def _job(plan: RunPlan, run: str, folder: str, workers: int) -> Job:
     settings = plan.settings
     return Job(
-        settings=dataclasses.replace(settings, taxonomies=()),
+        # Of the inputs one is enough, since workers read the plan: a runner's graph has no room for 100,000 names.
+        settings=dataclasses.replace(settings, taxonomies=(), inputs=settings.inputs[:1]),
         run=run,
         folder=folder,
         checkpoint=plan.checkpoint,

@@ -58,7 +58,8 @@ class Job:
     """What every worker is told. It is small, and the same for all.
 
     Attributes:
-        settings: the run's settings, without the texts of the taxonomies, which lie beside the plan.
+        settings: the run's settings, without the texts of the taxonomies, which lie beside the plan, and with the first
+            of the inputs alone.
         run: the run's id.
         folder: URI of `output/_temporary/<run>`, which holds `plan.parquet`.
         checkpoint: the resolved checkpoint.
