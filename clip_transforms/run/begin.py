@@ -18,7 +18,7 @@ from clip_transforms.parts.counts import add
 from clip_transforms.parts.fingerprint import check_same
 from clip_transforms.parts.footers import has_captions, taxonomy_names
 from clip_transforms.parts.manifest import check_taxonomies, clear_success, make_folders, read_dataset, write_dataset
-from clip_transforms.run.job import PLANNED_UNITS, Job, write_taxonomies
+from clip_transforms.run.job import PLAN_ROWS, PLANNED_UNITS, Job, write_taxonomies
 from clip_transforms.run.plan import RunPlan
 from clip_transforms.run.run_folder import RunFolder, new_run_id, writing
 from clip_transforms.run.settings import Settings
@@ -150,7 +150,7 @@ def _write_plan(plan: RunPlan, job: Job, command: Sequence[str]) -> None:
         left_out=plan.left_out,
     ).write(job.folder)
     sink = pa.BufferOutputStream()
-    pq.write_table(_table(plan), sink)
+    pq.write_table(_table(plan), sink, row_group_size=PLAN_ROWS)
     storage.write_bytes(job.plan_uri, sink.getvalue().to_pybytes(), job.folder)
 
 

@@ -19,6 +19,7 @@ from clip_transforms.shards.unit import Unit
 
 _TASKS_PER_WORKER = 4
 _MAX_UNITS_PER_TASK = 64
+PLAN_ROWS = 4_096  # rows of a row group of the plan
 
 _ARROW = {"str": pa.string(), "int": pa.int64()}
 PLANNED_UNITS = pa.schema(
@@ -119,18 +120,22 @@ class Job:
         return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-@functools.lru_cache(maxsize=2)
-def _read_plan(uri: str) -> pa.Table:
+@functools.lru_cache(maxsize=4)
+def _read_rows(uri: str, group: int) -> pa.Table:
+    """Read a row group of a plan. A worker never holds all of it, which for a million units would be 400 MB."""
     with storage.open_input(uri) as file:
-        return pq.ParquetFile(file).read(use_threads=False)
+        return pq.ParquetFile(file).read_row_group(group, use_threads=False)
 
 
 def read_units(job: Job, start: int, stop: int) -> list[PlannedUnit]:
     """Read the units in rows [start, stop) of the plan."""
     planned = []
-    columns = [column.to_pylist() for column in _read_plan(job.plan_uri).slice(start, stop - start).columns]
-    for *unit, counts, labels, obtained in zip(*columns, strict=True):
-        planned.append(PlannedUnit(Unit(*unit), None if counts is None else json.loads(counts), labels, obtained))
+    for group in range(start // PLAN_ROWS, -(-stop // PLAN_ROWS)):
+        first = group * PLAN_ROWS
+        skipped = max(0, start - first)
+        rows = _read_rows(job.plan_uri, group).slice(skipped, stop - first - skipped)
+        for *unit, counts, labels, obtained in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            planned.append(PlannedUnit(Unit(*unit), None if counts is None else json.loads(counts), labels, obtained))
     return planned
 
 
