@@ -17,6 +17,8 @@ from clip_transforms.parts.counts import takes_all_captions
 from clip_transforms.parts.reader import DatasetError, read_rejects, read_table
 from clip_transforms.select.fence import taxonomy_of
 from clip_transforms.select.filtering import columns_of
+from clip_transforms.shards.batches import text_of
+from clip_transforms.shards.pictures_again import file_of
 from schemas.embeddings import EMBEDDINGS
 
 _LONGEST = 20_000  # characters of a value
@@ -53,6 +55,7 @@ def known_of(loaded: Loaded, place: int) -> dict[str, Any]:
         "id": place,
         "name": sample_name(loaded, place),
         "part": part,
+        "file": text_of(file_of(part, row["shard"], row["key"])),
         "columns": {name: _json(value) for name, value in row.items()},
         "labels": labels,
         "captions": [{"caption": _json(one["caption"]), "clip_score": _json(one["clip_score"])} for one in captions],

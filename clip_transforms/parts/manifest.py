@@ -57,7 +57,10 @@ def existing_dataset(dataset: str) -> dict[str, Any]:
     """
     made = read_dataset(dataset) if storage.exists(storage.join(dataset, "_dataset.json")) else None
     if made is None:
-        raise OutputError(f"{dataset} is not a dataset of this program: it has no _dataset.json; check the path")
+        raise OutputError(
+            f"{dataset} is not a dataset of this program: it has no _dataset.json; give a folder that "
+            "python -m pipelines.embed wrote"
+        )
     return made
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from clip_transforms import storage
 from clip_transforms.shards.batches import read_up_to, text_of
 from clip_transforms.shards.inputs import root_of
-from clip_transforms.shards.unit import ReaderOptions
+from clip_transforms.shards.unit import ReaderOptions, part_name
 from clip_transforms.shards.wanted import GONE, Picture, Wanted, checked
 
 _NAMED = re.compile(r"/\(\d+ named pictures, [0-9a-f]{8}\)$")  # as `inputs` names files that were given one by one
@@ -37,6 +37,18 @@ def read_files(shard: str, wanted: Sequence[Wanted], options: ReaderOptions) -> 
                 best = picture
                 break
         yield best
+
+
+def file_of(part: str, shard: str, key: str) -> str:
+    """Return the URI of the file of a picture; empty if its source is no folder, or if it is gone.
+
+    Args:
+        part: name of the part that has the row.
+        shard: its shard.
+        key: the key of the row.
+    """
+    places = _places(_roots(shard), key) if part == part_name(shard, shard) else ()
+    return next((uri for uri in places if not storage.is_local(uri) or storage.exists(uri)), "")
 
 
 def _roots(shard: str) -> list[str]:

@@ -105,11 +105,24 @@ def test_everything_known_of_a_sample_is_in_its_details(session, made):
     assert known["columns"]["shard"] == str(made / "a.tar") and known["columns"]["row"] == 4
     assert [one["taxonomy"] for one in known["labels"]] == ["colors"] and len(known["labels"][0]["top"]) == 3
     assert abs(sum(one["probability"] for one in known["labels"][0]["top"]) - 1) < 1e-5
+    assert known["file"] == "", "a tar has no file of a picture's own"
     torn = client.get(f"/api/sample/{of['broken']}").json()
     assert torn["rejects"] == [{"modality": "image", "reason": "truncated", "message": torn["rejects"][0]["message"]}]
     assert not torn["searchable"] and client.post("/api/search", {"like": of["broken"]}).status == 400
     long = client.get(f"/api/sample/{of['long']}").json()
     assert long["columns"]["caption"] == HOSTILE["long"].strip()
+
+
+def test_a_picture_of_a_folder_names_its_file_while_it_is_there(tmp_path, spec):
+    folder = tmp_path / "a#b"
+    make_folder(folder / "2024", 2)
+    embed_shards(folder, tmp_path / "out", spec)
+    session = loaded_session(tmp_path / "out")
+    client, of = Client(session), places(session)
+    (folder / "2024" / "000001.jpg").unlink()
+    named = [client.get(f"/api/sample/{of[f'2024/00000{i}.jpg']}").json()["file"] for i in range(2)]
+    assert named == [str(folder / "2024" / "000000.jpg"), ""]
+    session.close()
 
 
 @pytest.mark.parametrize("path", ["/picture/x/square/999999999999", "/api/sample/34", "/picture/x/whole/34"])

@@ -81,8 +81,8 @@ const showQuestion = () => {
   } else if (state.picture) {
     element("near-name").textContent = state.picture.name;
     if (state.picture.url) element("near-picture").src = state.picture.url;
-    else element("near-picture").removeAttribute("src");
   }
+  element("near-picture").hidden = !(state.like || (state.picture && state.picture.url)); // a reload forgets a dropped picture
   const fields = [...element("labels").querySelectorAll("select"), ...["least", "most", "where"].map(element)];
   const used = fields.filter((field) => field.value.trim()).length + (element("size").value === "0" ? 0 : 1);
   element("filtering").textContent = used ? "(" + number(used) + ")" : "";
@@ -344,7 +344,7 @@ const showKnown = (known) => {
   for (const reject of known.rejects) parts.push(make("p", { className: "problem" }, "The " + reject.modality + " was rejected: " + reject.reason + (reject.message ? " (" + reject.message + ")" : "")));
   const size = width ? [["size", number(width) + " × " + number(height) + " pixels"]] : [];
   const { key, shard, row, ...others } = columns;
-  parts.push(make("h3", {}, "Where it is from"), valuesOf([["shard", shard], ["key", key], ["row", row], ["part", known.part], ["name for --like", known.name]]));
+  parts.push(make("h3", {}, "Where it is from"), valuesOf([["file", known.file], ["shard", shard], ["key", key], ["row", row], ["part", known.part], ["name for --like", known.name]]));
   parts.push(make("h3", {}, "Columns"), valuesOf([...size, ...Object.entries(others)]));
   element("known").replaceChildren(...parts);
 };
