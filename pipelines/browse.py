@@ -117,7 +117,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 def _started(plan: BrowsePlan, address: Address, opens: bool) -> None:
     """Print the address, and open it in a browser if there is one."""
     rows = counted(sum(plan.dataset.rows.values()), "row")
-    say(f"{plan.dataset.uri}: {rows}")
+    say(f"{plan.dataset.uri}: {rows}{', narrowed by --selection' if plan.selection.places else ''}")
     say(f"{address.url} (Ctrl-C ends it)")
     if not address.is_usual:
         say(f"note: port {PORT} is in use, perhaps by another page of browse, so this one has another port")

@@ -156,16 +156,20 @@ class Loaded:
 
     @functools.cached_property
     def labels(self) -> Mapping[str, list[tuple[str, int]]]:
-        """Taxonomy → its labels and how many rows have each, the most frequent first."""
+        """Taxonomy → its labels and how many rows of the selection have each, the most frequent first."""
         found = {}
         for taxonomy in self.plan.searched.classes:
-            column = self.table.column(f"{taxonomy}.label").drop_null()
+            column = self._of_chosen(f"{taxonomy}.label").drop_null()
             counts = [(one["values"], one["counts"]) for one in pc.value_counts(column).to_pylist()]
             found[taxonomy] = sorted(counts, key=lambda item: (-item[1], item[0]))[:_MOST_VALUES]
         return found
 
     @functools.cached_property
     def scores(self) -> tuple[float, float] | None:
-        """The smallest and the largest `clip_score`; None if no row has one."""
-        ends = pc.min_max(self.table.column("clip_score")).as_py()
+        """The smallest and the largest `clip_score` of the selection; None if no row has one."""
+        ends = pc.min_max(self._of_chosen("clip_score")).as_py()
         return None if ends["min"] is None else (ends["min"], ends["max"])
+
+    def _of_chosen(self, name: str) -> pa.ChunkedArray:
+        column = self.table.column(name)
+        return column if self.chosen.all() else column.filter(pa.array(self.chosen))

@@ -157,6 +157,16 @@ def test_a_selection_narrows_everything(made, tmp_path):
     session = loaded_session(made / "out", selection=tmp_path / "kept")
     client = Client(session)
     assert session.state()["rows"] == 12 and client.search(rows=ALL)["total"] == 12
+    (counts,) = session.state()["labels"].values()
+    assert sum(number for _, number in counts) == 12 - client.search(where="colors.label is null")["total"]
+    for label, number in counts:
+        assert client.search(labels={"colors": label})["total"] == number
+    low, high = session.state()["scores"]
+    narrower, all_scored = (
+        client.search(where=f"clip_score {of}")["total"]
+        for of in (f"BETWEEN {low}::FLOAT AND {high}::FLOAT", "IS NOT NULL")
+    )
+    assert narrower == all_scored and client.search(least=high)["total"] >= 1
     answer = client.search(text="a cat", rows=ALL)
     found = search_embeddings(made / "out", text="a cat", selection=tmp_path / "kept", top_k=ALL).to_pylist()
     assert keys(answer) == [row["key"] for row in found]

@@ -81,6 +81,13 @@ def test_the_page_is_there_and_a_signal_ends_it_with_one_sentence(dataset, numbe
     assert (process.returncode, out, err.strip()) == (0, "", CLOSED)
 
 
+def test_the_first_line_says_that_a_selection_narrows_the_page(dataset, tmp_path):
+    (tmp_path / "two.txt").write_text("000001.jpg\n000003.jpg\n")
+    with serving("--input", dataset, "--selection", tmp_path / "two.txt") as (_, port, printed):
+        assert printed[0] == f"{dataset}: 5 rows, narrowed by --selection\n"
+        assert wait(port)["rows"] == 2
+
+
 def test_a_signal_ends_it_while_somebody_waits_for_an_answer(dataset):
     with serving("--input", dataset) as (process, port, _):
         wait(port)

@@ -319,6 +319,14 @@ def test_rows_without_an_embedding_are_no_results_and_no_fault(tmp_path):
 HOSTILE = '</bdi><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 
+def test_a_picture_without_a_caption_is_named_once_under_it(tmp_path, tiny_checkpoint):
+    write_tar(tmp_path / "a.tar", [("alone.jpg", picture(1)), *pair("both", 2, caption="two of them")])
+    embed_shards(tmp_path / "a.tar", tmp_path / "out", clip.ClipSpec(tiny_checkpoint, precision="fp32"))
+    search_embeddings(tmp_path / "out", text="a", html=tmp_path / "page.html")
+    cards = re.findall("</?bdi[^>]*>([^<]+)</bdi>", (tmp_path / "page.html").read_text())
+    assert [cards.count(text) for text in ("alone", "both", "two of them")] == [1, 1, 1]
+
+
 def test_the_page_shows_pictures_and_escapes_hostile_captions(tmp_path, tiny_checkpoint, capsys):
     samples = [m for i in range(3) for m in pair(f"{i}", i, caption=HOSTILE)]
     write_tar(tmp_path / "a.tar", samples)
