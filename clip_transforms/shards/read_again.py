@@ -87,8 +87,9 @@ class Sources:
 
     def picture(self, part: str, shard: str, wanted: Wanted) -> Picture:
         """Read one picture, as `pictures` does. If its source has changed since it was opened, it is opened anew."""
+        before = self._known.get(part)
         (found,) = self.pictures(part, shard, [wanted])
-        if found.lost and self._forget_changed(part, shard):
+        if found.lost and self._has_another(part, shard, before):
             (found,) = self.pictures(part, shard, [wanted])
         return found
 
@@ -132,9 +133,17 @@ class Sources:
                 known.source = self._open(part, shard, row, known.stamp)
             return known.source
 
-    def _forget_changed(self, part: str, shard: str) -> bool:
-        """Forget a source that is not the one any more that was opened; return whether there was one."""
+    def _has_another(self, part: str, shard: str, before: _Known | None) -> bool:
+        """Return whether the source of a part is not the one any more that was opened; it is then forgotten.
+
+        Args:
+            part: name of the part.
+            shard: URI of its shard.
+            before: what was known of the source before it was read; None if nothing was.
+        """
         known = self._known.get(part)
+        if before is not None and known is not before:
+            return True  # another thread has found it out meanwhile
         if known is None or known.source is None or known.stamp == _stamp(shard):
             return False
         with self._lock:

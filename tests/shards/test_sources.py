@@ -338,3 +338,29 @@ def test_a_picture_of_the_same_key_with_other_bytes_is_no_longer_it(data, scratc
     assert wanted.sha256 == hashlib.sha256(picture(0)).hexdigest()
     with Sources(ReaderOptions()) as sources:
         assert one(sources, part, shard, wanted._replace(sha256="0" * 64)) == "changed"
+
+
+def test_a_source_that_another_thread_has_opened_anew_meanwhile_is_asked_once_more(data, scratch, monkeypatch):
+    """A thread reads the old places; before it can look why nothing is there, another one has found the new places."""
+    members = [member for i in range(3) for member in pair(f"{i:06d}", i)]
+    write_tar(data / "a.tar", members)
+    first, second, _ = asked_for(embedded([data], scratch))
+    reads = []
+    with Sources(ReaderOptions()) as sources:
+        assert one(sources, *first) == first[3]  # from here on the old places are known
+        write_tar(data / "a.tar", [(".hidden", b"x" * 5_000), *members])
+        original = sources.pictures
+
+        def read(*arguments):
+            found = list(original(*arguments))
+            reads.append(found[0].lost)
+            if len(reads) == 1:
+                assert one(sources, *second) == second[3]  # the other thread, from its beginning to its end
+            return iter(found)
+
+        monkeypatch.setattr(sources, "pictures", read)
+        assert one(sources, *first) == first[3]
+        assert reads[0] == "changed" and reads[-1] == ""
+        lost = first[2]._replace(sha256="0" * 64)
+        reads[:] = ["not the first"]
+        assert one(sources, *first[:2], lost) == "changed" and len(reads) == 2, "nothing is new, so it is read once"
