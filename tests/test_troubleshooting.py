@@ -13,7 +13,7 @@ from schemas.rejects import REASONS
 PAGE = (Path(ROOT) / "docs" / "troubleshooting.md").read_text()
 REASONS_OF_CODE = [f"{stage}: {reason}" for stage, reason in REASONS]
 _STAGES = "|".join(sorted({stage for stage, _ in REASONS} | {"tokenize"}))
-_OTHERS = {"--array", "--gpus", "--wrap"}  # flags of sbatch
+_OTHERS = {"--array", "--gpus", "--wrap", "--bucket", "--lifecycle"}  # flags of sbatch and of aws
 
 
 def rows(page):

@@ -43,7 +43,8 @@ def transform(tmp_path, tiny_checkpoint):
     plan.units *= MANY
     transform = EmbedShards.of(plan, ["python", "-m", "pipelines.embed", "--input", *named])
     yield transform
-    transform.run_folder.close()
+    if transform.run_folder is not None:
+        transform.run_folder.close()
 
 
 def hints_of(graph):
