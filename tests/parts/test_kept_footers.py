@@ -132,7 +132,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Each kind takes as long as ten other tests, and all go the same way: the others are slow ones.
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_a_part_that_was_replaced_or_removed_is_found_and_made_again(kind, made, settings, run, s3):
     whole, found = everything(s3), [set(), {"3"}] if kind == "labels/animals" else [{"3"}, set()]
     assert pending(settings) == [set(), set()]
