@@ -1,6 +1,7 @@
 """The distribution that a worker on a cluster installs, and the tools that make installs."""
 
 import email
+import fcntl
 import importlib.metadata
 import os
 import re
@@ -19,7 +20,11 @@ from packaging.requirements import Requirement
 def sdist(folder):
     """Build it as Beam's `--setup_file ./setup.py` does."""
     argv = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(folder)]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    with open(
+        Path(ROOT) / "setup.py"
+    ) as lock:  # it collects its files in the checkout, where another test may build too
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert done.returncode == 0, done.stderr
     (path,) = Path(folder).glob("*.tar.gz")
     return path
