@@ -133,8 +133,8 @@ def keep_all(out: Path) -> None:
             rows = []
             for path in paths[i : i + TASK]:
                 data = path.read_bytes()
-                version = f"{len(data)}-{hashlib.md5(data).hexdigest()}"
-                rows.append({"part": path.stem, "version": version, "footer": footer_text(str(path))})
+                stamp = f"{len(data)}-{hashlib.md5(data).hexdigest()}"
+                rows.append({"part": path.stem, "stamp": stamp, "footer": footer_text(str(path))})
             write_kept(OUT, kind, [pa.RecordBatch.from_pylist(rows, KEPT_FOOTERS)])
 
 

@@ -18,8 +18,8 @@ from clip_transforms.parts.fingerprint import fingerprint
 from clip_transforms.parts.footers import (
     column_names,
     part_names,
+    part_stamps,
     part_uri,
-    part_versions,
     read_footers,
     taxonomy_names,
 )
@@ -40,7 +40,7 @@ def check_dataset(output: str) -> dict[str, Footer]:
         DatasetError: if there are no parts, a part is not whole, or not all parts have the dataset's fingerprint.
     """
     expected = fingerprint(existing_dataset(output)["settings"])
-    names = dict(sorted(part_versions(output, "embeddings").items()))
+    names = dict(sorted(part_stamps(output, "embeddings").items()))
     if not names:
         raise DatasetError(f"{output} holds no embeddings; python -m pipelines.embed makes them")
     footers = read_footers(output, "embeddings", names)

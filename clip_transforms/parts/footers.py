@@ -27,13 +27,13 @@ Parts: TypeAlias = Sequence[str] | Mapping[str, str]
 
 def part_names(output: str, kind: str) -> set[str]:
     """List the names of the parts in `output/<kind>`, without extension."""
-    return set(part_versions(output, kind))
+    return set(part_stamps(output, kind))
 
 
-def part_versions(output: str, kind: str) -> dict[str, str]:
-    """List the parts in `output/<kind>`: name → version of its file, see `storage.versions_in`."""
-    found = storage.versions_in(storage.join(output, kind), ".parquet")
-    return {name.removesuffix(".parquet"): version for name, version in found.items()}
+def part_stamps(output: str, kind: str) -> dict[str, str]:
+    """List the parts in `output/<kind>`: name → stamp of its file, see `storage.stamps_in`."""
+    found = storage.stamps_in(storage.join(output, kind), ".parquet")
+    return {name.removesuffix(".parquet"): stamp for name, stamp in found.items()}
 
 
 def taxonomy_names(output: str) -> set[str]:
@@ -85,7 +85,7 @@ def read_footers(output: str, kind: str, parts: Parts) -> dict[str, Footer]:
     Args:
         output: URI of the dataset.
         kind: kind of the parts, such as `embeddings`.
-        parts: names of parts; as the keys of `part_versions` if they have just been listed, which saves a listing.
+        parts: names of parts; as the keys of `part_stamps` if they have just been listed, which saves a listing.
     """
 
     def pick(footer: Footer) -> Footer:
@@ -154,8 +154,8 @@ def _kept(output: str, kind: str, parts: Parts) -> Iterator[tuple[str, bytes]]:
     """Yield the kept footers of those of the parts that have not changed since; part and JSON."""
     kept = kept_footers(output, kind)
     for first in kept:
-        versions = parts if isinstance(parts, Mapping) else part_versions(output, kind)
-        wanted = {part: versions.get(part) for part in parts}
-        for part, version, text in itertools.chain([first], kept):
-            if wanted.get(part) == version:
+        stamps = parts if isinstance(parts, Mapping) else part_stamps(output, kind)
+        wanted = {part: stamps.get(part) for part in parts}
+        for part, stamp, text in itertools.chain([first], kept):
+            if wanted.get(part) == stamp:
                 yield part, text

@@ -46,12 +46,12 @@ def _read(output: str, kind: str, parts: Iterable[str]) -> Iterator[dict[str, st
 
     def read(part: str) -> dict[str, str | bytes] | None:
         uri = storage.join(output, kind, f"{part}.parquet")
-        version = storage.version(uri)
-        text = footer_text(uri) if version else None
-        # A part that was replaced meanwhile would be kept under a version that it does not have.
-        if not text or storage.version(uri) != version:
+        stamp = storage.stamp(uri)
+        text = footer_text(uri) if stamp else None
+        # A part that was replaced meanwhile would be kept under a stamp that it does not have.
+        if not text or storage.stamp(uri) != stamp:
             return None
-        return {"part": part, "version": version, "footer": text}
+        return {"part": part, "stamp": stamp, "footer": text}
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         yield from filter(None, pool.map(read, parts))
@@ -72,13 +72,13 @@ def _folder(output: str, kind: str) -> str:
 
 
 def kept_footers(output: str, kind: str) -> Iterator[tuple[str, str, bytes]]:
-    """Yield what is kept: name of the part, version of its file, JSON of its footer. A part may come several times."""
+    """Yield what is kept: name of the part, stamp of its file, JSON of its footer. A part may come several times."""
     for batch in _kept(output, kind, _files(output, kind)):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _files(output: str, kind: str) -> dict[str, str]:
-    return {} if storage.is_local(output) else storage.versions_in(_folder(output, kind), ".parquet")
+    return {} if storage.is_local(output) else storage.stamps_in(_folder(output, kind), ".parquet")
 
 
 def _kept(output: str, kind: str, files: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
@@ -91,7 +91,7 @@ def _kept(output: str, kind: str, files: Mapping[str, str]) -> Iterator[pa.Recor
         return uri, None
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for uri, data in pool.map(read, (name for name, version in files.items() if version)):
+        for uri, data in pool.map(read, (name for name, stamp in files.items() if stamp)):
             if data is None:
                 continue
             try:
@@ -117,9 +117,9 @@ def tidy_footers(output: str, kinds: Iterable[str]) -> None:
 
 def _tidy(output: str, kind: str) -> None:
     files = _files(output, kind)
-    parts = storage.versions_in(storage.join(output, kind), ".parquet")
-    versions = {name.removesuffix(".parquet"): version for name, version in parts.items() if version}
-    left = dict(versions)
+    parts = storage.stamps_in(storage.join(output, kind), ".parquet")
+    stamps = {name.removesuffix(".parquet"): stamp for name, stamp in parts.items() if stamp}
+    left = dict(stamps)
     for batch in _kept(output, kind, files):
         _take(batch, left)
     missing = list(left)
@@ -127,7 +127,7 @@ def _tidy(output: str, kind: str) -> None:
         return
 
     def batches() -> Iterator[pa.RecordBatch]:
-        left = dict(versions)
+        left = dict(stamps)
         for batch in _kept(output, kind, files):
             yield batch.filter(_take(batch, left))
         for i in range(0, len(missing), _ROWS):
@@ -138,6 +138,6 @@ def _tidy(output: str, kind: str) -> None:
 
 
 def _take(batch: pa.RecordBatch, left: dict[str, str]) -> pa.Array:
-    """Take parts out of `left`, part → version, if a row has this version; return which rows have."""
-    rows = zip(batch.column("part").to_pylist(), batch.column("version").to_pylist(), strict=True)
-    return pa.array([left.get(part) == version and bool(left.pop(part)) for part, version in rows], pa.bool_())
+    """Take parts out of `left`, part → stamp, if a row has this stamp; return which rows have."""
+    rows = zip(batch.column("part").to_pylist(), batch.column("stamp").to_pylist(), strict=True)
+    return pa.array([left.get(part) == stamp and bool(left.pop(part)) for part, stamp in rows], pa.bool_())

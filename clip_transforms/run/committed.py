@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from clip_transforms.labels.part import stale_labels
-from clip_transforms.parts.footers import part_versions, read_digests, read_footers
+from clip_transforms.parts.footers import part_stamps, read_digests, read_footers
 from clip_transforms.run.job import Job
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import Unit
@@ -69,7 +69,7 @@ def committed_now(job: Job, siblings: Sequence[Unit]) -> dict[str, Mapping[str, 
     """
     if not siblings:
         return {}
-    here = part_versions(job.output, "embeddings")
+    here = part_stamps(job.output, "embeddings")
     theirs = {unit.part: here[unit.part] for unit in siblings if unit.part in here}
     footers = read_footers(job.output, "embeddings", theirs)
     known = committed_parts(job.settings, siblings, footers, job.fingerprint)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from clip_transforms import storage
 from clip_transforms.parts.counts import add, counted
 from clip_transforms.parts.dataset import Dataset
-from clip_transforms.parts.footers import part_versions, read_footer, read_footers, taxonomy_names
+from clip_transforms.parts.footers import part_stamps, read_footer, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import existing_dataset
 from clip_transforms.run.inspected import Inspected, InspectError, command, facts_of, fates, settings_of, size_of, some
 from clip_transforms.run.new_output import COMMAND, NO_SETTINGS, digest_of
@@ -52,7 +52,7 @@ def inspect_dataset(uri: str) -> Inspected:
         ValueError: if it is damaged or of a newer format.
     """
     made = existing_dataset(uri)
-    parts = dict(sorted(part_versions(uri, "embeddings").items()))
+    parts = dict(sorted(part_stamps(uri, "embeddings").items()))
     footers = read_footers(uri, "embeddings", parts)
     run = _json(storage.join(uri, "run.json"))
     counts = add(footer["counts"] for footer in footers.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels
-from clip_transforms.parts.footers import part_names, part_versions, read_digests
+from clip_transforms.parts.footers import part_names, part_stamps, read_digests
 from clip_transforms.parts.manifest import OutputError, clear_success, write_json
 from clip_transforms.run.run_folder import RunFolder
 from schemas.provenance import FORMAT_VERSION, check_format
@@ -200,7 +200,7 @@ def has_changed(dataset: str, digest: str, classes: Mapping[str, str]) -> bool:
     Raises:
         DatasetError: if labels are missing now.
     """
-    parts = dict(sorted(part_versions(dataset, "embeddings").items()))
+    parts = dict(sorted(part_stamps(dataset, "embeddings").items()))
     digests = read_digests(dataset, "embeddings", parts)
     now = {part: digests.get(part) or "" for part in parts}
     return digest_of(now) != digest or check_labels(dataset, now, tuple(classes)) != classes

@@ -15,7 +15,7 @@ from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import stale_labels
 from clip_transforms.parts.counts import counted, has_rejects
 from clip_transforms.parts.fingerprint import check_same, fingerprint
-from clip_transforms.parts.footers import part_names, part_uri, part_versions, read_footers, taxonomy_names
+from clip_transforms.parts.footers import part_names, part_stamps, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_dataset
 from clip_transforms.run.committed import committed_parts, without_damaged_shards
 from clip_transforms.run.doubles import doubles
@@ -154,7 +154,7 @@ def _read_stored(settings: Settings, made: dict[str, Any] | None) -> _Stored:
     """Read the footers of the parts that are there."""
     if made is None:
         return _Stored(None)
-    names = dict(sorted(part_versions(settings.output, "embeddings").items()))
+    names = dict(sorted(part_stamps(settings.output, "embeddings").items()))
     return _Stored(made, list(names), read_footers(settings.output, "embeddings", names))
 
 

@@ -21,8 +21,8 @@ from clip_transforms.storage.finding import (
     list_folder,
     list_folders,
     names_in,
-    version,
-    versions_in,
+    stamp,
+    stamps_in,
 )
 from clip_transforms.storage.globbing import Matches, glob_regex, is_glob, list_matching
 from clip_transforms.storage.location import (
@@ -95,8 +95,8 @@ __all__ = [
     "several",
     "sha256",
     "sha256_of",
-    "version",
-    "versions_in",
+    "stamp",
+    "stamps_in",
     "write_bytes",
     "write_files",
 ]

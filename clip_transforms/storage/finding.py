@@ -15,7 +15,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from clip_transforms.storage.errors import is_of_the_machine, unanswered
+from clip_transforms.storage.errors import is_of_the_machine
 from clip_transforms.storage.file_info import (
     FileInfo,
     Unlisted,
@@ -27,7 +27,7 @@ from clip_transforms.storage.file_info import (
     reason_of,
     unlisted_folders,
 )
-from clip_transforms.storage.location import filesystem, version_of
+from clip_transforms.storage.location import filesystem, stamp_of
 from clip_transforms.storage.retry import retried
 
 _THREADS = 16
@@ -183,9 +183,7 @@ def list_folder(uri: str) -> list[FileInfo]:
         fs.invalidate_cache(path)
         try:
             return {info["name"]: info for info in fs.ls(path, detail=True)}
-        except FileNotFoundError as error:
-            if unanswered(error) is not None:
-                raise
+        except FileNotFoundError:
             return {}
 
     return infos_among(fs, retried(find, uri))
@@ -221,13 +219,13 @@ def names_in(uri: str, suffix: str = "") -> list[str]:
 
     Folders and broken links are included.
     """
-    return list(versions_in(uri, suffix))
+    return list(stamps_in(uri, suffix))
 
 
-def versions_in(uri: str, suffix: str = "") -> dict[str, str]:
-    """Return the names that `names_in` returns, each with the file's version; one walk through the pages of a listing.
+def stamps_in(uri: str, suffix: str = "") -> dict[str, str]:
+    """Return the names that `names_in` returns, each with the file's stamp; one walk through the pages of a listing.
 
-    The version is empty for folders, on this machine, and on a store without etags; see `version_of`.
+    The stamp is empty for folders, on this machine, and on a store without etags; see `stamp_of`.
     """
     fs, path = filesystem(uri)
 
@@ -242,11 +240,11 @@ def versions_in(uri: str, suffix: str = "") -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     names = ((posixpath.basename(entry["name"].rstrip("/")), entry) for entry in entries)
-    return {name: version_of(entry) for name, entry in names if name.endswith(suffix)}
+    return {name: stamp_of(entry) for name, entry in names if name.endswith(suffix)}
 
 
-def version(uri: str) -> str:
-    """Return the version of a file as its store shows it now, see `version_of`; empty if the file does not exist."""
+def stamp(uri: str) -> str:
+    """Return the stamp of a file as its store shows it now, see `stamp_of`; empty if the file does not exist."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return ""
@@ -256,6 +254,6 @@ def version(uri: str) -> str:
         return fs.info(path)
 
     try:
-        return version_of(retried(ask, uri))
+        return stamp_of(retried(ask, uri))
     except FileNotFoundError:
         return ""

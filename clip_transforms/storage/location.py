@@ -136,8 +136,8 @@ def token_of(info: Mapping[str, Any]) -> str:
     return _first_of(info, (*_ETAG_KEYS, *_TIME_KEYS))
 
 
-def version_of(info: Mapping[str, Any]) -> str:
-    """Return the size and etag of a remote file; empty if it has no etag. Two files of one version are the same."""
+def stamp_of(info: Mapping[str, Any]) -> str:
+    """Return the size and etag of a remote file; empty if it has no etag. Two files of one stamp are the same."""
     etag = _first_of(info, _ETAG_KEYS)
     return f"{info['size']}-{etag}" if etag else ""
 

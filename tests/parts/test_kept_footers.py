@@ -97,7 +97,7 @@ def everything(s3):
 
 
 def kept(kind):
-    return {part: version for part, version, _ in kept_footers.kept_footers(OUT, kind)}
+    return {part: stamp for part, stamp, _ in kept_footers.kept_footers(OUT, kind)}
 
 
 def name_of(s3, kind, shard):
@@ -208,8 +208,8 @@ def test_a_footer_whose_part_is_replaced_while_it_is_read_is_not_kept(made, s3, 
 def test_many_files_become_one_with_what_is_missing_and_without_what_is_old(made, s3, monkeypatch):
     kept_footers.tidy_footers(OUT, KINDS)
     assert [len(objects(s3, f"_footers/{kind}")) for kind in KINDS] == [3, 3, 3], "three are not many"
-    versions = kept("embeddings")
-    damage(s3, "embeddings", lambda own, other: other)  # so 3 is kept in an old version
+    stamps = kept("embeddings")
+    damage(s3, "embeddings", lambda own, other: other)  # so 3 is kept in an old stamp
     (first, data), *_ = objects(s3, "_footers/embeddings").items()
     s3.fs.pipe_file("bucket/out/_footers/embeddings/twice.parquet", data)
     monkeypatch.setattr(kept_footers, "_MANY", 2)
@@ -218,8 +218,8 @@ def test_many_files_become_one_with_what_is_missing_and_without_what_is_old(made
     (data,) = objects(s3, "_footers/embeddings").values()
     table = pq.read_table(pa.BufferReader(data))
     now = kept("embeddings")
-    assert table.num_rows == 6 and {part for part in now if now[part] != versions[part]} == {
-        part for part in versions if part.startswith("3-")
+    assert table.num_rows == 6 and {part for part in now if now[part] != stamps[part]} == {
+        part for part in stamps if part.startswith("3-")
     }
 
 
