@@ -1,6 +1,7 @@
 """A GPU has two batches under way; what it cannot do, or what overflows, is done again, and nothing is lost."""
 
 import contextlib
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from conftest import picture
 from test_forward import batch
 
 from clip_transforms.clip.checkpoints import load
-from clip_transforms.engine.calls import Gpu
+from clip_transforms.engine.calls import Call, Caller, Gpu
 from clip_transforms.engine.decode import DecodeAhead
 from clip_transforms.engine.forward import Embedder, ForwardedBatch
 
@@ -105,6 +106,17 @@ def test_what_a_full_gpu_does_not_take_is_halved_and_loses_nothing(model):
     assert [item.images.halved for item in found] == [1, 0]
     for ours, theirs in zip(found, here, strict=True):
         np.testing.assert_allclose(ours.images.embeddings, theirs.images.embeddings, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuda", [None, Cuda()], ids=["cpu", "gpu"])
+def test_a_call_that_is_done_holds_no_pixels(cuda, model):
+    caller = Caller(model)
+    caller.gpu = cuda and Gpu(torch.device("cpu"), cuda)
+    pixels = np.zeros((2, 3, 32, 32), np.uint8)
+    alive = weakref.ref(pixels)
+    call = Call(caller, "embed_images", pixels, lambda call: None)
+    del pixels
+    assert call.result().embeddings.shape == (2, 48) and alive() is None
 
 
 @pytest.mark.parametrize("cuda", [None, Cuda()], ids=["cpu", "gpu"])

@@ -79,7 +79,7 @@ FINAL = {
     "gs 403": lambda: of_google(403),
     "changed": lambda: caused(FileChangedError("x"), TimeoutError()),
     "a bug": lambda: TypeError("x"),
-    "no such host": lambda: caused(OSError("Cannot connect"), socket.gaierror(socket.EAI_NONAME, "not known")),
+    "no such host": lambda: caused(ConnectionError("Cannot connect"), socket.gaierror(socket.EAI_NONAME, "not known")),
     "no descriptors behind a broken connection": lambda: caused(ConnectionError("x"), OSError(errno.EMFILE, "x")),
 }
 
@@ -188,7 +188,9 @@ def test_a_short_failure_is_quiet_and_a_long_one_is_logged(sleeps, caplog):
     assert "s3://bucket/x: TimeoutError: slow; trying again in" in record.getMessage()
 
 
-@pytest.mark.parametrize("look", [storage.exists, storage.read_bytes, storage.list_matching, storage.list_below])
+@pytest.mark.parametrize(
+    "look", [storage.exists, storage.read_bytes, storage.list_matching, storage.list_below, storage.list_folder]
+)
 def test_a_host_that_does_not_answer_is_no_missing_file(look, monkeypatch):
     """fsspec says FileNotFoundError."""
     pytest.importorskip("aiohttp")
