@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from clip_transforms.clip.decoders import FORMATS, ImageError, failure, is_of_the_machine, set_up_decoders
@@ -145,11 +146,18 @@ def decode_image(data: bytes, side: int) -> np.ndarray:
     return decode(data, Preprocessing(side)).pixels
 
 
-def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAGE_PIXELS) -> DecodedImage:
+def decode(
+    data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAGE_PIXELS, out: np.ndarray | None = None
+) -> DecodedImage:
     """Decode one image with a checkpoint's preprocessing, and return its stored size too; see `decode_image`.
 
     Pillow prints no warnings from the first call on; see `set_up_decoders`.
 
+    Args:
+        data: the encoded image.
+        preprocessing: the checkpoint's.
+        max_pixels: the largest number of pixels, see below.
+        out: uint8 [3, r, r], where the pixels are written; a new array without it. It is unchanged after an error.
     Raises:
         TypeError: if `data` is not bytes but, say, a file name.
         ImageError: also if the stored image, or the resized image before its crop, has more than `max_pixels` pixels.
@@ -171,7 +179,7 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
     width, height = image.size
     resized = resized_size(width, height, preprocessing)
     sizes = {"stored": (width, height), "resized": resized, "in a tile": tile}
-    if preprocessing.exif_orientation == "ignore":  # else it depends on the orientation, see `_to_pixels`
+    if preprocessing.exif_orientation == "ignore":  # else it depends on the orientation, see `_to_square`
         sizes |= _half_resized(image, resized)
     _refuse_above(max_pixels, sizes)
     if max(width, height) > _MAX_SIDE:
@@ -179,12 +187,32 @@ def decode(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAG
         raise ImageError("too many pixels", message)
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     try:
-        pixels, orientation = _to_pixels(image, resized, preprocessing, max_pixels)
+        square, orientation = _to_square(image, resized, preprocessing, max_pixels)
+        pixels = _pixels(square)
     except ImageError:
         raise
     except Exception as error:
         raise failure(data, error) from error
-    return DecodedImage(pixels, width, height, orientation, is_deep)
+    if out is None:
+        out = np.empty((3, preprocessing.side, preprocessing.side), np.uint8)
+    out[:] = pixels.transpose(2, 0, 1)
+    return DecodedImage(out, width, height, orientation, is_deep)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an RGB image; uint8 [h, w, 3].
+
+    An image in one block of memory, as all below 16 MiB are, is seen there, without a copy: Arrow's interface gives its
+    four bytes a pixel, of which the fourth is not used. Copying it as `np.asarray` does would hold the interpreter's
+    lock.
+    """
+    if Image.core.get_alignment() > 1:  # there may be gaps between rows, of which Arrow is not told
+        return np.asarray(image)
+    try:
+        values = pa.array(image).values
+    except ValueError:  # it lies in several blocks
+        return np.asarray(image)
+    return np.frombuffer(values.buffers()[1], np.uint8).reshape(image.height, image.width, 4)[:, :, :3]
 
 
 def _half_resized(image: Image.Image, resized: tuple[int, int]) -> dict[str, tuple[int, int]]:
@@ -221,10 +249,10 @@ def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
     return int(side * width / height), side
 
 
-def _to_pixels(
+def _to_square(
     image: Image.Image, resized: tuple[int, int], preprocessing: Preprocessing, max_pixels: int
-) -> tuple[np.ndarray, int]:
-    """Return the pixels, and the EXIF orientation that the stored image has."""
+) -> tuple[Image.Image, int]:
+    """Return the resized and cropped image in RGB, and the EXIF orientation that the stored image has."""
     # Resize before converting to RGB, as the published preprocessing does. Pillow resizes palette images with nearest
     # neighbour, whatever filter is asked for, so the other order gives those images different embeddings.
     if preprocessing.fast_decode:
@@ -251,7 +279,7 @@ def _to_pixels(
         image = image.crop((left, top, left + side, top + side))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), orientation
+    return image, orientation
 
 
 def orientation_of_start(start: bytes) -> int:

@@ -253,10 +253,7 @@ def _decode_into(
         data = image.as_py()  # copied here, not on submission, so that waiting images are held in memory once
         digest = hashlib.sha256(data).hexdigest()
         try:
-            decoded = decode(data, preprocessing, max_pixels)
+            found.append((digest, decode(data, preprocessing, max_pixels, place)))
         except ImageError as error:
             found.append((digest, error))
-            continue
-        place[:] = decoded.pixels
-        found.append((digest, decoded._replace(pixels=place)))  # a view, so that the decoder's own array is freed
     return found

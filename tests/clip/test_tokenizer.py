@@ -70,6 +70,19 @@ def test_any_text_gives_the_published_tokens(text):
     assert ids(text) == _published().encode(text)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
+def test_any_plain_text_gives_the_published_tokens(text):
+    assert ids(text) == _published().encode(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["It's  we'LL don'T 'S", "a <|STARTOFTEXT|>b<|endoftext|> c", " a\tb", "R&amp;B", "a1b22.-c"]
+)
+def test_what_is_special_in_plain_text_gives_the_published_tokens(text):
+    assert ids(text) == _published().encode(text)
+
+
 def _published(cache=[]):  # noqa: B006 (hypothesis takes no module fixture)
     if not cache:
         cache.append(published_module("simple_tokenizer").SimpleTokenizer())

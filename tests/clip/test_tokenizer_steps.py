@@ -32,3 +32,14 @@ def test_a_caption_of_one_long_word_merges_in_n_log_n_steps(unit):
 def test_a_caption_at_the_limit_of_bytes_is_cut_and_gives_the_same_tokens_as_its_beginning():
     ids, cut = default_tokenizer().encode("x" * 16_384)
     assert cut and len(ids) == 77
+
+
+def test_the_merges_make_every_word_of_the_vocabulary_whole():
+    """So a word that is in the vocabulary needs no merges."""
+    tokenizer = default_tokenizer()
+    words = [symbol for symbol in tokenizer._ids if symbol.endswith("</w>")]
+    assert len(words) > 30_000
+    for word in words:
+        symbols = list(word.removesuffix("</w>"))
+        symbols[-1] += "</w>"
+        assert tokenizer_module._merge(symbols, tokenizer._ranks) == [word]
