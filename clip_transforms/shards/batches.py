@@ -79,7 +79,9 @@ def batch_samples(
         captions = rows[-1].get(ALL_CAPTIONS) or ()
         num_captions += len(captions)
         num_bytes += sum(len(caption["caption"] or "") for caption in captions)
-        num_bytes += sum(len(value) for value in sample.values() if isinstance(value, (bytes, str)))
+        for value in sample.values():
+            if isinstance(value, (bytes, str)):
+                num_bytes += len(value)
         if len(rows) == batch_size or num_bytes >= MAX_BATCH_BYTES or num_captions >= MAX_BATCH_CAPTIONS:
             yield close()
             rows, num_bytes, num_captions = [], 0, 0
@@ -204,7 +206,8 @@ def decode_caption(data: bytes, options: ReaderOptions) -> dict[str, Any]:
 
 def note_lines(caption: str | None, options: ReaderOptions, notes: Counter) -> None:
     """Count the caption of a text file that was read as one, though it has several lines."""
-    if caption and options.captions == "first" and sum(bool(line.strip()) for line in caption.splitlines()) > 1:
+    lines = caption.splitlines() if caption and options.captions == "first" else ()
+    if len(lines) > 1 and sum(bool(line.strip()) for line in lines) > 1:
         notes[_SEVERAL_LINES] += 1
 
 

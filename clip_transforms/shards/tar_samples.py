@@ -29,13 +29,15 @@ def keyed_members(
     """
     row, last = first_row - 1, None
     for member in members:
-        folder, base = posixpath.split(member.name)
+        base = member.name.rpartition("/")[2]
         if base.startswith("."):
             if not base.startswith("._"):  # those hold what macOS knows of a file, no picture
                 notes["members that are dot files, which are not read"] += 1
             continue
         stem, _, extension = base.partition(".")
-        key = posixpath.join(folder, stem)
+        key = member.name[: len(member.name) - len(base)] + stem
+        if "//" in key:  # as posixpath has it, which drops slashes at the end of a folder's name
+            key = posixpath.join(posixpath.dirname(member.name), stem)
         if key != last:
             row, last = row + 1, key
         yield row, key, extension.lower(), member

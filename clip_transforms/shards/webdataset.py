@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -51,6 +51,8 @@ def read_webdataset(unit: Unit, options: ReaderOptions, batch_size: int, notes: 
 def _samples(unit: Unit, options: ReaderOptions, notes: Counter, fields: SeenFields) -> Iterator[dict[str, Any]]:
     seen: set[bytes] = set()  # eight bytes per key
     group: _Group | None = None
+    extensions = caption_extensions(options)
+    wanted = {column.field.lower() for column in options.columns}
     try:
         with contextlib.closing(read_members(unit.uri)) as members:
             for row, key, extension, member in keyed_members(members, notes):
@@ -61,7 +63,7 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter, fields: SeenFie
                     if short in seen:
                         notes["keys that come back after others"] += 1
                     seen.add(short)
-                    group = _Group(key, row, options, notes, fields)
+                    group = _Group(key, row, options, extensions, wanted, notes, fields)
                 group.add(extension, member)
     except ShardError as error:
         if group is not None:  # its members before the damage are intact, and the damaged one is a reject
@@ -75,14 +77,33 @@ def _samples(unit: Unit, options: ReaderOptions, notes: Counter, fields: SeenFie
 class _Group:
     """The members of one key. It holds at most one image of each kind and each text once, however many members come."""
 
-    def __init__(self, key: str, row: int, options: ReaderOptions, notes: Counter, seen: SeenFields):
+    def __init__(
+        self,
+        key: str,
+        row: int,
+        options: ReaderOptions,
+        extensions: Sequence[str],
+        wanted: Collection[str],
+        notes: Counter,
+        seen: SeenFields,
+    ):
+        """Begin a sample.
+
+        Args:
+            key: the sample's key.
+            row: its row in the shard.
+            options: settings of the reader.
+            extensions: those that captions may have.
+            wanted: those that the user's columns ask for.
+            notes: counter for oddities.
+            seen: the fields of the unit's first samples.
+        """
         self.key, self.row, self.options, self.notes, self.seen = key, row, options, notes, seen
         self.images = ImageChoice(options, Member.read)
-        self.caption_extensions = caption_extensions(options)
+        self.caption_extensions, self.fields_wanted = extensions, wanted
         self.unread: set[str] = set()  # some of the extensions
         self.captions: dict[str, dict[str, Any]] = {}  # extension → fields of the sample
         self.others: dict[str, bytes | None] = {}
-        self.fields_wanted = {column.field.lower() for column in options.columns}
 
     def add(self, extension: str, member: Member) -> None:
         """Take a member, and read it if it is used and within its limit.

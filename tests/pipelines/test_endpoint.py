@@ -115,7 +115,7 @@ def test_a_dataset_has_the_bytes_of_the_plain_functions_and_is_not_made_twice(ru
 
 
 @pytest.mark.parametrize("what", ["worker", "host"])
-@pytest.mark.skipif(not KILL, reason="needs CLIP_TRANSFORMS_TEST_KILL, a program that kills")
+@pytest.mark.skipif(PRISM != "" or not KILL, reason="needs CLIP_TRANSFORMS_TEST_KILL, and a cluster that it kills")
 def test_a_kill_in_mid_run_changes_no_byte(runner, what, shards, reference, tmp_path):
     out = tmp_path / "out"
     with Process("-m", "pipelines.embed", *embed_argv(shards, out, runner), stderr=subprocess.PIPE, text=True) as run:
