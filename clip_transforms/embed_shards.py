@@ -18,12 +18,12 @@ from clip_transforms.run.embed_units import PROGRESS, embed_run_classes, embed_t
 from clip_transforms.run.end import write_run
 from clip_transforms.run.job import Job
 from clip_transforms.run.plan import RunPlan, plan_run
-from clip_transforms.run.processes import count_processes, embed_in_processes
+from clip_transforms.run.processes import embed_in_processes
 from clip_transforms.run.run_folder import RunFolder, mark_begun
 from clip_transforms.run.settings import Settings
 from clip_transforms.run.summary import PartResult, RunSummary
 from clip_transforms.workers.lifetime import end_with
-from clip_transforms.workers.machine import check_device, check_process_count, gpus_for
+from clip_transforms.workers.machine import check_device, check_process_count
 from clip_transforms.workers.runner import check_processes, in_process, is_direct, workers_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -116,14 +116,19 @@ class EmbedShards(beam.PTransform):
         self._hints |= hints
         return self
 
-    def _made_plan(self, here: bool) -> RunPlan:
-        """Make the plan, unless the command did and has printed it; `here`: whether this machine embeds."""
+    def _made_plan(self, here: bool, places: bool) -> RunPlan:
+        """Make the plan, unless the command did and has printed it.
+
+        Args:
+            here: whether this machine embeds.
+            places: whether it does so in processes of ours.
+        """
         if self._plan is not None:
             return self._plan
         if here:
             check_device(self._settings.model.device)
         plan = plan_run(self._settings)
-        for line in plan.lines:
+        for line in [*plan.lines, *filter(None, [plan.places.line] if places else [])]:
             _LOGGER.log(
                 logging.WARNING if line.startswith("warning: ") else logging.INFO, line.removeprefix("warning: ")
             )
@@ -134,14 +139,14 @@ class EmbedShards(beam.PTransform):
     def run_here(self) -> dict[str, Any]:
         """Do the same without Beam, in this process or in several of this machine; the content of `run.json`."""
         check_process_count(self._settings.processes)
-        plan = self._made_plan(here=True)
-        processes = _processes_of(plan)
-        job, self.run_folder = begin_run(plan, processes, self._command)
+        plan = self._made_plan(here=True, places=True)
+        gpus = plan.places.gpus
+        job, self.run_folder = begin_run(plan, len(gpus), self._command)
         self.run = job.run
         with self.run_folder:
             classes = embed_run_classes(job)
-            if processes > 1:
-                results = embed_in_processes(job, classes, PROGRESS)
+            if len(gpus) > 1:
+                results = embed_in_processes(job, gpus, classes, PROGRESS)
             else:
                 results = _embed_tasks(job, classes)
             return write_run(job, RunSummary.of_all(results))
@@ -150,17 +155,17 @@ class EmbedShards(beam.PTransform):
         """Write the plan, and wire the pipeline that starts from its URI."""
         options = pipeline.pipeline.options
         check_processes(self._settings.processes, options)
-        plan = self._made_plan(here=is_direct(options))
-        processes = _processes_of(plan) if in_process(options) else 1
-        workers = max(processes, workers_of(options))
+        plan = self._made_plan(here=is_direct(options), places=in_process(options))
+        gpus = plan.places.gpus if in_process(options) else ()
+        workers = max(len(gpus), workers_of(options))
         detached = not is_direct(options)
         job, self.run_folder = begin_run(plan, workers, self._command, detached)
         self.run = job.run
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job, detached))
         start = pipeline | "Plan" >> beam.Create([job.plan_uri])
         embed: beam.DoFn
-        if processes > 1:
-            embed = _EmbedInProcesses(job)
+        if len(gpus) > 1:
+            embed = _EmbedInProcesses(job, gpus)
         else:
             start = start | "Tasks" >> beam.FlatMap(lambda _, tasks: tasks, job.tasks()) | beam.Reshuffle()
             embed = _EmbedTask(job, Shared())
@@ -173,11 +178,6 @@ class EmbedShards(beam.PTransform):
             | "WriteRun" >> beam.Map(lambda summary: write_run(job, summary) and None)
         )
         return results
-
-
-def _processes_of(plan: RunPlan) -> int:
-    """Number of processes that embed on this machine; one means this process."""
-    return count_processes(plan.settings.processes, gpus_for(plan.settings.model.device), len(plan.pending))
 
 
 def _embed_tasks(job: Job, classes: Mapping[str, str]) -> Iterator[PartResult]:
@@ -216,11 +216,11 @@ class _EmbedTask(beam.DoFn):
 class _EmbedInProcesses(beam.DoFn):
     """Plan URI → PartResult of each of its units, from processes that this one starts."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, job: Job, gpus: Sequence[str | None]):
+        self._job, self._gpus = job, gpus
 
     def process(self, _: str, classes: Mapping[str, str]) -> Iterator[PartResult]:
-        yield from embed_in_processes(self._job, classes, PROGRESS)
+        yield from embed_in_processes(self._job, self._gpus, classes, PROGRESS)
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:

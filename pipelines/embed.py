@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     if is_direct(beam_options):
         check_device(settings.model.device)
     plan = plan_run(settings)
-    for line in [*plan.lines, *turned_in_run(plan), *warnings_of(plan, beam_options)]:
+    places = [plan.places.line] if in_process(beam_options) else []
+    for line in [*plan.lines, *filter(None, places), *turned_in_run(plan), *warnings_of(plan, beam_options)]:
         say(line)
     if settings.model.model == DEMO:
         say(

@@ -168,7 +168,8 @@ def _method_flags(parser: CommandParser) -> None:
         type=int,
         metavar="N",
         help=_USUAL(
-            "processes on this machine, each with its own copy of the model; 0: one per GPU, or one per eight cores"
+            "processes on this machine, each with its own copy of the model; 0: as many a GPU as its memory and four "
+            "cores each allow, at most eight, or one per eight cores"
         ),
     )
     add(

@@ -12,8 +12,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.parts.counts import counted
+from clip_transforms.run.places import MOST_A_GPU
 from clip_transforms.run.plan import RunPlan
-from clip_transforms.run.processes import count_processes
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import ReaderOptions
 from clip_transforms.workers.machine import cores, gpus_for, has_nvidia, torch_is_cpu_only
@@ -23,7 +23,6 @@ from pipelines.command_line import Parser, UsageError, meant_instead, nearest
 from pipelines.terminal import be_quiet
 
 _Record = TypeVar("_Record", Settings, ReaderOptions, ClipSpec)
-_PROCESSES_PER_GPU = 4  # beyond this, another process only takes more of the GPU's memory
 _REQUIRED = (
     ("--model", "model", "; ViT-B/32 is the usual model, and demo is a small one that comes with this package"),
     ("--input", "inputs", "; see --help"),
@@ -82,9 +81,7 @@ def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:
     lines, device = [], plan.settings.model.device
     workers = max(workers_of(options), plan.settings.processes)
     if in_process(options):
-        gpus = gpus_for(device)
-        processes = count_processes(plan.settings.processes, gpus, len(plan.pending))
-        if warning := too_many_processes(processes, gpus, cores()):
+        if warning := too_many_processes(len(plan.places.gpus), gpus_for(device), cores()):
             lines.append(warning)
     if len(plan.pending) == 1 and workers > 1:
         lines.append(
@@ -98,10 +95,10 @@ def warnings_of(plan: RunPlan, options: PipelineOptions) -> list[str]:
 
 def too_many_processes(processes: int, gpus: Sequence[str], machine_cores: int) -> str | None:
     """Return a warning if more processes are to embed than the machine has room for, else None."""
-    most = _PROCESSES_PER_GPU * len(gpus) or machine_cores
+    most = MOST_A_GPU * len(gpus) or machine_cores
     if processes <= most:
         return None
-    room = f"{_PROCESSES_PER_GPU} for each GPU" if gpus else f"the {counted(machine_cores, 'core')} of this machine"
+    room = f"{MOST_A_GPU} for each GPU" if gpus else f"the {counted(machine_cores, 'core')} of this machine"
     return (
         f"warning: {processes} processes are more than {room}, so they take turns and only need more memory; give "
         f"--processes {most} or fewer, or omit the flag"

@@ -198,8 +198,8 @@ def embed_with_beam(tiny_checkpoint, monkeypatch):
     from pipelines import embed as command
 
     # On a machine with many cores or GPUs too it is this process that embeds, unless a test asks for several.
-    monkeypatch.setattr("clip_transforms.run.processes._CORES_EACH", 1 << 20)
-    monkeypatch.setattr(importlib.import_module("clip_transforms.embed_shards"), "gpus_for", lambda device: [])
+    monkeypatch.setattr("clip_transforms.run.places._CORES_EACH", 1 << 20)
+    monkeypatch.setattr("clip_transforms.run.places.gpus_for", lambda device: [])
 
     def run(*inputs, output, flags=(), code=0):
         argv = ["--input", *map(str, inputs), "--output", str(output), "--model", tiny_checkpoint]

@@ -21,6 +21,7 @@ from clip_transforms.clip.weights_file import read_weights_file
 ACTIVATIONS = ("quick_gelu", "gelu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
+BATCH_SIZES = {"cpu": 32, "cuda": 256}  # the usual number of pictures in a batch, by device
 DEMO = "demo"
 # owner/name, as the Hugging Face hub names a repository; not the path of a file of weights.
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/(?!.*\.(?:pt|pth|bin|ckpt|safetensors)$)[\w.-]+")

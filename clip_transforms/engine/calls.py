@@ -51,6 +51,20 @@ class Caller:
         pieces = _InPieces(embed, self.model.embed_dim, inputs)
         return Embedded(pieces.embeddings, pieces.halved, self.model.overflows - before)
 
+    def claim_memory(self, method: str, inputs: np.ndarray) -> None:
+        """Have as many calls under way as ever, and drop their results. On a CPU it does nothing.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: if the GPU has no room for them.
+        """
+        if self.gpu is None:
+            return
+        under_way = [self.gpu.start(getattr(self.model, method), inputs) for _ in range(_AT_ONCE)]
+        for call in under_way:
+            if call is None:
+                raise torch.cuda.OutOfMemoryError(f"CUDA out of memory for {_AT_ONCE} batches of {len(inputs)}")
+            call.result()
+
 
 class Call:
     """A batch on its way through the model.

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from clip_transforms.clip.model import ClipModel
+from clip_transforms.clip.model_spec import BATCH_SIZES
 from clip_transforms.engine.calls import Call, Caller, Calls, Embedded
 from clip_transforms.engine.ceiling import Ceiling
 from clip_transforms.engine.decode import DecodedBatch
 
-_BATCH_SIZES = {"cpu": 32, "cuda": 256}
 _WINDOW_CAPTIONS = 2048
 _WINDOW_BYTES = 32 << 20  # of the window's samples, without their pictures
 
@@ -52,9 +52,20 @@ class Embedder:
                 this many captions of full length. 0 chooses by the model's device.
         """
         self.model = model
-        self.batch_size = batch_size or _BATCH_SIZES[model.device.type]
+        self.batch_size = batch_size or BATCH_SIZES[model.device.type]
         self.ceiling = Ceiling()
         self.caller = Caller(model)
+
+    def claim_memory(self) -> None:
+        """Put as many whole batches through the model as are under way on a GPU; their memory stays with this process.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: if the GPU has no room for them, so that batches would have to be halved.
+        """
+        side, length = self.model.image_side, self.model.architecture.context_length
+        pixels = np.zeros((self.batch_size, 3, side, side), np.uint8)
+        self.caller.claim_memory("embed_images", pixels)
+        self.caller.claim_memory("embed_tokens", np.zeros((self.batch_size, length), np.int32))
 
     def forward(self, items: Iterable[Any], seconds: defaultdict[str, float]) -> Iterator[Any]:
         """Embed a stream of decoded batches.

@@ -5,6 +5,7 @@ It is the first module that such a process runs, so it imports nothing heavy at 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -18,6 +19,8 @@ from typing import Any
 from clip_transforms.workers.lifetime import begin
 
 _SECONDS = 0.5
+# What torch and CUDA say where a GPU has no room for a batch, a model, a library or another process at all.
+_FULL = ("out of memory", "ALLOC_FAILED", "busy or unavailable")
 
 
 class _Launcher:
@@ -80,21 +83,36 @@ class _Progress:
 
 
 def _work(launcher: _Launcher) -> None:
-    """Do tasks until none is left."""
-    job, classes = launcher.hear()
+    """Do tasks until none is left, or until the GPU that it shares has no room for this process."""
+    job, classes, shares = launcher.hear()
+    import torch
+
     from clip_transforms.run.embed_units import PROGRESS, embed_task, load_embedder
 
     logging.getLogger().handlers = [_LogSender(launcher)]
     logging.disable(logging.NOTSET)
-    embedder = load_embedder(job)
     progress = _Progress(launcher, PROGRESS)
     threading.Thread(target=progress.keep_telling, name="progress", daemon=True).start()
-    launcher.tell("ready")
-    while (task := launcher.hear()) is not None:
-        for result in embed_task(task, job, embedder, classes):
-            launcher.tell("result", result)
-        progress.tell()
-        launcher.tell("ready")
+    while shares is not None:
+        try:
+            embedder = load_embedder(job)
+            if shares:
+                embedder.claim_memory()
+            launcher.tell("ready")
+            while (task := launcher.hear()) is not None:
+                for result in embed_task(task, job, embedder, classes):
+                    launcher.tell("result", result)
+                progress.tell()
+                launcher.tell("ready")
+            return
+        except RuntimeError as error:
+            if not shares or not any(said in str(error) for said in _FULL):
+                raise
+        embedder = None
+        gc.collect()  # the model's memory is free before the launcher hears of it
+        torch.cuda.empty_cache()
+        launcher.tell("full")
+        shares = launcher.hear()  # False: it has the GPU for itself now; None: it ends
 
 
 def _sendable(error: Exception) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_d
 from clip_transforms.run.committed import committed_parts, without_damaged_shards
 from clip_transforms.run.doubles import doubles
 from clip_transforms.run.job import PlannedUnit
+from clip_transforms.run.places import Places, find_places
 from clip_transforms.run.settings import Settings
 from clip_transforms.shards.inventory import Inventory, take_inventory
 from clip_transforms.shards.left_out import summed
@@ -62,6 +64,11 @@ class RunPlan:
     def pending(self) -> list[Unit]:
         """The units to embed."""
         return [planned.unit for planned in self.units if not planned.is_committed]
+
+    @functools.cached_property
+    def places(self) -> Places:
+        """The processes that embed, if this machine does: asked for once, since free memory changes."""
+        return find_places(self.settings, self.checkpoint, len(self.pending))
 
     def fetch_model(self) -> None:
         """Download a published model, if units need it, before anything is started on this machine.

@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine: how many there are, which GPU each uses, and how they are directed.
+"""Several processes of one run on this machine, and how they are directed.
 
 Each process is a child of the launcher and ends with it. It gets one task at a time, so a fast process does more tasks.
 """
@@ -20,41 +20,30 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from clip_transforms.parts.counts import counted
 from clip_transforms.run.job import Job, read_units
 from clip_transforms.run.summary import PartResult
 from clip_transforms.workers.lifetime import how_it_ended
-from clip_transforms.workers.machine import cores, gpus_for
 
-_CORES_EACH = 8  # beyond this, a second process gains more than further cores for one forward pass
 _SECONDS = 0.5
 _SENT_TO_ALL = (signal.SIGTERM, signal.SIGHUP)  # schedulers and terminals send these to the launcher and its children
 _LOGGER = logging.getLogger(__name__)
 
 
-def count_processes(asked: int, gpus: Sequence[str], pending: int) -> int:
-    """Decide how many processes embed; 1 means the launcher itself.
-
-    Args:
-        asked: `--processes`; 0 means one per GPU, or one per eight cores without a GPU.
-        gpus: the GPUs, from `gpus_for`.
-        pending: number of units to embed. There are never more processes than units.
-    """
-    return max(1, min(asked or len(gpus) or cores() // _CORES_EACH, pending))
-
-
-def gpus_of(processes: int, gpus: Sequence[str]) -> list[str | None]:
-    """Deal the GPUs out to the processes in turn; None for each process if there is no GPU."""
-    return [gpus[i % len(gpus)] if gpus else None for i in range(processes)]
-
-
-def embed_in_processes(job: Job, classes: Mapping[str, str], progress: Counter) -> Iterator[PartResult]:
-    """Do all tasks of a run in `job.workers` processes.
+def embed_in_processes(
+    job: Job, gpus: Sequence[str | None], classes: Mapping[str, str], progress: Counter
+) -> Iterator[PartResult]:
+    """Do all tasks of a run in several processes.
 
     If a process dies, its current unit and the rest of its task are not done. The others do the remaining tasks, and
     then the run fails. The next run does what is missing.
 
+    If a GPU has too little memory for all its processes, one that found no room ends, and the others do its task. The
+    last process of a GPU goes on as if it had always been alone.
+
     Args:
         job: the run.
+        gpus: the GPU of each process; None without one.
         classes: taxonomy → URI of its class embeddings.
         progress: a counter to which the work of the processes is added.
     Yields:
@@ -65,27 +54,39 @@ def embed_in_processes(job: Job, classes: Mapping[str, str], progress: Counter) 
     """
     tasks = collections.deque(job.tasks())
     heard: queue.SimpleQueue = queue.SimpleQueue()
-    places = gpus_of(job.workers, gpus_for(job.settings.model.device))
     processes: list[_Process] = []
     try:
-        for number, gpu in enumerate(places, 1):
-            processes.append(_Process(f"process {number} of {len(places)}", gpu, heard))
-            processes[-1].tell((job, dict(classes)))
-        yield from _hand_out(tasks, job, heard, len(processes), progress)
+        for number, gpu in enumerate(gpus, 1):
+            processes.append(_Process(f"process {number} of {len(gpus)}", gpu, heard))
+            processes[-1].tell((job, dict(classes), gpu is not None and gpus.count(gpu) > 1))
+        yield from _hand_out(tasks, job, heard, processes, progress)
     finally:
         for process in processes:
             process.end()
 
 
 def _hand_out(
-    tasks: collections.deque, job: Job, heard: queue.SimpleQueue, running: int, progress: Counter
+    tasks: collections.deque, job: Job, heard: queue.SimpleQueue, processes: Sequence[_Process], progress: Counter
 ) -> Iterator[PartResult]:
     """Answer the processes until the last one has ended."""
-    died = []
+    died, running = [], len(processes)
     while running:
         process, kind, said = heard.get()
         if kind == "ready":
             process.begin(tasks.popleft() if tasks else None, job)
+        elif kind == "full":
+            tasks.extendleft(process.give_back())
+            if others := sum(other.gpu == process.gpu and other.goes_on for other in processes if other is not process):
+                _LOGGER.warning(
+                    "GPU %s has no room for %s, which ends; %s there %s on",
+                    process.gpu,
+                    process.name,
+                    counted(others, "other process", "other processes"),
+                    "goes" if others == 1 else "go",
+                )
+                process.begin(None, job)
+            else:
+                process.tell(False)
         elif kind == "result":
             process.done += not said.skipped
             yield said
@@ -98,6 +99,7 @@ def _hand_out(
             raise error from RuntimeError(f"in {process.name} (pid {process.pid}):\n{lines}")
         else:
             running -= 1
+            process.ended = True
             if not process.dismissed:
                 died.append(_obituary(process, code=said))
                 if running:
@@ -120,8 +122,10 @@ class _Process:
     Attributes:
         name: its name in messages, such as `process 2 of 4`.
         pid: its process id.
+        gpu: the GPU that it uses; None without one.
         done: number of units of its task that it has embedded.
-        dismissed: whether it was told that there are no more tasks.
+        dismissed: whether it was told that there are no more tasks for it.
+        ended: whether it has ended.
     """
 
     def __init__(self, name: str, gpu: str | None, heard: queue.SimpleQueue):
@@ -139,8 +143,9 @@ class _Process:
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._to, self._from = self._popen.stdin, self._popen.stdout
-        self.name, self.pid = name, self._popen.pid
-        self.done, self.dismissed = 0, False
+        self.name, self.pid, self.gpu = name, self._popen.pid, gpu
+        self.done, self.dismissed, self.ended = 0, False, False
+        self._task: tuple[int, int] | None = None
         self._shards: list[str] | None = None
         self._thread = threading.Thread(target=self._listen, args=(heard,), name=name, daemon=True)
         self._thread.start()
@@ -159,9 +164,20 @@ class _Process:
 
     def begin(self, task: tuple[int, int] | None, job: Job) -> None:
         """Hand it a task; None tells it to end."""
-        self.done, self.dismissed = 0, task is None
+        self.done, self.dismissed, self._task = 0, task is None, task
         self._shards = task and [planned.unit.shard for planned in read_units(job, *task) if not planned.is_committed]
         self.tell(task)
+
+    def give_back(self) -> list[tuple[int, int]]:
+        """Take from it what it has not done of its task: one task, or none."""
+        task, done = self._task, self.done
+        self.done, self._task, self._shards = 0, None, None
+        return [(task[0] + done, task[1])] if task else []
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is at work, or will be."""
+        return not (self.dismissed or self.ended)
 
     @property
     def place(self) -> str:

@@ -46,8 +46,8 @@ class Settings:
         allow_damaged_shards: whether a run succeeds although a shard could not be read to its end.
         retry_rejects: `read` embeds committed units again that have a reject of stage `read`, `all` those with any.
         overwrite: whether a dataset made with other settings may be replaced.
-        processes: number of processes on this machine, unless the runner starts workers itself; 0 means one per GPU, or
-            one per eight cores.
+        processes: number of processes on this machine, unless the runner starts workers itself; 0 means as many a GPU
+            as its memory and four cores each allow, at most eight, or one per eight cores without a GPU.
         units: `i/n` does every n-th unit of the plan, starting with unit i (from 0); None does all.
     """
 

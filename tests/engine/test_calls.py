@@ -108,6 +108,32 @@ def test_what_a_full_gpu_does_not_take_is_halved_and_loses_nothing(model):
         np.testing.assert_allclose(ours.images.embeddings, theirs.images.embeddings, atol=1e-5)
 
 
+@pytest.mark.parametrize("room, tower", [(4, None), (3, "visual"), (3, "text")], ids=["enough", "pictures", "captions"])
+def test_memory_is_claimed_by_two_whole_batches_of_each_kind_and_never_by_halves(room, tower, model):
+    cuda, seen = Cuda(), []
+    embedder = Embedder(model, 4)
+    embedder.claim_memory()
+    embedder.caller.gpu = Gpu(torch.device("cpu"), cuda)
+
+    def check(module, args):
+        seen.append(tuple(args[0].shape))
+        if module is getattr(model, tower or "visual") and len(args[0]) > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    hooks = [each.register_forward_pre_hook(check) for each in (model.visual, model.text)]
+    try:
+        with pytest.raises(torch.cuda.OutOfMemoryError) if tower else contextlib.nullcontext():
+            embedder.claim_memory()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pixels, tokens = [(4, 3, 32, 32)] * 2, [(4, 77)] * 2
+    assert seen == (pixels if tower == "visual" else [*pixels, *tokens])
+    if tower is None:
+        start = ["copy", "after copies", "record", "record"]
+        assert cuda.log == [*start, *start, "wait", "wait"] * 2
+
+
 @pytest.mark.parametrize("cuda", [None, Cuda()], ids=["cpu", "gpu"])
 def test_a_call_that_is_done_holds_no_pixels(cuda, model):
     caller = Caller(model)

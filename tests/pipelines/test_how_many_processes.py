@@ -8,8 +8,10 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import make_tar
 
-from clip_transforms.run import processes
+from clip_transforms import ClipSpec
+from clip_transforms.run import places
 from clip_transforms.run.job import Job
+from clip_transforms.run.settings import Settings
 from clip_transforms.workers import machine
 from clip_transforms.workers.runner import check_processes
 from pipelines import embed, options
@@ -17,23 +19,104 @@ from pipelines import embed, options
 TWO = ["--processes", "2"]
 
 
+GB = 1_000_000_000
+B32 = ClipSpec("ViT-B/32").resolve()  # 2.3 GB a process
+L14 = ClipSpec("ViT-L/14").resolve()  # 6.1 GB
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """The processes for a machine whose GPUs, by name, have so much free memory, and what is said of them."""
+
+    def find(gpus, cores, pending, asked=0, checkpoint=B32, **settings):
+        monkeypatch.setattr(places, "gpus_for", lambda device: list(gpus))
+        monkeypatch.setattr(places, "cores", lambda: cores)
+        monkeypatch.setattr(places, "free_bytes", lambda names: [gpus[name] for name in names])
+        made = places.find_places(Settings(("in",), "out", B32_SPEC, processes=asked, **settings), checkpoint, pending)
+        return list(made.gpus), made.line
+
+    return find
+
+
+B32_SPEC = ClipSpec("ViT-B/32")
+
+
 @pytest.mark.parametrize(
-    "asked, gpus, cores, pending, expected",
+    "asked, cores, pending, expected, said",
     [
-        (0, [], 2, 100, 1),
-        (0, [], 15, 100, 1),
-        (0, [], 64, 100, 8),
-        (0, [], 64, 3, 3),
-        (0, ["0", "1", "2", "3"], 2, 100, 4),
-        (0, ["0"], 64, 100, 1),
-        (5, [], 2, 100, 5),
-        (5, ["0"], 2, 2, 2),
-        (5, [], 2, 0, 1),
+        (0, 2, 100, 1, ""),
+        (0, 15, 100, 1, ""),
+        (0, 64, 100, 8, "8 processes, 8 cores each"),
+        (0, 64, 3, 3, "3 processes, 21 cores each"),
+        (5, 2, 100, 5, "5 processes, 1 core each"),
+        (5, 2, 0, 1, ""),
     ],
 )
-def test_the_number_of_processes(asked, gpus, cores, pending, expected, monkeypatch):
-    monkeypatch.setattr(processes, "cores", lambda: cores)
-    assert processes.count_processes(asked, gpus, pending) == expected
+def test_the_number_of_processes_without_a_gpu(asked, cores, pending, expected, said, found):
+    assert found({}, cores, pending, asked) == ([None] * expected, said)
+
+
+@pytest.mark.parametrize(
+    "gpus, cores, pending, expected, said",
+    [
+        ({"0": 80 * GB}, 16, 100, ["0"] * 4, "4 processes on 1 GPU, 4 cores each"),
+        ({"0": 80 * GB}, 16, 3, ["0"] * 3, "3 processes on 1 GPU, 5 cores each"),
+        ({"0": 80 * GB}, 7, 100, ["0"], "1 process on 1 GPU, 7 cores"),
+        ({"0": 80 * GB}, 200, 100, ["0"] * 8, "8 processes on 1 GPU, 25 cores each"),
+        ({"3": 80 * GB, "5": 80 * GB}, 16, 100, ["3", "5", "3", "5"], "4 processes on 2 GPUs, 4 cores each"),
+        ({"3": 80 * GB, "5": 80 * GB}, 16, 3, ["3", "5", "3"], "3 processes on 2 GPUs, 5 cores each"),
+        ({"0": 0, "1": 0, "2": 0}, 2, 100, ["0", "1", "2"], "3 processes on 3 GPUs, 1 core each"),
+        ({"0": 80 * GB}, 16, 0, ["0"], ""),
+    ],
+)
+def test_each_gpu_has_as_many_processes_as_the_cores_feed(gpus, cores, pending, expected, said, found):
+    assert found(gpus, cores, pending) == (expected, said)
+
+
+FULL = "as many as the free memory of the GPUs has room for"
+
+
+@pytest.mark.parametrize(
+    "gpus, checkpoint, expected, said",
+    [
+        ({"0": 8 * GB}, B32, ["0"] * 3, f"3 processes on 1 GPU, 5 cores each, {FULL}"),
+        ({"0": 24 * GB}, L14, ["0"] * 3, f"3 processes on 1 GPU, 5 cores each, {FULL}"),
+        ({"0": 28 * GB}, L14, ["0"] * 4, "4 processes on 1 GPU, 4 cores each"),
+        ({"0": 1 * GB}, B32, ["0"], f"1 process on 1 GPU, 16 cores, {FULL}"),
+        ({"a": 1 * GB, "b": 8 * GB}, B32, ["a", "b", "b"], f"3 processes on 2 GPUs, 5 cores each, {FULL}"),
+        ({"0": 0}, B32, ["0"], f"1 process on 1 GPU, 16 cores, {FULL}"),
+        ({"0": None}, B32, ["0"], "1 process on 1 GPU, 16 cores, since the free memory of a GPU is not known"),
+    ],
+    ids=[
+        "two fewer",
+        "larger model",
+        "just enough",
+        "too little",
+        "one is fuller",
+        "for one process only",
+        "no answer",
+    ],
+)
+def test_a_gpu_with_less_memory_has_fewer_processes_and_at_least_one(gpus, checkpoint, expected, said, found):
+    cores = 16 if len(gpus) == 1 else 17
+    assert found(gpus, cores, 100, checkpoint=checkpoint) == (expected, said)
+
+
+def test_the_number_that_was_asked_for_is_exact_and_no_gpu_is_asked(found, monkeypatch):
+    gpus = {"3": 1, "5": 1}
+    assert found(gpus, 2, 100, asked=5) == (["3", "5", "3", "5", "3"], "5 processes on 2 GPUs, 1 core each")
+    assert found(gpus, 2, 2, asked=5)[0] == ["3", "5"]
+    assert found(gpus, 64, 100, asked=1) == (["3"], "1 process on 1 GPU, 64 cores")
+
+
+def test_no_gpu_is_asked_for_its_memory_where_each_has_one_process(found, monkeypatch):
+    asked = []
+    for gpus, cores, pending in (({"0": GB}, 64, 1), ({"0": GB}, 7, 100), ({"0": GB, "1": GB}, 64, 2)):
+        monkeypatch.setattr(places, "gpus_for", lambda device, gpus=gpus: list(gpus))
+        monkeypatch.setattr(places, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(places, "free_bytes", asked.append)
+        made = places.find_places(Settings(("in",), "out", B32_SPEC), B32, pending)
+        assert list(made.gpus) == list(gpus) and asked == []
 
 
 @pytest.mark.parametrize(
@@ -59,12 +142,6 @@ def test_the_gpus_that_there_are(device, build, nodes, visible, expected, monkey
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.gpus_for(device) == expected
-
-
-def test_each_process_has_a_gpu_of_its_own_while_there_are_enough():
-    assert processes.gpus_of(2, ["3", "5", "7"]) == ["3", "5"]
-    assert processes.gpus_of(5, ["3", "5"]) == ["3", "5", "3", "5", "3"]
-    assert processes.gpus_of(2, []) == [None, None]
 
 
 def test_each_process_counts_on_its_share_of_the_cores_that_a_scheduler_left(monkeypatch):
@@ -102,7 +179,8 @@ def test_processes_beside_workers_of_the_runner_are_refused(asked, flags, said):
         (2, [], 1, "2 processes are more than the 1 core of this machine, {turns}; give --processes 1"),
         (4, ["0"], 2, None),
         (8, ["0", "1"], 2, None),
-        (9, ["0", "1"], 64, "9 processes are more than 4 for each GPU, {turns}; give --processes 8"),
+        (16, ["0", "1"], 64, None),
+        (17, ["0", "1"], 64, "17 processes are more than 8 for each GPU, {turns}; give --processes 16"),
     ],
 )
 def test_more_processes_than_the_machine_has_room_for_are_warned_of(processes, gpus, machine_cores, said):

@@ -190,7 +190,7 @@ class _Told:
             self.heard.put((self, *message))
 
     def hand_out(self, progress):
-        return processes._hand_out([], None, self.heard, 1, progress)
+        return processes._hand_out([], None, self.heard, [self], progress)
 
 
 def test_results_progress_and_warnings_are_passed_on(caplog):
