@@ -85,8 +85,6 @@ class _Progress:
 def _work(launcher: _Launcher) -> None:
     """Do tasks until none is left, or until the GPU that it shares has no room for this process."""
     job, classes, shares = launcher.hear()
-    import torch
-
     from clip_transforms.run.embed_units import PROGRESS, embed_task, load_embedder
 
     logging.getLogger().handlers = [_LogSender(launcher)]
@@ -109,8 +107,7 @@ def _work(launcher: _Launcher) -> None:
             if not shares or not any(said in str(error) for said in _FULL):
                 raise
         embedder = None
-        gc.collect()  # the model's memory is free before the launcher hears of it
-        torch.cuda.empty_cache()
+        gc.collect()  # a traceback may hold the model still, and the next one must find its memory free
         launcher.tell("full")
         shares = launcher.hear()  # False: it has the GPU for itself now; None: it ends
 

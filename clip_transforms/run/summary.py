@@ -18,7 +18,7 @@ _NEAR = 0.75  # below this fraction of the bound, a faster model is not the firs
 # Bottleneck → what helps: one of our flags, or hardware.
 _HINTS = {
     "the model": "a GPU makes it faster, and more machines or --units share it out",
-    "the model, on a GPU": "a second GPU with --processes 2 makes it faster, and so does a larger --batch_size",
+    "the model, on a GPU": "a second GPU makes it faster, and so does a larger --batch_size",
     "the model, below its ceiling": (
         "it went slower than in the run's first batches, since decoding (try --fast_decode) or other programs used its "
         "cores, or since the shards are very small"

@@ -11,11 +11,17 @@ from pathlib import Path
 from clip_transforms.parts.counts import counted
 
 _PROCESSES_PER_CORE = 16
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of cores in each period, or `max`
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use. A scheduler may allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use. Schedulers and containers may allow fewer than exist."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, _QUOTA.read_text().split())
+    except (OSError, ValueError):
+        return allowed
+    return max(1, min(allowed, quota // period))
 
 
 def cores_of(launcher: int, workers: int) -> int:

@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import traceback
+import weakref
 from collections import Counter
 
 import pytest
@@ -63,6 +64,7 @@ class Gpu:
     def __init__(self, always=False, together=0, **full):
         self.full = {name.replace("_", " "): how for name, how in full.items()}
         self.always, self.loaded, self.failed = always, Counter(), threading.Event()
+        self.models = {}
         self.barrier = threading.Barrier(together or 1)
 
     def load(self, job, load=embed_units.load_embedder):
@@ -74,7 +76,9 @@ class Gpu:
         how = self.full.get(name) if first or self.always else None
         if how == "load":
             self.fail(SAID)
+        assert name not in self.models or self.models[name]() is None, "a GPU that is full holds no second model"
         embedder = load(job)
+        self.models[name] = weakref.ref(embedder.model)
         calls = Counter()
 
         def watch(module, args):
@@ -138,10 +142,12 @@ HOW = [
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_process_that_finds_no_room_ends_and_the_other_does_its_task(how, run, alone, tmp_path):
+def test_a_process_that_finds_no_room_ends_and_the_other_does_its_task(how, run, alone, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "clip_transforms.embed_shards")
+    monkeypatch.setattr(places, "cores", lambda: 2)
     made, said = run(["0"], 2, gpu := Gpu(process_2=how))
     assert said == ["GPU 0 has no room for process 2 of 2, which ends; 1 other process there goes on"]
-    assert gpu.loaded == {"process 1": 1, "process 2": 1}
+    assert gpu.loaded == {"process 1": 1, "process 2": 1} and "2 processes on 1 GPU, 1 core each" in caplog.messages
     assert made["complete"] and made["units"]["committed"] == UNITS and len(rows_of(tmp_path / "out")) == UNITS
     assert files_of(tmp_path / "out") == files_of(alone)
     given = [(start, stop) for name, start, stop in Thread.tasks if name == "process 2"]

@@ -1,12 +1,15 @@
 """The free memory of GPUs, and the estimate of what a process takes of it. CUDA's driver is one that is built here."""
 
 import os
+import re
 import shutil
 import subprocess
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -117,6 +120,12 @@ def held_by_a_pass(architecture, batch, dtype):
                 encode(inputs)
             most.append(held.most)
     return max(most)
+
+
+def test_the_documents_show_the_estimate_of_every_published_model():
+    table = Path(ROOT, "docs", "performance.md").read_text().partition("## Processes of a GPU")[2].partition("\n## ")[0]
+    shown = dict(re.findall(r"^\| (\S+) \| ([0-9.]+) \|$", table, re.MULTILINE))
+    assert shown == {name: f"{process_bytes(it.architecture, 'auto', 0) / 1e9:.1f}" for name, it in PUBLISHED.items()}
 
 
 OTHER = Architecture(512, 224, 4, 768, 32, 512, text_layers=2, vision_mlp_width=1000, text_mlp_width=5000)

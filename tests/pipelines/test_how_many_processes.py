@@ -146,9 +146,29 @@ def test_the_gpus_that_there_are(device, build, nodes, visible, expected, monkey
 
 def test_each_process_counts_on_its_share_of_the_cores_that_a_scheduler_left(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4, 20)))
+    monkeypatch.setattr(machine, "_QUOTA", Path("no-such-file"))
     monkeypatch.setattr(os, "getppid", lambda: 77)
     assert machine.cores_of(77, 1) == 16 and machine.cores_of(77, 3) == 5
     assert machine.cores_of(77, 40) == 1 and machine.cores_of(78, 3) == 16
+
+
+@pytest.mark.parametrize(
+    "quota, expected",
+    [
+        ("800000 100000", 8),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("6400000 100000", 16),
+        ("max 100000", 16),
+        (None, 16),
+    ],
+)
+def test_a_container_that_allows_fewer_cores_than_the_machine_has_is_heeded(quota, expected, tmp_path, monkeypatch):
+    if quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
+    assert machine.cores() == expected
 
 
 @pytest.mark.parametrize(
@@ -192,13 +212,27 @@ def test_more_processes_than_the_machine_has_room_for_are_warned_of(processes, g
 def test_the_command_warns_of_more_processes_than_cores_and_goes_on(tmp_path, tiny_checkpoint, monkeypatch, capsys):
     for i in range(3):
         make_tar(tmp_path / f"{i}.tar", 1, first=i)
-    monkeypatch.setattr(options, "cores", lambda: 2)
-    monkeypatch.setattr(options, "gpus_for", lambda device: [])
+    for module in (options, places):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+        monkeypatch.setattr(module, "gpus_for", lambda device: [])
     argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
     for number, warned in (("2", False), ("3", True), ("4", True), ("0", False)):
         assert embed.main([*argv, "--processes", number, "--dry_run"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert any(line.startswith("warning: 3 processes are more than the 2 cores") for line in lines) is warned
+        said = [line for line in lines if "core each" in line]
+        assert said == ([f"{3 if warned else 2} processes, 1 core each"] if number != "0" else [])
+
+
+def test_workers_of_the_runner_are_not_announced_as_processes_of_ours(tmp_path, tiny_checkpoint, monkeypatch, capsys):
+    for i in range(2):
+        make_tar(tmp_path / f"{i}.tar", 1, first=i)
+    monkeypatch.setattr(places, "gpus_for", lambda device: ["0"])
+    monkeypatch.setattr(places, "free_bytes", lambda gpus: [80 * GB])
+    argv = ["--input", str(tmp_path / "*.tar"), "--output", str(tmp_path / "out"), "--model", tiny_checkpoint]
+    for flags, announced in (([], True), (["--direct_running_mode", "multi_processing"], False)):
+        assert embed.main([*argv, "--dry_run", *flags]) == 0
+        assert (" on 1 GPU, " in capsys.readouterr().out) is announced
 
 
 def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
