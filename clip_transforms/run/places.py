@@ -18,7 +18,7 @@ _CORES_EACH = 8  # beyond this, a second process gains more than further cores f
 _CORES_A_FEEDER = 4  # beyond this, a process that feeds a GPU with small pictures always holds the interpreter's lock
 
 # The estimate of a process's memory on a GPU. What a card really takes is unmeasured, so each process tries it out.
-_ROOM = 0.9  # fraction of the free memory that is planned with; the rest is for what others start meanwhile
+_ROOM = 0.9  # fraction of the free memory that is planned with; the launcher may embed classes in the rest
 _CONTEXT_BYTES = 1 << 30  # CUDA's context, its kernels, and the workspaces of its libraries
 # Bytes a weight. Of a model in fp16 a copy in fp32 may be made (decision 191).
 _WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 6, "auto": 6}

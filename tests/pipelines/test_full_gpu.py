@@ -21,13 +21,18 @@ from clip_transforms import ClipSpec, embed_shards
 from clip_transforms.run import child, embed_units, places, processes
 
 UNITS = 20
+LATE = "when the other has left"
 SAID = "CUDA out of memory. Tried to allocate 20.00 MiB"
 
 
 class Thread(processes._Process):
     """A process that is a thread of this one, and remembers which tasks it got."""
 
-    tasks = []
+    tasks, both, left = (
+        [],
+        threading.Event(),
+        threading.Event(),
+    )  # both have a task; one was told that there are no more
 
     def __init__(self, name, gpu, heard):
         self.name, self.pid, self.gpu = name, 7, gpu
@@ -51,6 +56,10 @@ class Thread(processes._Process):
     def tell(self, what):
         if type(what) is tuple and type(what[0]) is int:
             self.tasks.append((self.name[:9], *what))
+            if len({name for name, *_ in self.tasks}) == 2:
+                self.both.set()
+        if what is None:
+            self.left.set()
         self._told.put(what)
 
     def end(self):
@@ -85,10 +94,15 @@ class Gpu:
             calls["batches"] += 1
             if how == "first batch" or (how == "second batch" and calls["batches"] > 1):
                 self.fail(SAID)
-            if how is None and first:  # the first batch waits, so that the others get tasks
+            if how == LATE and calls["batches"] == 1:
+                Thread.left.wait(60)
+                self.fail(SAID)
+            if how is None and LATE in self.full.values():
+                Thread.both.wait(60)
+            if how is None and "batch" in str(self.full):  # the first batch waits, so that the others get tasks
                 self.failed.wait(60)
 
-        if how in (None, "first batch", "second batch"):
+        if how in (None, "first batch", "second batch", LATE):
             embedder.model.visual.register_forward_pre_hook(watch)
         else:
             embedder.claim_memory = lambda: self.fail(how)
@@ -123,6 +137,8 @@ def run(inputs, alone, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_Process", Thread)
     monkeypatch.setattr(child._Progress, "keep_telling", lambda self: None)
     monkeypatch.setattr(Thread, "tasks", [])
+    monkeypatch.setattr(Thread, "both", threading.Event())
+    monkeypatch.setattr(Thread, "left", threading.Event())
 
     def run(gpus, count, gpu):
         monkeypatch.setattr(places, "gpus_for", lambda device: gpus)
@@ -164,6 +180,13 @@ def test_of_processes_that_all_find_no_room_at_once_the_last_goes_on_alone(how, 
     ends = [line.partition("which ends; ")[2] for line in said]
     assert ends == ["2 other processes there go on", "1 other process there goes on"]
     assert sorted(gpu.loaded.values()) == [1, 1, 2]
+    assert made["complete"] and made["units"]["committed"] == UNITS
+    assert files_of(tmp_path / "out") == files_of(alone)
+
+
+def test_a_process_that_finds_no_room_when_the_other_has_left_does_its_task_alone(run, alone, tmp_path):
+    made, said = run(["0"], 2, gpu := Gpu(process_2=LATE))
+    assert said == [] and gpu.loaded == {"process 1": 1, "process 2": 2}
     assert made["complete"] and made["units"]["committed"] == UNITS
     assert files_of(tmp_path / "out") == files_of(alone)
 

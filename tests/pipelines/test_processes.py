@@ -1,5 +1,6 @@
 """--processes N: children of one command over one plan; the dataset is the same, and one that dies is named."""
 
+import collections
 import importlib
 import json
 import logging
@@ -202,6 +203,26 @@ def test_results_progress_and_warnings_are_passed_on(caplog):
     with pytest.raises(ChildProcessError, match=r"process 1 of 1 \(pid 7\) ended with exit code 3 in the middle of"):
         next(results)
     assert [(r.name, r.getMessage()) for r in caplog.records] == [("clip_transforms.storage", "100% of a disk is full")]
+
+
+class _OnGpu(processes._Process):
+    def __init__(self, gpu):
+        self.name, self.pid, self.gpu, self.told = f"on {gpu}", 7, gpu, []
+        self.done, self.dismissed, self.ended, self._task, self._shards = 0, False, False, None, None
+
+    def tell(self, what):
+        self.told.append(what)
+
+
+def test_a_process_that_died_does_not_count_as_one_that_goes_on(caplog):
+    dead, full, other = (_OnGpu(gpu) for gpu in ("0", "0", "1"))
+    heard = queue.SimpleQueue()
+    for said in ((dead, "ended", -9), (full, "full", None), (full, "ended", 0), (other, "ended", 0)):
+        heard.put(said)
+    with pytest.raises(ChildProcessError, match="on 0 .* was killed by SIGKILL"):
+        list(processes._hand_out(collections.deque(), None, heard, [dead, full, other], Counter()))
+    assert (dead.told, full.told, other.told) == ([], [False], [])
+    assert not any("no room" in message for message in caplog.messages)
 
 
 class _AwkwardError(Exception):
