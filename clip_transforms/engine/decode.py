@@ -152,7 +152,7 @@ class DecodeAhead:
         further = _further_captions(samples)
         texts = [text for _, text in captions] + [text for *_, text in further]
         side = self._preprocessing.side
-        pixels = torch.empty((len(images), 3, side, side), dtype=torch.uint8, pin_memory=self._pinned).numpy()
+        pixels = self._room_for((len(images), 3, side, side))
         tokenize, length = default_tokenizer().tokenize, self._preprocessing.context_length
         tokens = pool.submit(self._timed, tokenize, texts, length)
         run = max(1, min(_MOST_AT_ONCE, len(images) // (2 * self._threads)))
@@ -170,6 +170,12 @@ class DecodeAhead:
         image_rows, caption_rows = [row for row, _ in images], [row for row, _ in captions]
         places = [(row, index) for row, index, _ in further]
         return _Waiting(unit, samples, pixels, image_rows, futures, tokens, caption_rows, places)
+
+    def _room_for(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return memory for pixels; uint8 of this shape."""
+        if self._pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.empty(shape, np.uint8)
 
     def _timed(self, function, *args):
         start = time.thread_time()

@@ -80,14 +80,18 @@ class Embedder:
         """
         calls = Calls(self.caller, seconds)
         window: list[tuple[DecodedBatch, Call]] = []
+        captions = held = 0
         for item in items:
             if isinstance(item, DecodedBatch):
                 window.append((_without_images(item), self._start_images(item, calls)))
+                captions += len(item.tokens.ids)
+                held += window[-1][0].samples.nbytes
                 item = None
-                if not _is_full([batch for batch, _ in window]):
+                if 0 < captions < _WINDOW_CAPTIONS and held < _WINDOW_BYTES:
                     continue
             yield from self._close(window, calls)
             window = []
+            captions = held = 0
             if item is not None:
                 yield item
         yield from self._close(window, calls)
@@ -139,12 +143,6 @@ class Embedder:
 
 def _without_images(batch: DecodedBatch) -> DecodedBatch:
     return dataclasses.replace(batch, samples=batch.samples.drop_columns(["image"]), pixels=batch.pixels[:0].copy())
-
-
-def _is_full(window: Sequence[DecodedBatch]) -> bool:
-    captions = sum(len(batch.tokens.ids) for batch in window)
-    held = sum(batch.samples.nbytes for batch in window)
-    return captions == 0 or captions >= _WINDOW_CAPTIONS or held >= _WINDOW_BYTES
 
 
 def _by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
