@@ -28,11 +28,8 @@ SAID = "CUDA out of memory. Tried to allocate 20.00 MiB"
 class Thread(processes._Process):
     """A process that is a thread of this one, and remembers which tasks it got."""
 
-    tasks, both, left = (
-        [],
-        threading.Event(),
-        threading.Event(),
-    )  # both have a task; one was told that there are no more
+    tasks = []
+    both, left = threading.Event(), threading.Event()  # two have got a task; one was told that there are no more
 
     def __init__(self, name, gpu, heard):
         self.name, self.pid, self.gpu = name, 7, gpu
