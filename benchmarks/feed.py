@@ -27,7 +27,7 @@ from benchmarks.commands import ROOT, embed_argv, seconds_of
 from benchmarks.inputs import model_flags, photographs, samples, write_folder, write_parquet, write_tars
 from benchmarks.machine import print_facts
 from clip_transforms.clip.preprocess import Preprocessing, decode
-from clip_transforms.engine.decode import set_up_decoders
+from clip_transforms.engine.decode import pixels_of, set_up_decoders
 
 DISTINCT, SHARDS, ROW_GROUP = 32, 4, 1_000
 SIDE = 224
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (root / "sitecustomize.py").write_text(STAND_IN)
         flags = model_flags(root, options.model)
         for size in options.sizes:
-            count = max(options.samples * 64 * 64 // pixels_of(size), options.samples // 10, 8 * SHARDS)
+            count = max(options.samples * 64 * 64 // area_of(size), options.samples // 10, 8 * SHARDS)
             count -= count % SHARDS
             images = photographs(DISTINCT, *map(int, size.split("x")))
             for name in options.formats:
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                             print("\n".join(f"    {text}" for text in run.profile()), flush=True)
 
 
-def pixels_of(size: str) -> int:
+def area_of(size: str) -> int:
     width, height = map(int, size.split("x"))
     return width * height
 
@@ -206,7 +206,7 @@ def _decode(images: Sequence[bytes], count: int) -> float:
     decode(images[0], preprocessing)
     start = time.perf_counter()
     for place in range(count):
-        decode(images[place % len(images)], preprocessing)
+        decode(images[place % len(images)], preprocessing, pixels_of=pixels_of)
     return count / (time.perf_counter() - start)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from clip_transforms.clip.decoders import FORMATS, ImageError, failure, is_of_the_machine, set_up_decoders
@@ -147,7 +146,11 @@ def decode_image(data: bytes, side: int) -> np.ndarray:
 
 
 def decode(
-    data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_IMAGE_PIXELS, out: np.ndarray | None = None
+    data: bytes,
+    preprocessing: Preprocessing,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    out: np.ndarray | None = None,
+    pixels_of: Callable[[Image.Image], np.ndarray] = np.asarray,
 ) -> DecodedImage:
     """Decode one image with a checkpoint's preprocessing, and return its stored size too; see `decode_image`.
 
@@ -158,6 +161,7 @@ def decode(
         preprocessing: the checkpoint's.
         max_pixels: the largest number of pixels, see below.
         out: uint8 [3, r, r], where the pixels are written; a new array without it. It is unchanged after an error.
+        pixels_of: returns the pixels of an RGB image, uint8 [h, w, 3].
     Raises:
         TypeError: if `data` is not bytes but, say, a file name.
         ImageError: also if the stored image, or the resized image before its crop, has more than `max_pixels` pixels.
@@ -188,7 +192,7 @@ def decode(
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     try:
         square, orientation = _to_square(image, resized, preprocessing, max_pixels)
-        pixels = _pixels(square)
+        pixels = pixels_of(square)
     except ImageError:
         raise
     except Exception as error:
@@ -197,22 +201,6 @@ def decode(
         out = np.empty((3, preprocessing.side, preprocessing.side), np.uint8)
     out[:] = pixels.transpose(2, 0, 1)
     return DecodedImage(out, width, height, orientation, is_deep)
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Return the pixels of an RGB image; uint8 [h, w, 3].
-
-    An image in one block of memory, as all below 16 MiB are, is seen there, without a copy: Arrow's interface gives its
-    four bytes a pixel, of which the fourth is not used. Copying it as `np.asarray` does would hold the interpreter's
-    lock.
-    """
-    if Image.core.get_alignment() > 1:  # there may be gaps between rows, of which Arrow is not told
-        return np.asarray(image)
-    try:
-        values = pa.array(image).values
-    except ValueError:  # it lies in several blocks
-        return np.asarray(image)
-    return np.frombuffer(values.buffers()[1], np.uint8).reshape(image.height, image.width, 4)[:, :, :3]
 
 
 def _half_resized(image: Image.Image, resized: tuple[int, int]) -> dict[str, tuple[int, int]]:
