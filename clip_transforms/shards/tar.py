@@ -153,13 +153,13 @@ def is_compressed(file: IO[bytes]) -> bool:
     return _opener(file) is not None
 
 
-def _members(tar_bytes: _TarBytes, global_headers: dict[str, str] | None = None) -> Iterator[Member]:
+def _members(tar_bytes: _Seekable | _Forward, global_headers: dict[str, str] | None = None) -> Iterator[Member]:
     tar = None
     try:
         tar = tarfile.open(  # type: ignore[call-overload]  # the stubs do not know it with headers
             fileobj=tar_bytes, mode="r:", tarinfo=_StrictTarInfo, encoding="utf-8", pax_headers=global_headers
         )
-        while (info := tar.next()) is not None:
+        while (info := _next(tar, tar_bytes)) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # else a tar's headers pile up in memory
             if not 0 <= info.size < _MAX_SIZE:  # a pax header may override the size in the header
                 raise ShardError("unreadable", f"a member of {info.size:,} bytes at byte {info.offset:,}")
@@ -174,6 +174,23 @@ def _members(tar_bytes: _TarBytes, global_headers: dict[str, str] | None = None)
         raise _damaged("the tar", tar.offset if tar else 0, error) from error
 
 
+def _next(tar: tarfile.TarFile, tar_bytes: _Seekable | _Forward) -> tarfile.TarInfo | None:
+    """Return the next member; one whose header is plain, as nearly all are, without the work of `tarfile` for any."""
+    if tar.offset and tar.firstmember is None and not tar.pax_headers:  # type: ignore[attr-defined]
+        offset, before = tar.offset, 0
+        if tar_bytes.tell() != offset:  # then the last byte of the member before is read too, since it must be there
+            before = 1
+            tar_bytes.seek(offset - before)
+        data = tar_bytes.read(before + tarfile.BLOCKSIZE)
+        whole = len(data) == before + tarfile.BLOCKSIZE
+        if whole and (info := _StrictTarInfo.of_plain(data[before:], tar.encoding, tar.errors)):
+            info.offset, info.offset_data = offset, offset + tarfile.BLOCKSIZE
+            tar.offset = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            return info
+        tar_bytes.unread(data)
+    return tar.next()
+
+
 def _damaged(what: str, offset: int, error: Exception) -> ShardError:
     return ShardError("unreadable", f"{what} is damaged behind byte {offset:,}: {type(error).__name__}: {error}")
 
@@ -183,9 +200,14 @@ class _StrictTarInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Parse a header; one that is plain, as nearly all are, without the work that `tarfile` does for any."""
+        """Parse a header."""
+        return cls.of_plain(buf, encoding, errors) or super().frombuf(buf, encoding, errors)
+
+    @classmethod
+    def of_plain(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self | None:
+        """Parse a header that is plain; None for any other, which is left to `tarfile`."""
         if not _PLAIN(buf, _NUMBERS) or sum(buf) - sum(buf[148:156]) + 8 * 32 != int(buf[148:154], 8):
-            return super().frombuf(buf, encoding, errors)
+            return None
         info = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
         info.size, info.chksum = int(buf[124:135], 8), int(buf[148:154], 8)
         if buf[345]:
@@ -259,9 +281,27 @@ class _Seekable(_TarBytes):
         if place != self._place:
             self._place = self._seek(place)
 
+    def unread(self, data: bytes) -> None:
+        """Go back."""
+        self.seek(self._place - len(data))
+
 
 class _Forward(_TarBytes):
     """Those of a stream: what lies before a place is read and forgotten."""
+
+    _again = b""  # comes before the bytes of the file
+
+    def read(self, size: int) -> bytes:
+        """Return bytes; fewer only at the end."""
+        if not self._again:
+            return super().read(size)
+        data, self._again = self._again[:size], self._again[size:]
+        self._place += len(data)
+        return data + super().read(size - len(data)) if len(data) < size else data
+
+    def unread(self, data: bytes) -> None:
+        """Keep them for the next time."""
+        self._again, self._place = data + self._again, self._place - len(data)
 
     def seek(self, place: int) -> None:
         """Go to a place that was not passed."""
