@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
 import os
 import posixpath
@@ -14,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from clip_transforms import storage
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -39,7 +41,7 @@ class Fence:
         Raises:
             FenceError: if it is not allowed.
         """
-        if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        if _CONTROL.search(text):
             raise FenceError("the URI has control characters")
         match = _SCHEME.match(text)
         if match and match[1].lower() == "file":
@@ -77,6 +79,12 @@ class Fence:
                 )
         return found
 
+    @functools.cached_property
+    def _folders(self) -> list[str]:
+        """The places that are folders of this machine, with all links resolved and a slash at the end."""
+        places = (place.removeprefix("file://") for place in (self.root, *self.prefixes))
+        return [os.path.realpath(place).rstrip("/") + "/" for place in places if not _SCHEME.match(place)]
+
     def _local(self, path: str) -> str:
         """Return the path of the file with all links resolved."""
         try:
@@ -85,10 +93,8 @@ class Fence:
             if storage.is_of_the_machine(error):
                 raise
             raise FenceError(f"the path cannot be resolved: {error}") from None
-        for place in (self.root, *self.prefixes):
-            folder = place.removeprefix("file://")
-            if not _SCHEME.match(folder) and real.startswith(os.path.realpath(folder).rstrip("/") + "/"):
-                return real
+        if any(map(real.startswith, self._folders)):
+            return real
         raise FenceError(f"{real[:200]} lies outside the listing's folder; --allow_uri permits more")
 
     def _remote(self, uri: str) -> str:
