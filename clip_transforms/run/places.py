@@ -15,7 +15,7 @@ from clip_transforms.workers.machine import cores, gpus_for
 
 MOST_A_GPU = 8  # together they feed more than any GPU embeds
 _CORES_EACH = 8  # beyond this, a second process gains more than further cores for one forward pass
-_CORES_A_FEEDER = 4  # beyond this, a process that feeds a GPU with small pictures always holds the interpreter's lock
+_CORES_A_FEEDER = 4  # with a little more, a process that feeds a GPU always holds the interpreter's lock
 
 # The estimate of a process's memory on a GPU. What a card really takes is unmeasured, so each process tries it out.
 _ROOM = 0.9  # fraction of the free memory that is planned with; the launcher may embed classes in the rest
