@@ -109,12 +109,9 @@ class _SpreadRows(Step):
             centroids = np.frombuffer(read_bucket(self.run.work("centroids"), 0), np.float32).reshape(-1, d)
             blocks = Blocks(centroids, note["margin"])
             found = [self.run.read(part) for part in parts]
-            given = [give_blocks(joined(rows.values), blocks) for rows in found]
-            records = [np.empty(len(row), dtype) for row, *_ in given]
-            for to, rows, (row, _, score, home) in zip(records, found, given, strict=True):
-                to["id"], to["score"], to["home"], to["values"] = rows.ids[row], score, home, rows.values[row]
-            block = np.concatenate([block for _, block, _, _ in given])
-            write_buckets(uri, as_buckets(np.concatenate(records), block, len(centroids)), self.run.folder)
+            ids, values = (np.concatenate([getattr(rows, name) for rows in found]) for name in ("ids", "values"))
+            given = give_blocks(joined(values), blocks)
+            write_buckets(uri, as_buckets(ids, values, given, len(centroids), dtype), self.run.folder)
         return np.diff(read_ends(uri, 0, note["blocks"])) // dtype.itemsize
 
     def add(self, summaries: Iterable[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ from clip_transforms.select.bucket_file import read_bytes, read_ends, split_sort
 from clip_transforms.select.near import Rows
 
 PIECE_ROWS = 32_768  # rows that a task holds, and once more while it compares a piece: 64 MB each at d = 512
+_COPIED = 256  # rows at once, so that what is copied on the way stays in the cache
 
 
 def record_dtype(vectors: np.dtype) -> np.dtype:
@@ -21,10 +22,31 @@ def record_dtype(vectors: np.dtype) -> np.dtype:
     return np.dtype([("id", "<i8"), ("score", "<f8"), ("home", "<i4"), ("values", vectors)])
 
 
-def as_buckets(records: np.ndarray, block: np.ndarray, count: int) -> list[np.ndarray]:
-    """Sort records by their block, and cut them into `count` buckets."""
-    order = np.argsort(block, kind="stable")
-    return split_sorted(records[order], block[order], count)
+def as_buckets(
+    ids: np.ndarray,
+    values: np.ndarray,
+    given: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    count: int,
+    dtype: np.dtype,
+) -> list[np.ndarray]:
+    """Sort rows by their blocks, and cut them into buckets.
+
+    Args:
+        ids: int64 [n].
+        values: float16 or float32 [n, m, d].
+        given: as `give_blocks` returns it: row, block, score and home, [e] each.
+        count: number of blocks.
+        dtype: of the records.
+    Returns:
+        `count` arrays of records, in the order of the rows.
+    """
+    order = np.argsort(given[1], kind="stable")
+    row, block, score, home = (column[order] for column in given)
+    records = np.empty(len(row), dtype)
+    records["id"], records["score"], records["home"] = ids[row], score, home
+    for first in range(0, len(row), _COPIED):
+        records["values"][first : first + _COPIED] = values[row[first : first + _COPIED]]
+    return split_sorted(records, block, count)
 
 
 def tasks(sizes: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_transforms.select.cosines import dots, slack
+from clip_transforms.select.cosines import dots, dots_at, slack
 
 ONE_BLOCK_ROWS = 16_384  # up to here all pairs are compared: some seconds on one core, and 32 MB at d = 512
 HELD_OUT = 8_192  # rows that set the margin; the centroids must not know them
@@ -156,8 +156,9 @@ def _margin(
     copies = near_copies(rows, threshold, seed)
     scores, homes = _nearest(faiss, centroids, rows, _SEARCHED)
     home, homes_of_copies = homes[:, 0], _nearest(faiss, centroids, copies, 1)[1][:, 0]
+    every = np.arange(len(rows))
     apart = [
-        dots(vectors, centroids[own]) - dots(vectors, centroids[other])
+        dots_at(vectors, every, centroids, own) - dots_at(vectors, every, centroids, other)
         for vectors, own, other in ((rows, home, homes_of_copies), (copies, homes_of_copies, home))
     ]
     needed = np.sort(np.minimum(*apart))
@@ -206,12 +207,14 @@ def give_blocks(rows: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarra
 
 
 def _give(rows: np.ndarray, first: int, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    guess = rows @ blocks.centroids.T
-    below, error = guess.max(axis=1, keepdims=True) - guess, 2 * slack(rows.shape[1])
-    row, block = np.nonzero(below <= blocks.margin + error)
-    score, below = guess[row, block].astype(np.float64), below[row, block]
+    guess, error = rows @ blocks.centroids.T, 2 * slack(rows.shape[1])
+    best = guess.max(axis=1)
+    # Several times faster than `nonzero` in two dimensions.
+    row, block = np.divmod(np.flatnonzero(guess >= (best - (blocks.margin + error))[:, None]), guess.shape[1])
+    score = guess[row, block].astype(np.float64)
+    below = best[row] - score
     close = np.flatnonzero((below <= error) | (below >= blocks.margin - error))  # the product cannot decide these
-    score[close] = dots(rows[row[close]], blocks.centroids[block[close]])
+    score[close] = dots_at(rows, row[close], blocks.centroids, block[close])
     best = np.full(len(rows), -np.inf)
     np.maximum.at(best, row[close], score[close])  # the nearest are close
     ties = close[score[close] == best[row[close]]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_PAIRS = 2_048  # pairs at once: 8 MB as float64 at d = 512
+_PAIRS = _ROWS = 128  # at once: 512 kB as float64 at d = 512, which stays in the cache
 
 
 def lengths(rows: np.ndarray) -> np.ndarray:
@@ -20,14 +20,18 @@ def lengths(rows: np.ndarray) -> np.ndarray:
         float64 [...].
     """
     found = np.empty(rows.shape[:-1])
-    for first in range(0, len(rows), _PAIRS):
-        found[first : first + _PAIRS] = dots(rows[first : first + _PAIRS], rows[first : first + _PAIRS])
+    for first in range(0, len(rows), _ROWS):
+        wide = rows[first : first + _ROWS].astype(np.float64)
+        found[first : first + _ROWS] = _dots(wide, wide)
     return np.sqrt(found)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     """Scale vectors [..., d] to length 1, as float32."""
-    return (rows / lengths(rows)[..., None]).astype(np.float32)
+    found, scale = np.empty(rows.shape, np.float32), lengths(rows)[..., None]
+    for first in range(0, len(rows), _ROWS):
+        found[first : first + _ROWS] = rows[first : first + _ROWS] / scale[first : first + _ROWS]
+    return found
 
 
 def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -41,7 +45,28 @@ def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         float64 [...].
     """
-    return (a.astype(np.float64) * b.astype(np.float64)).sum(axis=-1)
+    return _dots(a.astype(np.float64), b.astype(np.float64))
+
+
+def dots_at(rows: np.ndarray, a: np.ndarray, others: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the dot product of each of `rows` at the places `a` with that of `others` at `b`, a few at a time.
+
+    Args:
+        rows: float16 or float32 [n, d].
+        a: int64 [p].
+        others: float16 or float32 [m, d].
+        b: int64 [p].
+    Returns:
+        float64 [p].
+    """
+    found = np.empty(len(a))
+    for first in range(0, len(a), _PAIRS):
+        found[first : first + _PAIRS] = dots(rows[a[first : first + _PAIRS]], others[b[first : first + _PAIRS]])
+    return found
+
+
+def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(axis=-1)
 
 
 def cosines(rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -56,9 +81,9 @@ def cosines(rows: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     found = np.empty(len(a), np.float32)
     for first in range(0, len(a), _PAIRS):
-        one, other = rows[a[first : first + _PAIRS]], rows[b[first : first + _PAIRS]]
-        squares = dots(one, one) * dots(other, other)
-        found[first : first + _PAIRS] = (dots(one, other) / np.sqrt(squares)).min(axis=-1)
+        one, other = (rows[places[first : first + _PAIRS]].astype(np.float64) for places in (a, b))
+        squares = _dots(one, one) * _dots(other, other)
+        found[first : first + _PAIRS] = (_dots(one, other) / np.sqrt(squares)).min(axis=-1)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +15,8 @@ from clip_transforms.select.disjoint_sets import DisjointSets
 RULES = ("components", "semdedup")
 _NOBODY = np.empty(0, np.int64)
 _TILE = 512  # a product of two tiles is 1 MB, which stays in the cache
+_SHARE = 3  # the short vectors have a third of the dimensions
+_FEW = 512  # if of so many pairs more than one is a candidate, a product of whole vectors is cheaper than exact cosines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +63,16 @@ def near_pairs(
     Yields:
         Places of two rows a and b, int64 [p] each, and their cosines, float32 [p]; every pair once, a < b.
     """
-    scaled = _scaled(rows.values)
-    starts = [*range(0, first, _TILE), *range(first, len(rows), _TILE)]
-    tiles = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    scaled = _Scaled(rows.values)
+    tiles = _tiles(rows.home, first)
     for second in (tile for tile in tiles if tile.start >= first):
         for one in (tile for tile in tiles if tile.start <= second.start and (not first or tile.start < first)):
-            if not (rows.home[one].any() or rows.home[second].any()):
+            if not (rows.home[one.start] or rows.home[second.start]):
                 continue
             roots = None if sets is None else (sets.roots(one), sets.roots(second))
             if roots and (roots[0] == roots[1][0]).all() and (roots[1] == roots[1][0]).all():
                 continue
-            a, b = _near(scaled[one], scaled[second], threshold, roots)
-            a, b = a + one.start, b + second.start
+            a, b = scaled.candidates(one, second, threshold, roots)
             if one == second:
                 a, b = a[a < b], b[a < b]
             if len(a):
@@ -80,25 +81,59 @@ def near_pairs(
                 yield a[near], b[near], found[near]
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """Scale vectors [n, m, d] to length 1 in float32: quick, and good enough to find candidates."""
-    narrow = values.astype(np.float32)
-    return narrow / np.sqrt(np.einsum("nmd,nmd->nm", narrow, narrow))[..., None]
+def _tiles(home: np.ndarray, first: int) -> list[slice]:
+    """Cut rows into tiles of at most _TILE, none of which goes over `first`, or has both rows at home and guests."""
+    edges = np.unique([0, first, *np.flatnonzero(np.diff(home)) + 1, len(home)]).tolist()
+    cut = [np.linspace(a, b, -(-(b - a) // _TILE) + 1).astype(int).tolist() for a, b in itertools.pairwise(edges)]
+    return [slice(*ends) for places in cut for ends in itertools.pairwise(places)]
 
 
-def _near(
-    one: np.ndarray, other: np.ndarray, threshold: float, roots: tuple[np.ndarray, np.ndarray] | None
+class _Scaled:
+    """Vectors of length 1 in float32: quick, and good enough to find candidates."""
+
+    def __init__(self, values: np.ndarray):
+        """Take vectors float16 or float32 [n, m, d]."""
+        self._values = values.astype(np.float32, copy=False)
+        self._lengths = np.sqrt(np.einsum("nmd,nmd->nm", self._values, self._values))[..., None]
+
+    @functools.cached_property
+    def whole(self) -> np.ndarray:
+        """The vectors, float32 [n, m, d]."""
+        return self._values / self._lengths
+
+    @functools.cached_property
+    def short(self) -> np.ndarray:
+        """The first s - 1 numbers of each vector and the length of the others, float32 [n, m, s].
+
+        By Cauchy and Schwarz, a product of two of them is at least that of the whole vectors.
+        """
+        first = max(1, self._values.shape[-1] // _SHARE) - 1
+        rest = self._values[..., first:]
+        length = np.sqrt(np.einsum("nmd,nmd->nm", rest, rest))[..., None]
+        return np.concatenate([self._values[..., :first], length], axis=-1) / self._lengths
+
+    def candidates(
+        self, one: slice, other: slice, threshold: float, roots: tuple[np.ndarray, np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of two tiles that may be near, and are not in one set yet."""
+        low = np.float32(threshold - slack(self._values.shape[-1]))
+        a, b = _above(self.short[one], self.short[other], low, roots)
+        if len(a) * _FEW > (one.stop - one.start) * (other.stop - other.start):
+            a, b = _above(self.whole[one], self.whole[other], low, roots)
+        return a + one.start, b + other.start
+
+
+def _above(
+    one: np.ndarray, other: np.ndarray, low: np.float32, roots: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs of two tiles that may be near, and are not in one set yet."""
-    low = np.float32(threshold - slack(one.shape[-1]))
+    """Return the pairs of float32 [a, m, s] and [b, m, s] all of whose products are at least `low`."""
     near = one[:, 0] @ other[:, 0].T >= low
     for vector in range(1, one.shape[1]):
         near &= one[:, vector] @ other[:, vector].T >= low
-    if not near.any():
-        return _NOBODY, _NOBODY
+    a, b = np.divmod(np.flatnonzero(near), len(other))  # ten times faster than nonzero in two dimensions
     if roots:
-        near &= roots[0][:, None] != roots[1]
-    a, b = np.nonzero(near)
+        apart = roots[0][a] != roots[1][b]
+        a, b = a[apart], b[apart]
     return a, b
 
 
