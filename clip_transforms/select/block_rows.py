@@ -103,5 +103,4 @@ def _read_pieces(uris: Sequence[str], ends: np.ndarray, piece: int, dtype: np.dt
 
 
 def _rows(data: Sequence[bytes], dtype: np.dtype) -> Rows:
-    records = np.concatenate([np.frombuffer(some, dtype) for some in data])
-    return Rows(records["id"], records["values"], records["score"], records["home"] == 1)
+    return Rows.of([np.frombuffer(some, dtype) for some in data])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -39,10 +39,32 @@ class Rows:
         """Return the number of rows."""
         return len(self.ids)
 
+    @classmethod
+    def of(cls, records: Sequence[np.ndarray]) -> Rows:
+        """Put arrays of records together, which have these fields, and sort them.
+
+        Their vectors are most of the memory. They are copied once.
+        """
+        ids, scores, home = (np.concatenate([some[name] for some in records]) for name in ("id", "score", "home"))
+        rows = cls(ids, np.empty((len(ids), 0, 0)), scores, home == 1)
+        place = np.empty(len(ids), np.int64)
+        place[rows.order] = np.arange(len(ids))
+        values = np.empty((len(ids), *records[0]["values"].shape[1:]), records[0]["values"].dtype)
+        ends = np.cumsum([len(some) for some in records])
+        for some, where in zip(records, np.split(place, ends[:-1]), strict=True):
+            values[where] = some["values"]
+        return cls(ids[rows.order], values, scores[rows.order], rows.home[rows.order])
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """Places of the rows, int64 [n]: those at home first, each from the centroid outwards, so that copies meet."""
+        return np.lexsort([self.ids, -self.scores, ~self.home])
+
     def sorted(self) -> Rows:
-        """Return the rows that are at home first, each from the centroid outwards: a crowd of copies lies together."""
-        order = np.lexsort([self.ids, -self.scores, ~self.home])
-        return Rows(self.ids[order], self.values[order], self.scores[order], self.home[order])
+        """Return the rows in their order."""
+        if np.array_equal(self.order, np.arange(len(self))):
+            return self
+        return Rows(self.ids[self.order], self.values[self.order], self.scores[self.order], self.home[self.order])
 
     def followed_by(self, others: Rows) -> Rows:
         """Return these rows and then others."""
@@ -94,7 +116,10 @@ class _Scaled:
     def __init__(self, values: np.ndarray):
         """Take vectors float16 or float32 [n, m, d]."""
         self._values = values.astype(np.float32, copy=False)
-        self._lengths = np.sqrt(np.einsum("nmd,nmd->nm", self._values, self._values))[..., None]
+        first = max(1, values.shape[-1] // _SHARE) - 1
+        self._first, rest = self._values[..., :first], self._values[..., first:]
+        self._squares = np.einsum("nmd,nmd->nm", rest, rest)[..., None]
+        self._lengths = np.sqrt(np.einsum("nmd,nmd->nm", self._first, self._first)[..., None] + self._squares)
 
     @functools.cached_property
     def whole(self) -> np.ndarray:
@@ -107,10 +132,7 @@ class _Scaled:
 
         By Cauchy and Schwarz, a product of two of them is at least that of the whole vectors.
         """
-        first = max(1, self._values.shape[-1] // _SHARE) - 1
-        rest = self._values[..., first:]
-        length = np.sqrt(np.einsum("nmd,nmd->nm", rest, rest))[..., None]
-        return np.concatenate([self._values[..., :first], length], axis=-1) / self._lengths
+        return np.concatenate([self._first, np.sqrt(self._squares)], axis=-1) / self._lengths
 
     def candidates(
         self, one: slice, other: slice, threshold: float, roots: tuple[np.ndarray, np.ndarray] | None

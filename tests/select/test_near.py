@@ -31,10 +31,10 @@ def at_angles(*degrees):
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)
 
 
-def crowded(rng, n, d=16):
+def crowded(rng, n, d=16, share=3):
     """Vectors with near copies at many cosines around 0.95."""
     rows = rng.normal(size=(n, d))
-    copies = n // 3
+    copies = n // share
     noise = rng.normal(size=(copies, d)) * rng.uniform(0, 0.5, size=(copies, 1))
     rows[:copies] = rows[n - copies :] + noise
     return rows
@@ -49,11 +49,15 @@ def brute_force(values, threshold):
     """The same in float64, without blocks: node → smallest node of its component, if it has a near duplicate."""
     wide = values.reshape(len(values), -1).astype(np.float64)
     unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    near_ones = (unit @ unit.T).astype(np.float32) >= np.float32(threshold)
-    smallest = list(range(len(values)))
+    return components_of((unit @ unit.T).astype(np.float32) >= np.float32(threshold))
+
+
+def components_of(near_ones):
+    """bool [n, n] → node → smallest node of its component, if it has a near duplicate."""
+    smallest = list(range(len(near_ones)))
     changed = True
     while changed:
-        new = [min(smallest[j] for j in np.flatnonzero(near_ones[i])) for i in range(len(values))]
+        new = [min(smallest[j] for j in np.flatnonzero(near_ones[i])) for i in range(len(near_ones))]
         changed, smallest = new != smallest, new
     return {i: s for i, s in enumerate(smallest) if near_ones[i].sum() > 1}
 
@@ -62,6 +66,47 @@ def brute_force(values, threshold):
 def test_all_pairs_of_a_block_are_found_and_no_others(n):
     rows = rows_of(crowded(np.random.default_rng(n), n))
     assert groups_of(compare([rows], 0.95, "components").edges) == brute_force(rows.values, 0.95)
+
+
+@pytest.mark.parametrize("alike", [0, 3], ids=["far apart", "all alike"])
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_short_vectors_lose_no_pair_and_whole_ones_are_multiplied_where_they_propose_too_many(
+    alike, vectors, monkeypatch
+):
+    rng = np.random.default_rng(3)
+    common = alike * np.concatenate([np.zeros(64), rng.normal(size=32)])  # beyond the short vectors
+    values = np.stack([crowded(rng, 1300, 96, share=5) + common for _ in range(vectors)], axis=1)
+    if vectors > 1:
+        values[:260, 1] = values[-260:, 1]  # the other vector decides
+    rows, whole = rows_of(values), []
+    above = near._above
+    monkeypatch.setattr(near, "_above", lambda one, *others: whole.append(one.shape[-1] == 96) or above(one, *others))
+    groups = groups_of(compare([rows], 0.95, "components").edges)
+    unit = values / np.linalg.norm(values, axis=2, keepdims=True)
+    smallest = np.einsum("imd,jmd->ijm", unit, unit).min(axis=2).astype(np.float32)
+    assert groups == components_of(smallest >= np.float32(0.95)) and len(groups) > 100
+    assert any(whole) == bool(alike)
+
+
+def test_no_tile_mixes_rows_at_home_with_guests_or_goes_over_the_first_piece():
+    home = np.repeat([True, False, True, False], [700, 100, 30, 1200])
+    tiles = near._tiles(home, 800)
+    assert [place for tile in tiles for place in range(tile.start, tile.stop)] == list(range(2030))
+    assert max(tile.stop - tile.start for tile in tiles) <= 512 and 800 in [tile.start for tile in tiles]
+    assert all(len(set(home[tile].tolist())) == 1 for tile in tiles) and len(tiles) == 2 + 1 + 1 + 3
+
+
+def test_records_of_several_files_are_put_together_in_order():
+    rng = np.random.default_rng(0)
+    records = np.zeros(50, [("id", "<i8"), ("score", "<f8"), ("home", "<i4"), ("values", "<f2", (1, 3))])
+    records["id"], records["score"], records["home"] = rng.permutation(50), rng.integers(0, 4, 50), rng.random(50) < 0.5
+    records["values"] = records["id"][:, None, None]
+    rows = Rows.of([records[:20], records[20:20], records[20:]])
+    names = ("home", "score", "id")
+    expected = sorted(zip(*(records[name].tolist() for name in names), strict=True), key=lambda r: (-r[0], -r[1], r[2]))
+    assert list(zip(rows.home.tolist(), rows.scores.tolist(), rows.ids.tolist(), strict=True)) == expected
+    assert rows.values.dtype == np.float16 and rows.values[:, 0, 2].tolist() == rows.ids.tolist()
+    assert rows.sorted() is rows
 
 
 @pytest.mark.parametrize("size", [100, 700])
