@@ -119,7 +119,7 @@ def test_many_blocks_find_the_pairs_that_all_pairs_are_and_no_others(large, refe
     for group in found:
         assert len({component[place[name]] for name in group}) == 1, "rows that no chain of near ones joins"
     record = json.loads((reference("image") / "selection.json").read_text())["duplicates"]
-    assert record["blocks"] > 100 and record["recall"] >= 0.998
+    assert record["blocks"] > 80 and record["recall"] >= 0.998
     assert record["measured"]["pairs"] > 50
     assert 0.99 * record["measured"]["pairs"] <= record["measured"]["found"] <= record["measured"]["pairs"]
 

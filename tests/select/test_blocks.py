@@ -31,8 +31,8 @@ def found_pairs(rows, copies, made):
     return np.array([home[i] in every_of_copy[i] or home_of_copy[i] in every[i] for i in range(len(rows))])
 
 
-def test_the_number_of_blocks_is_the_root_and_one_for_a_small_dataset():
-    assert [how_many_blocks(n) for n in (0, 1, 16_384, 16_385, 1_000_000)] == [1, 1, 1, 128, 1000]
+def test_the_number_of_blocks_is_two_thirds_of_the_root_and_one_for_a_small_dataset():
+    assert [how_many_blocks(n) for n in (0, 1, 16_384, 16_385, 1_000_000)] == [1, 1, 1, 85, 667]
 
 
 @pytest.mark.parametrize("recall", [0.9, 0.99, 1.0])
