@@ -61,13 +61,13 @@ def test_a_task_reads_its_blocks_from_every_file(files, tmp_path, monkeypatch):
     monkeypatch.setattr(block_rows, "PIECE_ROWS", 7)
     rng, dtype, uris, expected = np.random.default_rng(0), record_dtype(np.dtype(("f4", (2, 3)))), [], {}
     for number in range(files):
-        records = np.zeros(30, dtype)
-        records["id"], records["values"] = np.arange(30) + 100 * number, rng.normal(size=(30, 2, 3))
-        records["home"], block = rng.integers(0, 2, 30), rng.integers(0, 4, 30)
+        ids, values = np.arange(30) + 100 * number, rng.normal(size=(30, 2, 3)).astype("f4")
+        row, block = np.repeat(np.arange(30), 2), rng.integers(0, 4, 60)  # each row goes to two blocks, or twice to one
+        given = row, block, np.zeros(60), np.ones(60, bool)  # with equal scores, rows keep the order of their ids
         uris.append(f"{tmp_path}/{number}")
-        write_buckets(uris[-1], as_buckets(records, block, 4), str(tmp_path))
-        for record, place in zip(records, block, strict=True):
-            expected.setdefault(int(place), []).append((int(record["id"]), record["values"].tolist()))
+        write_buckets(uris[-1], as_buckets(ids, values, given, 4, dtype), str(tmp_path))
+        for one, place in zip(row, block, strict=True):
+            expected.setdefault(int(place), []).append((int(ids[one]), values[one].tolist()))
 
     def read(first, stop, piece):
         return [
