@@ -404,6 +404,7 @@ def test_an_argument_that_embed_has_not_is_named_with_the_nearest(tmp_path):
 
 def test_tasks_that_a_process_gets_at_once_take_turns(inputs, spec, tmp_path, monkeypatch):
     """As from Prism and Dataflow, whose threads would otherwise each bring a pool that decodes, and bytes that wait."""
+    inputs = [*inputs, *(make_tar(tmp_path / f"{i}.tar", 2, first=60 + 2 * i) for i in range(4))]
     settings = {"max_reject_fraction": 0.5}
     embed_shards(inputs, str(tmp_path / "plain"), spec, [ANIMALS], **settings)
     module = importlib.import_module("clip_transforms.embed_shards")
@@ -426,7 +427,7 @@ def test_tasks_that_a_process_gets_at_once_take_turns(inputs, spec, tmp_path, mo
             result for found in threads.map(lambda task: list(do_fn.process(task, classes)), tasks) for result in found
         ]
         elapsed = time.perf_counter() - start
-        assert len(results) == len(tasks) == 4 and at_once == [1] * 4
+        assert len(results) == len(tasks) == 8 and at_once == [1] * 8
         summary = RunSummary.of_all(results)
         write_run(job, summary)
     assert 0 < summary.seconds["task"] <= elapsed, "what a stopwatch says"

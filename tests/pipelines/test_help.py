@@ -1,6 +1,7 @@
 """The list of commands, and the help of each: groups that are named alike, and examples that work."""
 
 import importlib
+import re
 import shlex
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_the_flags_of_a_command_are_grouped_as_in_all_others(name):
     assert all(flags[0] in usage for flags in required)
     assert len(parser.examples) == (1 if name == "demo" else 2)
     assert all(f"  {example}\n" in text for example in parser.examples)
+
+
+def test_the_page_of_runners_names_the_commands_that_take_no_flags_of_beam():
+    (line,) = re.findall(r"^ *All commands but (.*) take them\.$", (Path(ROOT) / "docs/runners.md").read_text(), re.M)
+    without = [name for name in COMMANDS if "Beam's own flags may follow" not in squeezed(parser_of(name))]
+    assert sorted(re.findall(r"`(\w+)`", line)) == sorted(without)
+
+
+def squeezed(parser):
+    return " ".join(parser.format_help().split())
 
 
 @pytest.fixture
