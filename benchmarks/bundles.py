@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.commands import ROOT, Run, embed, in_turn
@@ -98,14 +99,27 @@ def on_prism(program: str, source: object, root: Path, rounds: int) -> None:
     flags = ["--model", "demo", "--taxonomy", str(root / "shapes.txt")]
     with prism(program) as endpoint:
         beams = ["--runner", "PortableRunner", "--job_endpoint", endpoint, "--environment_type", "LOOPBACK"]
-        runs: dict[str, list[Run]] = in_turn(
+        runs: dict[str, list[tuple[Run, float]]] = in_turn(
             rounds,
-            here=lambda: embed(source, root / "out-here", flags),
-            prism=lambda: embed(source, root / "out-prism", [*flags, *beams]),
+            here=lambda: with_cores(lambda: embed(source, root / "out-here", flags)),
+            prism=lambda: with_cores(lambda: embed(source, root / "out-prism", [*flags, *beams])),
         )
-    whole = statistics.median(a.seconds / b.seconds for a, b in zip(runs["here"], runs["prism"], strict=True))
-    said = statistics.median(a.rate / b.rate for a, b in zip(runs["prism"], runs["here"], strict=True))
-    print(f"on Prism: {whole:.3f} of the speed of the whole command in process; reported rate {said:.3f} of its rate")
+    pairs = [(*here, *there) for here, there in zip(runs["here"], runs["prism"], strict=True)]
+    whole = statistics.median(here.seconds / there.seconds for here, _, there, _ in pairs)
+    said = statistics.median(there.rate / here.rate for here, _, there, _ in pairs)
+    core = statistics.median(there / here for _, here, _, there in pairs)
+    print(
+        f"on Prism: {whole:.3f} of the speed of the whole command in process; reported rate {said:.3f} of its rate; "
+        f"{core:.3f} of its seconds of a core, without Prism's own"
+    )
+
+
+def with_cores(run: Callable[[], Run]) -> tuple[Run, float]:
+    """Run a command; what it returned, and the seconds of a core that it took."""
+    before = os.times()
+    made = run()
+    after = os.times()
+    return made, sum(after[2:4]) - sum(before[2:4])
 
 
 @contextlib.contextmanager
