@@ -97,20 +97,21 @@ def on_prism(program: str, source: object, root: Path, rounds: int) -> None:
     """Run the whole command on Prism and in process, in turn."""
     (root / "shapes.txt").write_text("a star\na moon\na heart\n")
     flags = ["--model", "demo", "--taxonomy", str(root / "shapes.txt")]
-    with prism(program) as endpoint:
+    with prism(program) as (endpoint, pid):
         beams = ["--runner", "PortableRunner", "--job_endpoint", endpoint, "--environment_type", "LOOPBACK"]
         runs: dict[str, list[tuple[Run, float]]] = in_turn(
             rounds,
             here=lambda: with_cores(lambda: embed(source, root / "out-here", flags)),
             prism=lambda: with_cores(lambda: embed(source, root / "out-prism", [*flags, *beams])),
         )
+        own = seconds_of_core(pid) / sum(run.seconds for run, _ in runs["prism"])
     pairs = [(*here, *there) for here, there in zip(runs["here"], runs["prism"], strict=True)]
     whole = statistics.median(here.seconds / there.seconds for here, _, there, _ in pairs)
     said = statistics.median(there.rate / here.rate for here, _, there, _ in pairs)
     core = statistics.median(there / here for _, here, _, there in pairs)
     print(
         f"on Prism: {whole:.3f} of the speed of the whole command in process; reported rate {said:.3f} of its rate; "
-        f"{core:.3f} of its seconds of a core, without Prism's own"
+        f"{core:.3f} of its seconds of a core, without Prism itself, which takes {own:.2f} of a core meanwhile"
     )
 
 
@@ -122,9 +123,15 @@ def with_cores(run: Callable[[], Run]) -> tuple[Run, float]:
     return made, sum(after[2:4]) - sum(before[2:4])
 
 
+def seconds_of_core(pid: int) -> float:
+    """Return the seconds of a core that a process of this machine has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def prism(program: str) -> Iterator[str]:
-    """Run Prism's job service on loopback; its endpoint."""
+def prism(program: str) -> Iterator[tuple[str, int]]:
+    """Run Prism's job service on loopback; its endpoint and process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -135,7 +142,7 @@ def prism(program: str) -> Iterator[str]:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                     break
                 time.sleep(0.1)
-            yield f"localhost:{port}"
+            yield f"localhost:{port}", process.pid
         finally:
             process.terminate()
 
