@@ -22,7 +22,8 @@ from clip_transforms.shards.listing_plan import plan_listing
 from clip_transforms.shards.read_unit import read_unit
 from clip_transforms.shards.records import read_records
 from clip_transforms.shards.row_groups import open_parquet
-from clip_transforms.shards.tar import is_compressed, members_from, read_members
+from clip_transforms.shards.tar import members_from, read_members
+from clip_transforms.shards.tar_bytes import is_compressed
 from clip_transforms.shards.tar_samples import keyed_members
 from clip_transforms.shards.unit import ReaderOptions, ShardError
 

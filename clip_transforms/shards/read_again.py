@@ -23,7 +23,7 @@ from clip_transforms.shards.listings_again import ListingUnit, is_of_listing, wr
 from clip_transforms.shards.parquet_again import ParquetUnit
 from clip_transforms.shards.pictures_again import read_files
 from clip_transforms.shards.read_unit import read_unit
-from clip_transforms.shards.tar import is_compressed
+from clip_transforms.shards.tar_bytes import is_compressed
 from clip_transforms.shards.tar_index import TarIndex
 from clip_transforms.shards.unit import ReaderOptions, ShardError, Unit, part_name, shard_error
 from clip_transforms.shards.wanted import Picture, Wanted, in_order

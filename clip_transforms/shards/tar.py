@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from clip_transforms import storage
-from clip_transforms.shards.batches import Readable, read_reject
-from clip_transforms.shards.lines import ZSTD, open_zstd
+from clip_transforms.shards.batches import read_reject
+from clip_transforms.shards.tar_bytes import ForwardBytes, SeekableBytes, decompressed
 from clip_transforms.shards.unit import ShardError, shard_error
 
 if TYPE_CHECKING:
@@ -34,16 +32,8 @@ DAMAGE = (
 )
 
 
-_COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-    ZSTD: open_zstd,
-}
 _MAX_HEADER_BYTES = 1 << 20  # size of a long name or a pax header, which `tarfile` reads whole
 _MAX_SIZE = 1 << 63  # bytes of a member; no real file is as large
-_MAX_READS_AT_END = 100  # some loops of `tarfile` keep reading at the end
-_BLOCK = 1 << 20
 _NUL = b"\0"
 # A header from its numbers on, as GNU's and Python's programs and most others write it for a file: mode, two owners,
 # size, time, checksum, type; and behind some names the numbers of a device.
@@ -129,7 +119,7 @@ def read_members(uri: str) -> Generator[Member, None, None]:
     """
     try:
         with storage.open_input(uri) as file:
-            yield from _members(_Forward(decompressed(file)))
+            yield from _members(ForwardBytes(decompressed(file)))
     except OSError as error:
         raise shard_error(uri, error) from error
 
@@ -145,15 +135,10 @@ def members_from(file: IO[bytes], start: int = 0, global_headers: Mapping[str, s
         ShardError: if the tar is damaged or ends without its end mark; after the members before that.
     """
     file.seek(start)
-    yield from _members(_Seekable(file), dict(global_headers or {}))
+    yield from _members(SeekableBytes(file), dict(global_headers or {}))
 
 
-def is_compressed(file: IO[bytes]) -> bool:
-    """Return whether the first bytes of a file are those of a compressed one."""
-    return _opener(file) is not None
-
-
-def _members(tar_bytes: _Seekable | _Forward, global_headers: dict[str, str] | None = None) -> Iterator[Member]:
+def _members(tar_bytes: SeekableBytes | ForwardBytes, global_headers: dict[str, str] | None = None) -> Iterator[Member]:
     tar = None
     try:
         tar = tarfile.open(  # type: ignore[call-overload]  # the stubs do not know it with headers
@@ -174,7 +159,7 @@ def _members(tar_bytes: _Seekable | _Forward, global_headers: dict[str, str] | N
         raise _damaged("the tar", tar.offset if tar else 0, error) from error
 
 
-def _next(tar: tarfile.TarFile, tar_bytes: _Seekable | _Forward) -> tarfile.TarInfo | None:
+def _next(tar: tarfile.TarFile, tar_bytes: SeekableBytes | ForwardBytes) -> tarfile.TarInfo | None:
     """Return the next member; one whose header is plain, as nearly all are, without the work of `tarfile` for any."""
     if tar.offset and tar.firstmember is None and not tar.pax_headers:  # type: ignore[attr-defined]
         offset, before = tar.offset, 0
@@ -242,82 +227,3 @@ _HEADER_TYPES = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-
-
-class _TarBytes:
-    """The bytes that `tarfile` reads. Reading on and on at the end is an error, so that its loops end."""
-
-    def __init__(self, file: Readable):
-        self._file = file
-        self._place = 0
-        self._reads_at_end = 0
-
-    def read(self, size: int) -> bytes:
-        """Return bytes; fewer only at the end."""
-        data = self._file.read(size)
-        self._place += len(data)
-        while len(data) < size and (more := self._file.read(size - len(data))):
-            data, self._place = data + more, self._place + len(more)
-        if not data and size:
-            self._reads_at_end += 1
-            if self._reads_at_end > _MAX_READS_AT_END:
-                raise EOFError("it ends there")
-        return data
-
-    def tell(self) -> int:
-        """Return how many bytes lie before the next one."""
-        return self._place
-
-
-class _Seekable(_TarBytes):
-    """Those of a file that can go to any place."""
-
-    def __init__(self, file: IO[bytes]):
-        super().__init__(file)
-        self._seek, self._place = file.seek, file.tell()
-
-    def seek(self, place: int) -> None:
-        """Go to a place."""
-        if place != self._place:
-            self._place = self._seek(place)
-
-    def unread(self, data: bytes) -> None:
-        """Go back."""
-        self.seek(self._place - len(data))
-
-
-class _Forward(_TarBytes):
-    """Those of a stream: what lies before a place is read and forgotten."""
-
-    _again = b""  # comes before the bytes of the file
-
-    def read(self, size: int) -> bytes:
-        """Return bytes; fewer only at the end."""
-        if not self._again:
-            return super().read(size)
-        data, self._again = self._again[:size], self._again[size:]
-        self._place += len(data)
-        return data + super().read(size - len(data)) if len(data) < size else data
-
-    def unread(self, data: bytes) -> None:
-        """Keep them for the next time."""
-        self._again, self._place = data + self._again, self._place - len(data)
-
-    def seek(self, place: int) -> None:
-        """Go to a place that was not passed."""
-        if place < self._place:
-            raise tarfile.StreamError("seeking backwards is not allowed")
-        while place > self._place and self.read(min(place - self._place, _BLOCK)):
-            pass
-
-
-def decompressed(file: IO[bytes]) -> Readable:
-    """Decompress the file if its first bytes say so; its name does not matter."""
-    opener = _opener(file)
-    return file if opener is None else opener(file)
-
-
-def _opener(file: IO[bytes]) -> Callable[[IO[bytes]], Readable] | None:
-    start = file.read(6)
-    file.seek(0)
-    return next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)

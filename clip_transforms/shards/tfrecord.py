@@ -25,7 +25,8 @@ from clip_transforms.shards.crc32c import masked_crc32c
 from clip_transforms.shards.hive import fill_in_all
 from clip_transforms.shards.json_fields import SeenFields, field_names, json_field
 from clip_transforms.shards.parquet_columns import KEY_COLUMNS, find
-from clip_transforms.shards.tar import DAMAGE, decompressed
+from clip_transforms.shards.tar import DAMAGE
+from clip_transforms.shards.tar_bytes import decompressed
 from clip_transforms.shards.unit import (
     CAPTION_EXTENSIONS,
     IMAGE_EXTENSIONS,
