@@ -162,13 +162,11 @@ def _members(tar_bytes: SeekableBytes | ForwardBytes, global_headers: dict[str, 
 def _next(tar: tarfile.TarFile, tar_bytes: SeekableBytes | ForwardBytes) -> tarfile.TarInfo | None:
     """Return the next member; one whose header is plain, as nearly all are, without the work of `tarfile` for any."""
     if tar.offset and tar.firstmember is None and not tar.pax_headers:  # type: ignore[attr-defined]
-        offset, before = tar.offset, 0
-        if tar_bytes.tell() != offset:  # then the last byte of the member before is read too, since it must be there
-            before = 1
-            tar_bytes.seek(offset - before)
-        data = tar_bytes.read(before + tarfile.BLOCKSIZE)
-        whole = len(data) == before + tarfile.BLOCKSIZE
-        if whole and (info := _StrictTarInfo.of_plain(data[before:], tar.encoding, tar.errors)):
+        offset = tar.offset
+        tar_bytes.seek(offset)
+        data = tar_bytes.read(tarfile.BLOCKSIZE)
+        whole = len(data) == tarfile.BLOCKSIZE
+        if whole and (info := _StrictTarInfo.of_plain(data, tar.encoding, tar.errors)):
             info.offset, info.offset_data = offset, offset + tarfile.BLOCKSIZE
             tar.offset = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             return info

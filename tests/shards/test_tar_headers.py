@@ -92,3 +92,13 @@ def test_a_sparse_member_is_read_with_its_holes(tmp_path):
     for member in read_members(str(tmp_path / "a.tar")):
         found[member.name] = member.start(2) and member.read()
     assert found == {"a.bin": b"x" * 512 + bytes(3584) + b"y" * 512, "b.txt": b"abc"}
+
+
+def test_what_a_global_header_says_holds_for_members_with_plain_headers(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"path": "b.txt"}) as tar:
+        for name in ("x.txt", "y.txt", "z.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == ["b.txt"] * 3
+    assert [member.name for member in read_members(str(path))] == ["b.txt"] * 3
