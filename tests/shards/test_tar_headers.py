@@ -2,12 +2,14 @@
 
 import io
 import tarfile
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_transforms.shards.tar import _StrictTarInfo, read_members
+from clip_transforms.shards.tar_samples import keyed_members
 
 FORMATS = {"GNU": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -102,3 +104,12 @@ def test_what_a_global_header_says_holds_for_members_with_plain_headers(tmp_path
     with tarfile.open(path) as tar:
         assert tar.getnames() == ["b.txt"] * 3
     assert [member.name for member in read_members(str(path))] == ["b.txt"] * 3
+
+
+def test_slashes_that_come_twice_before_a_base_name_are_no_part_of_a_key(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a//b.jpg", "a/b.txt", "/c.jpg", "d.e.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    keys = [(row, key, extension) for row, key, extension, _ in keyed_members(read_members(str(path)), Counter())]
+    assert keys == [(0, "a/b", "jpg"), (0, "a/b", "txt"), (1, "/c", "jpg"), (2, "d", "e.jpg")]
