@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from clip_transforms.clip.decoders import FORMATS, ImageError, failure, is_of_the_machine, set_up_decoders
+from clip_transforms.clip.plain_jpeg import plain_jpeg
 
 # The mean and standard deviation of CLIP's training images, in [0, 1], RGB (published `clip.py`).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -174,7 +175,8 @@ def decode(
     # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, TypeError,
     # struct.error, zlib.error …). So these calls alone are guarded, but against every Exception.
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        plain = None if preprocessing.fast_decode else plain_jpeg(bytes(data))
+        image = plain or Image.open(io.BytesIO(data), formats=FORMATS)
         tile = _tile_size(image)
     except Image.DecompressionBombError as error:
         raise ImageError("too many pixels", str(error)) from error

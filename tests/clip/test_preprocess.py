@@ -277,19 +277,27 @@ MACHINE_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("step", ["open", "load"])
+STEPS = {
+    "open": (Image, "open", picture(0, (200, 150), "PNG")),
+    "load": (ImageFile.ImageFile, "load", picture(0, (200, 150), "PNG")),
+    "plain": (Image.core, "jpeg_decoder", GOOD),  # a plain JPEG is decoded without the other two
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("fault", MACHINE_FAULTS, ids=repr)
 def test_a_fault_of_the_machine_while_a_picture_is_decoded_is_no_reject(step, fault, monkeypatch):
     def failing(*args, **kwargs):
         raise fault
 
-    monkeypatch.setattr(*{"open": (Image, "open"), "load": (ImageFile.ImageFile, "load")}[step], failing)
+    *place, data = STEPS[step]
+    monkeypatch.setattr(*place, failing)
     with pytest.raises(type(fault)) as caught:
-        decode_image(GOOD, SIDE)
+        decode_image(data, SIDE)
     assert caught.value is fault
 
 
-@pytest.mark.parametrize("step", ["open", "load"])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
     "damage", [OSError("broken data stream"), ValueError("bad"), SyntaxError("bad"), RuntimeError("bad")], ids=repr
 )
@@ -297,9 +305,10 @@ def test_an_error_of_the_picture_itself_stays_a_reject(step, damage, monkeypatch
     def failing(*args, **kwargs):
         raise damage
 
-    monkeypatch.setattr(*{"open": (Image, "open"), "load": (ImageFile.ImageFile, "load")}[step], failing)
+    *place, data = STEPS[step]
+    monkeypatch.setattr(*place, failing)
     with pytest.raises(ImageError, match="bad|broken") as caught:
-        decode_image(GOOD, SIDE)
+        decode_image(data, SIDE)
     assert caught.value.reason == "damaged"
 
 

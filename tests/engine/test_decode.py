@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import ROOT, picture
-from PIL import Image, ImageFile
+from PIL import Image
 
+from clip_transforms.clip.plain_jpeg import PlainJpeg
 from clip_transforms.clip.preprocess import Preprocessing, decode, decode_image
 from clip_transforms.engine import decode as decode_module
 from clip_transforms.engine.ceiling import Ceiling
@@ -115,7 +116,7 @@ def test_an_error_in_a_decode_thread_reaches_the_consumer(monkeypatch):
     ids=repr,
 )
 def test_a_fault_of_the_machine_in_a_decoder_reaches_the_consumer(fault, monkeypatch):
-    loads, original = [], ImageFile.ImageFile.load
+    loads, original = [], PlainJpeg.load
 
     def failing(image):
         loads.append(image)
@@ -123,7 +124,7 @@ def test_a_fault_of_the_machine_in_a_decoder_reaches_the_consumer(fault, monkeyp
             raise fault
         return original(image)
 
-    monkeypatch.setattr(ImageFile.ImageFile, "load", failing)
+    monkeypatch.setattr(PlainJpeg, "load", failing)
     with pytest.raises(type(fault)) as caught:
         decoded([(0, batch(0, 5))], threads=1)
     assert caught.value is fault
