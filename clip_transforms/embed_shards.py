@@ -141,7 +141,7 @@ class EmbedShards(beam.PTransform):
         check_process_count(self._settings.processes)
         plan = self._made_plan(here=True, places=True)
         gpus = plan.places.gpus
-        job, self.run_folder = begin_run(plan, len(gpus), self._command)
+        job, self.run_folder = begin_run(plan, len(gpus) if len(gpus) > 1 else 0, self._command)
         self.run = job.run
         with self.run_folder:
             classes = embed_run_classes(job)
@@ -157,7 +157,7 @@ class EmbedShards(beam.PTransform):
         check_processes(self._settings.processes, options)
         plan = self._made_plan(here=is_direct(options), places=in_process(options))
         gpus = plan.places.gpus if in_process(options) else ()
-        workers = max(len(gpus), workers_of(options))
+        workers = len(gpus) if len(gpus) > 1 else workers_of(options)
         detached = not is_direct(options)
         job, self.run_folder = begin_run(plan, workers, self._command, detached)
         self.run = job.run

@@ -65,7 +65,7 @@ def begin_run(plan: RunPlan, workers: int, command: Sequence[str], detached: boo
 
     Args:
         plan: the plan.
-        workers: number of workers that the runner's options ask for.
+        workers: number of workers that the runner's options ask for; 0 if this process does everything alone.
         command: the command line, for run.json.
         detached: whether the run goes on without this process.
     Raises:

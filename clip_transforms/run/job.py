@@ -69,7 +69,7 @@ class Job:
         other_kinds: kinds of parts that only earlier runs made: `labels/<taxonomy>`, and `captions`.
         units: number of units of this run. They are the first rows of the plan; units of other shares follow.
         pending: number of units to embed. They come first among this run's units.
-        workers: number of workers that the runner's options ask for.
+        workers: number of workers that the runner's options ask for; 0 if the launcher does everything alone.
         launcher: process id of the launcher; a worker process that it started ends with it.
     """
 

@@ -31,9 +31,9 @@ def cores_of(launcher: int, workers: int) -> int:
 
     Args:
         launcher: process id of the launcher.
-        workers: number of workers of the run.
+        workers: number of workers of the run; 0 if the launcher does everything alone.
     """
-    return max(1, cores() // workers) if os.getppid() == launcher else cores()
+    return max(1, cores() // max(1, workers)) if os.getppid() == launcher else cores()
 
 
 def give_back_memory() -> None:

@@ -21,11 +21,11 @@ class Options(Protocol):
 
 
 def workers_of(options: Options) -> int:
-    """Return the number of workers that the runner's options ask for."""
+    """Return the number of workers that the runner's options ask for; 0 if this process does everything alone."""
     known = options.get_all_options()
     if is_direct(options):
         asked = known.get("direct_num_workers")
-        return 1 if in_process(options) else asked or os.cpu_count() or 1  # Beam's 0 means one per core
+        return 0 if in_process(options) else asked or os.cpu_count() or 1  # Beam's 0 means one per core
     return max([1, *(int(known.get(name) or 1) for name in ("max_num_workers", "num_workers", "parallelism"))])
 
 

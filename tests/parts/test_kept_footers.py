@@ -39,7 +39,7 @@ def settings(tars, tiny_checkpoint):
 def run(settings, s3, monkeypatch):
     """Run over six tars into the bucket, in three tasks; return how many of the six were done."""
     s3.fs = fsspec.filesystem("s3", endpoint_url=s3.url, config_kwargs={"read_timeout": 60})  # for the test itself
-    monkeypatch.setattr("clip_transforms.run.job._TASKS_PER_WORKER", 3)
+    monkeypatch.setattr("clip_transforms.run.job._MAX_UNITS_PER_TASK", 2)
 
     def run():
         s3.seen.clear()

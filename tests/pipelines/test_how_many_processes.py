@@ -242,5 +242,8 @@ def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
     tasks = job.tasks()
     assert tasks[:8] == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
     assert [start for start, _ in tasks] == [0, *(stop for _, stop in tasks[:-1])] and tasks[-1][1] == 1000
+    object.__setattr__(job, "workers", 0)
+    assert job.tasks()[0] == (0, 10), "a process alone waits at the end of a task for nobody's sake"
+    assert max(stop - start for start, stop in job.tasks()) <= 64
     object.__setattr__(job, "units", 0), object.__setattr__(job, "pending", 0)
     assert job.tasks() == []

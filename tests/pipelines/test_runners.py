@@ -221,9 +221,9 @@ def test_workers_of_options_are_the_number_of_tasks():
 
     two = ["--direct_num_workers=2", "--direct_running_mode"]
     many = ["--max_num_workers=20", "--num_workers=5"]
-    assert workers_of(PipelineOptions([])) == 1
+    assert workers_of(PipelineOptions([])) == 0, "this process does it all"
     assert workers_of(PipelineOptions([*two, "multi_processing"])) == 2
-    assert workers_of(PipelineOptions([*two, "in_memory"])) == 1, "in memory one does it all, whatever the flag says"
+    assert workers_of(PipelineOptions([*two, "in_memory"])) == 0, "in memory it does, whatever the flag says"
     assert workers_of(PipelineOptions(["--direct_num_workers=0", *two[1:], "multi_processing"])) == os.cpu_count()
     assert workers_of(PipelineOptions(["--runner=DataflowRunner", *many])) == 20
-    assert workers_of(PipelineOptions(many)) == 1, "flags of other runners"
+    assert workers_of(PipelineOptions(many)) == 0, "flags of other runners"
