@@ -114,15 +114,19 @@ class _Modality:
             for row, stage, reason, message, num_bytes in failed
         ]
 
-    def take(self, kept: np.ndarray) -> pa.Array:
-        """Return, for each kept row, its index in `stored`, or null if it has no embedding."""
-        return pa.array(self.index[kept], pa.int64(), mask=self.index[kept] < 0)
+    def column(self, kept: np.ndarray) -> pa.Array:
+        """Return the embedding of each kept row, or null if it has none."""
+        embeddings = lists(self.stored)
+        if len(kept) == len(embeddings):  # each kept row has one, and both are in the order of the rows
+            return embeddings
+        return embeddings.take(pa.array(self.index[kept], pa.int64(), mask=self.index[kept] < 0))
 
 
 def _rows(batch: DecodedBatch, shard: str, image: _Modality, caption: _Modality, schema: pa.Schema) -> pa.RecordBatch:
     kept = np.flatnonzero((image.index >= 0) | (caption.index >= 0))
     rows = kept.tolist()
-    samples = batch.samples.take(pa.array(kept, pa.int64()))
+    whole = len(kept) == batch.samples.num_rows
+    samples = batch.samples if whole else batch.samples.take(pa.array(kept, pa.int64()))
     sizes = dict(zip(batch.image_rows, batch.sizes, strict=True))
     firsts = len(batch.caption_rows)  # the tokens of further captions follow
     lengths = dict(zip(batch.caption_rows, batch.tokens.lengths[:firsts].tolist(), strict=True))
@@ -136,8 +140,8 @@ def _rows(batch: DecodedBatch, shard: str, image: _Modality, caption: _Modality,
         "width": pa.array(width, pa.int32()),
         "height": pa.array(height, pa.int32()),
         "image_sha256": pa.array([batch.sha256[row] for row in rows], pa.string()),
-        "image_embedding": lists(image.stored).take(image.take(kept)),
-        "caption_embedding": lists(caption.stored).take(caption.take(kept)),
+        "image_embedding": image.column(kept),
+        "caption_embedding": caption.column(kept),
         "clip_score": _clip_scores(image, caption, kept),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
