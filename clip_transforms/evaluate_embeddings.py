@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomies
 from clip_transforms.evaluation.rows import Source
 from clip_transforms.evaluation.settings import Evaluation, check_one_class

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomies, as_taxonomies
 from clip_transforms.labels.classes import embed_classes
 from clip_transforms.labels.part import TOP_LABELS, label_part, labels_footers

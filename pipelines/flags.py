@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from clip_transforms.clip.model_spec import ACTIVATIONS, DEVICES, PRECISIONS, ClipSpec
+from clip_transforms.clip.model_spec import DEVICES, PRECISIONS, ClipSpec
 from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS
+from clip_transforms.clip.recognition import ACTIVATIONS
 from clip_transforms.report_embeddings import PAGE
 from clip_transforms.run.settings import RETRY_REJECTS, Settings
 from clip_transforms.shards.unit import INPUT_FORMATS, ReaderOptions

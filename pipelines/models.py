@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from clip_transforms.clip.architectures import PUBLISHED
 from clip_transforms.clip.description import describe
 from clip_transforms.clip.downloads import cache_folder, cached
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import CheckpointError
 from clip_transforms.clip.tensor_shapes import parameters
 from pipelines.command import DONE
 from pipelines.command_line import CommandParser, UsageError, add_quiet

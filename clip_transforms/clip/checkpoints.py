@@ -15,8 +15,9 @@ from clip_transforms.clip.downloads import fetch
 from clip_transforms.clip.folding import fold
 from clip_transforms.clip.layouts import TensorSource, recognise
 from clip_transforms.clip.model import ClipModel
-from clip_transforms.clip.model_spec import Checkpoint, CheckpointError, ClipSpec, combined_sha256
+from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.precision import resolve_precision
+from clip_transforms.clip.recognition import Checkpoint, CheckpointError, combined_sha256
 from clip_transforms.clip.torch_archive import ArchiveError, StoredTensor
 from clip_transforms.clip.weights_file import read_weights_file
 

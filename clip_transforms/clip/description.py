@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clip_transforms.clip.architectures import PUBLISHED
-from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.tensor_shapes import parameters
 
 

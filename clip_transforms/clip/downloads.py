@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from clip_transforms import storage
 from clip_transforms.clip.architectures import PUBLISHED, Published
-from clip_transforms.clip.model_spec import CheckpointError
+from clip_transforms.clip.recognition import CheckpointError
 
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _ATTEMPTS = 6  # in a row, without a byte of progress

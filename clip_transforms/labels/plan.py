@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import TOP_LABELS, stale_labels

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.parts.manifest import OutputError
 
 

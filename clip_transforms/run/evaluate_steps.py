@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.evaluation.classes import Classes
 from clip_transforms.evaluation.rows import Rows, Source
 from clip_transforms.labels.batch import Classifier

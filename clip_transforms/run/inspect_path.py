@@ -13,8 +13,9 @@ import pyarrow as pa
 from clip_transforms import storage
 from clip_transforms.clip.configurations import HUGGING_FACE, OPEN_CLIP
 from clip_transforms.clip.description import describe
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.picture_formats import picture_format
+from clip_transforms.clip.recognition import CheckpointError
 from clip_transforms.clip.taxonomy import CLASS_NAMES
 from clip_transforms.pages.page_file import is_page
 from clip_transforms.run.inspect_inputs import (

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomy
 from clip_transforms.parts.fingerprint import fingerprint
 from clip_transforms.run.settings import Settings

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from clip_transforms.clip.architectures import Architecture
-from clip_transforms.clip.model_spec import BATCH_SIZES, Checkpoint
+from clip_transforms.clip.model_spec import BATCH_SIZES
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.tensor_shapes import parameters
 from clip_transforms.parts.counts import counted
 from clip_transforms.run.settings import Settings

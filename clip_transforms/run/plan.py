@@ -11,7 +11,7 @@ from typing import Any
 
 from clip_transforms import storage
 from clip_transforms.clip.downloads import fetch
-from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.labels.classes import check_classes
 from clip_transforms.labels.part import stale_labels
 from clip_transforms.parts.counts import counted, has_rejects

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.parts.vectors import read_vectors
 from clip_transforms.run.found_step import Page, ShowFound
 from clip_transforms.run.new_output import NewOutput

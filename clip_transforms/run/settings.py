@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_transforms import storage
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.preprocess import EXIF_ORIENTATIONS, MAX_IMAGE_PIXELS
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.taxonomy import Taxonomy, check_names
 from clip_transforms.labels.part import TOP_LABELS
 from clip_transforms.shards.unit import ReaderOptions

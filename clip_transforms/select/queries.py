@@ -13,8 +13,9 @@ import numpy as np
 
 from clip_transforms import storage
 from clip_transforms.clip.decoders import ImageError
-from clip_transforms.clip.model_spec import Checkpoint, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.preprocess import EXIF_APPLIED, decode
+from clip_transforms.clip.recognition import Checkpoint
 from clip_transforms.clip.tokenizer import default_tokenizer
 from clip_transforms.parts.checkpoint import checkpoint_of
 from clip_transforms.parts.counts import counted

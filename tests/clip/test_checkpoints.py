@@ -13,7 +13,8 @@ from conftest import published_model
 
 from clip_transforms.clip.architectures import PUBLISHED, Architecture
 from clip_transforms.clip.checkpoints import load, load_checkpoint
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import CheckpointError
 from clip_transforms.clip.tensor_shapes import architecture_of
 
 

@@ -6,7 +6,8 @@ import torch
 from conftest import published_model
 
 from clip_transforms.clip.checkpoints import load
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import CheckpointError
 
 
 @pytest.mark.parametrize(

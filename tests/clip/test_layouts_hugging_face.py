@@ -15,8 +15,9 @@ from layout_inputs import INCEPTION, SIDE, normalised, tokens_of
 from test_model import CAPTIONS, assert_close, unlike_pictures
 
 from clip_transforms.clip.checkpoints import load
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.preprocess import Preprocessing
+from clip_transforms.clip.recognition import CheckpointError
 from clip_transforms.run.inspect_path import inspect_path
 
 

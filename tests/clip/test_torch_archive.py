@@ -13,7 +13,8 @@ import torch
 from conftest import published_model
 
 from clip_transforms.clip.checkpoints import load
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import CheckpointError
 from clip_transforms.clip.torch_archive import Archive, ArchiveError
 from clip_transforms.clip.weights_file import read_weights_file
 from clip_transforms.run.inspect_path import inspect_path

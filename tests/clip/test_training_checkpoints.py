@@ -17,7 +17,8 @@ from test_layouts_hugging_face import hugging_face_model
 
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.layouts import recognise
-from clip_transforms.clip.model_spec import CheckpointError, ClipSpec
+from clip_transforms.clip.model_spec import ClipSpec
+from clip_transforms.clip.recognition import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import published_model
 
-from clip_transforms.clip.model_spec import CheckpointError
+from clip_transforms.clip.recognition import CheckpointError
 from pipelines import models
 
 
