@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from conftest import rows_of
 
 from benchmarks.datasets import write_rows
@@ -51,6 +52,13 @@ def make_dataset(folder, sizes, dtype="float32", nulls=0.1):
     ends = np.cumsum([0, *sizes])
     parts = [{k: v[a:b] for k, v in columns.items()} for a, b in zip(ends[:-1], ends[1:], strict=True)]
     return write_rows(folder, [{**part, "d": D} for part in parts], embedding_dtype=dtype)
+
+
+@pytest.fixture(scope="module", name="small")
+def small_dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "out"
+    make_dataset(folder, [100, 0, 37, 213])
+    return folder
 
 
 def stored(dataset):

@@ -1,124 +1,18 @@
 """The page of `browse` in a real browser, Debian's chromium with Playwright; `make test-browser` installs both."""
 
-import contextlib
 import csv
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
-import numpy as np
 import pytest
+from browse_page import SCHEMES, WIDTHS, keys, made_dataset, page_opener, search, served_address, served_many, shoot  # noqa: F401
 from chromium import needs_chromium, started_browser, sync_api  # noqa: F401
-from conftest import ROOT, picture
-
-sys.path.append(os.path.join(ROOT, "tests", "browsing"))
-from browse_client import HOSTILE, make_dataset  # noqa: E402
-
-from benchmarks.datasets import write_rows  # noqa: E402
+from conftest import picture
 
 # Two to three minutes: a browser, and a server with a model for each dataset. It needs packages beyond PyPI's.
 pytestmark = [
     pytest.mark.slow,
     needs_chromium,
 ]
-WIDTHS, SCHEMES = (360, 768, 1280), ("light", "dark")
-
-
-@contextlib.contextmanager
-def serving(dataset, *flags):
-    """The address of a running command."""
-    argv = [sys.executable, "-m", "pipelines.browse", "--input", str(dataset), "--port", "0", "--no_open", *flags]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        try:
-            lines = [process.stdout.readline() for _ in range(2)]
-            address = re.match(r"http://127\.0\.0\.1:\d+/\S*", lines[1])[0]
-            state = {"ready": False}
-            while "token" not in address and not (state["ready"] and state["words"] != "loading"):
-                with urllib.request.urlopen(f"{address}api/state", timeout=30) as answer:
-                    state = json.load(answer)
-                time.sleep(0.05)
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny_checkpoint):
-    return make_dataset(tmp_path_factory.mktemp("made"), tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def address(made):
-    with serving(made / "out") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """The address of 150 rows whose model and sources are gone."""
-    vectors = np.random.default_rng(0).standard_normal((150, 8)).astype(np.float32)
-    rows = {"image_embedding": vectors / np.linalg.norm(vectors, axis=1, keepdims=True), "d": 8}
-    rows |= {"caption": [f"row number {i}" for i in range(150)], "clip_score": np.linspace(0, 1, 150, dtype=np.float32)}
-    rows |= {name: [64] * 150 for name in ("width", "height")} | {"image_sha256": ["0" * 64] * 150}
-    labels = {"animals": [{"label": ["cat", "dog"] * 75, "probability": [0.5] * 150}]}
-    with serving(write_rows(tmp_path_factory.mktemp("many") / "out", [rows], labels)) as address:
-        yield address
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open an address in a context of its own. At the end nothing was loaded from elsewhere, and no error was said."""
-    contexts, asked, said = [], [], []
-
-    def open_page(address, width=1280, scheme="light", **arguments):
-        context = browser.new_context(
-            viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce", **arguments
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("request", lambda request: asked.append((address, request.url)))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    home = [re.match(r"http://[^/]+/", of)[0] for of, _ in asked]
-    assert [url for (_, url), of in zip(asked, home, strict=True) if not url.startswith((of, "data:", "blob:"))] == []
-    assert [text for text in said if "Failed to load resource" not in text] == []  # lost pictures are such
-
-
-def search(page, words):
-    page.get_by_role("searchbox").fill(words)
-    page.keyboard.press("Enter")
-    page.get_by_role("status").filter(has_text="nearest first").wait_for()
-    page.locator("#found[aria-busy=false]").wait_for()
-
-
-def keys(page):
-    return [label.removeprefix("Select ") for label in attributes(page, ".tick input", "aria-label")]
-
-
-def attributes(page, selector, name):
-    return [one.get_attribute(name) for one in page.locator(selector).all()]
-
-
-def shoot(page, name):
-    """Keep a picture of the page, if somebody wants to look at it."""
-    if folder := os.environ.get("CLIP_TRANSFORMS_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=f"{folder}/{name}.png")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -238,44 +132,6 @@ def test_filters_narrow_and_are_cleared(open_page, address):
     assert "it must be a number such as 0.28" in page.get_by_role("alert").inner_text()
 
 
-def test_hostile_captions_are_texts(open_page, address):
-    page = open_page(address)
-    page.locator("#found li").first.wait_for()
-    assert page.title() == "out – browse"
-    for key in HOSTILE:
-        card = page.locator("#found li").filter(has=page.locator(f".tick input[aria-label='Select {key}']"))
-        assert card.locator(".words").text_content() == HOSTILE[key].strip()[:400] + ("…" if key == "long" else "")
-        assert card.bounding_box()["height"] < 400
-        card.locator(".open").click()
-        page.locator("#known .values").first.wait_for()
-        caption = page.locator("#sample-caption")
-        assert caption.text_content() == HOSTILE[key].strip() and caption.bounding_box()["height"] < 250
-        if key in ("long", "rtl"):
-            shoot(page, f"browse-{key}")
-        page.keyboard.press("Escape")
-    assert page.title() == "out – browse" and page.locator("#found img[src='x']").count() == 0
-
-
-def test_a_policy_stops_a_script_that_escaped(browser, address):
-    """The second fence: were a text of the data ever part of the page's HTML, nothing in it would run."""
-    context = browser.new_context()
-    page, said = context.new_page(), []
-    page.on("console", lambda message: said.append(message.text))
-
-    def escape(route):
-        answer = route.fetch()
-        route.fulfill(
-            response=answer, body=answer.text().replace("</main>", f"{HOSTILE['script']}{HOSTILE['onerror']}")
-        )
-
-    page.route(address, escape)
-    page.goto(address)
-    page.locator("#found li").first.wait_for()
-    assert page.locator("img[src=x]").count() == 1 and page.title() == "out – browse"
-    assert sum("Content Security Policy" in text for text in said) >= 2
-    context.close()
-
-
 def test_the_selection_is_copied_and_downloaded(open_page, address, made, tmp_path):
     page = open_page(address, permissions=["clipboard-read", "clipboard-write"])
     page.locator("#found li").first.wait_for()
@@ -347,55 +203,6 @@ def test_pages_come_by_scrolling(open_page, many):
     assert not page.get_by_role("button", name="Show more").is_visible()
 
 
-def test_sources_and_a_model_that_are_gone_are_said(open_page, many):
-    page = open_page(many)
-    page.locator(".lost").first.wait_for()
-    box = page.locator(".lost").first.inner_text()
-    assert "000000" in box and "its source is gone" in box
-    page.get_by_text("Words and pictures cannot be searched for").wait_for()
-    page.get_by_role("searchbox").fill("a cat")
-    page.keyboard.press("Enter")
-    assert "cannot be searched for" in page.get_by_role("alert").inner_text()
-    shoot(page, "browse-gone")
-    page.get_by_role("searchbox").fill("")
-    page.keyboard.press("Enter")
-    page.get_by_text("150 rows.").wait_for()
-
-
-def test_an_empty_dataset_is_said(open_page, tmp_path):
-    empty = {"image_embedding": np.empty((0, 8), np.float32), "caption": [], "d": 8}
-    with serving(write_rows(tmp_path / "out", [empty])) as address:
-        page = open_page(address)
-        page.get_by_text("There is nothing in this dataset that could be shown.").wait_for()
-        shoot(page, "browse-empty")
-
-
-def test_a_dataset_that_is_being_read_is_said(browser, address):
-    context = browser.new_context(viewport={"width": 768, "height": 400})
-    page, answers = context.new_page(), [0.0, 0.41, 0.98]
-
-    def answer(route):
-        if answers:
-            fields = {"ready": False, "progress": answers.pop(0), "failure": "", "words": "loading", "name": "out"}
-            route.fulfill(json=fields)
-        else:
-            route.continue_()
-
-    page.route("**/api/state", answer)
-    page.goto(address)
-    page.get_by_text("Reading the dataset: 41").wait_for()
-    assert page.get_by_role("progressbar", name="Reading the dataset").is_visible()
-    shoot(page, "browse-loading")
-    page.get_by_text("34 rows.").wait_for()
-    assert not page.get_by_role("progressbar").is_visible()
-    page.route(
-        "**/api/state", lambda route: route.fulfill(json={"ready": False, "failure": "a part is gone", "name": "out"})
-    )
-    page.reload()
-    page.get_by_role("alert").filter(has_text="The dataset cannot be shown: a part is gone").wait_for()
-    context.close()
-
-
 def test_the_same_search_again_is_no_step_back(open_page, address):
     page = open_page(address)
     search(page, "a cat")
@@ -404,22 +211,3 @@ def test_the_same_search_again_is_no_step_back(open_page, address):
         page.locator("#found[aria-busy=false]").wait_for()
     page.go_back()
     page.get_by_text("34 rows.").wait_for()
-
-
-def test_a_server_that_has_ended_is_said(open_page, tmp_path):
-    rows = {"image_embedding": [[1.0, 0.0]], "d": 2}
-    with serving(write_rows(tmp_path / "out", [rows])) as address:
-        page = open_page(address)
-        page.locator("#found li").first.wait_for()
-    page.get_by_role("button", name="Search", exact=True).click()
-    assert "has it been ended?" in page.get_by_role("alert").inner_text()
-
-
-def test_the_token_opens_the_page_and_leaves_the_address(open_page, tmp_path):
-    rows = {"image_embedding": [[1.0, 0.0]], "d": 2}
-    with serving(write_rows(tmp_path / "out", [rows]), "--token") as address:
-        page = open_page(address)
-        page.locator("#found li").first.wait_for()
-        assert "token" not in page.url
-        bare = open_page(page.url)  # another context: it has no cookie
-        assert "with its token" in bare.locator("body").inner_text()

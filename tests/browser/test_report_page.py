@@ -4,8 +4,8 @@ import contextlib
 import shutil
 
 import pytest
+from browse_page import HOSTILE, SCHEMES, WIDTHS, make_dataset, shoot
 from chromium import needs_chromium, started_browser  # noqa: F401
-from test_page import HOSTILE, SCHEMES, WIDTHS, make_dataset, shoot
 
 from clip_transforms import report_embeddings
 
