@@ -15,6 +15,7 @@ from clip_transforms.parts.footers import part_names
 from clip_transforms.run.embed_units import PROGRESS
 from clip_transforms.run.over_parts import PROGRESS as STEPS
 from clip_transforms.run.plan import RunPlan
+from clip_transforms.workers.watching import watching
 from pipelines.terminal import is_quiet
 
 _SECONDS = 0.5
@@ -94,17 +95,10 @@ def _watched(bar: tqdm, show: Callable[[], None], seconds: float) -> Iterator[No
     if bar.disable:
         yield
         return
-    done = threading.Event()
 
-    def watch() -> None:
+    def watch(done: threading.Event) -> None:
         while not done.wait(seconds):
             show()
 
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
-    thread.start()
-    try:
+    with contextlib.closing(bar), watching(watch, "progress"):
         yield
-    finally:
-        done.set()
-        thread.join()
-        bar.close()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 
 from clip_transforms import storage
 from clip_transforms.run.run_folder import BEGUN
 from clip_transforms.workers.runner import Options
+from clip_transforms.workers.watching import watching
 from pipelines.terminal import complain
 
 SECONDS = 60.0
@@ -24,15 +26,9 @@ def no_silent_wait(folder: str, options: Options) -> Iterator[None]:
         folder: URI of the run's temporary folder. The first worker leaves a mark there, and the last step removes it.
         options: the runner's options.
     """
-    done = threading.Event()
     pool = options.get_all_options().get("environment_type") == "EXTERNAL"
-    thread = threading.Thread(target=_watch, args=(folder, pool, done), name="no silent wait", daemon=True)
-    thread.start()
-    try:
+    with watching(functools.partial(_watch, folder, pool), "no silent wait"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _watch(folder: str, pool: bool, done: threading.Event) -> None:

@@ -21,6 +21,7 @@ from clip_transforms.parts.reader import DatasetError, read_table
 from clip_transforms.select.expression import Expression
 from clip_transforms.select.fence import ExpressionError, open_connection, taxonomy_of
 from clip_transforms.select.filtering import columns_of
+from clip_transforms.workers.watching import watching
 from schemas.embeddings import EMBEDDINGS
 
 FOUND_ROWS = 2_000  # the nearest rows of a query that can be paged through
@@ -140,18 +141,15 @@ class Answers:
 @contextlib.contextmanager
 def _in_time() -> Iterator[None]:
     """End what DuckDB does in this thread if it takes too long."""
-    connection, done = open_connection(), threading.Event()
+    connection = open_connection()
 
-    def watch() -> None:
+    def watch(done: threading.Event) -> None:
         if not done.wait(_SECONDS):
             while not done.wait(0.05):  # between two statements there is nothing to interrupt
                 connection.interrupt()
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
+    with watching(watch, "no condition without end"):
         yield
-    finally:
-        done.set()
 
 
 def _kept(
