@@ -1,11 +1,14 @@
 """docs/kubernetes.yaml is a valid Job by the schemas of three Kubernetes versions, and its command is one of ours."""
 
 import copy
+import tempfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from clip_transforms.clip import downloads
+from clip_transforms.clip.recognition import CheckpointError
 from pipelines.flags import embed_parser
 from pipelines.options import embed_settings, parse
 
@@ -53,3 +56,20 @@ def test_every_pod_does_a_share_of_its_own(job):
         shares.add(embed_settings(options).share)
     assert job["spec"]["completionMode"] == "Indexed"
     assert shares == {(index, len(shares)) for index in range(len(shares))} and len(shares) == 8
+
+
+def test_a_model_and_parts_are_written_to_a_volume_also_by_a_user_without_a_home(job, monkeypatch):
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (scratch,) = (mounted[volume["name"]] for volume in pod["volumes"] if "emptyDir" in volume)
+    for name in ("HOME", "XDG_CACHE_HOME", "CLIP_CACHE", "TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user whom the image does not know
+    with pytest.raises(CheckpointError, match="no home folder"):
+        downloads.cache_folder()
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    monkeypatch.setattr(tempfile, "tempdir", None)  # else it is the folder that this process has found before
+    for folder in (downloads.cache_folder(), Path(tempfile.gettempdir())):
+        assert folder.is_relative_to(scratch)
