@@ -16,6 +16,7 @@ from clip_transforms.labels.classes import embed_classes
 from clip_transforms.labels.part import TOP_LABELS, label_part, labels_footers
 from clip_transforms.labels.plan import LabelPlan, plan_labels
 from clip_transforms.parts.footers import part_uri
+from clip_transforms.parts.kept_footers import tidy_footers
 from clip_transforms.parts.manifest import finish_labels
 from clip_transforms.run.job import read_taxonomies, write_taxonomies
 from clip_transforms.run.over_parts import Once, OverParts, Step, read_items, write_items
@@ -109,6 +110,8 @@ class _Labelling(Step):
 
     def finish(self, total: Counter) -> dict[str, Any]:
         """Write the run's own file below `runs/`, and `_SUCCESS` if the dataset was complete before."""
+        if total["parts"]:
+            tidy_footers(self.output, [f"labels/{name}" for name in self.digests])
         labelled = {"parts": total["parts"], "rows": total["rows"]}
         content = {"taxonomies": dict(self.digests), "labelled": labelled, "seconds": time.time() - self.started}
         return finish_labels(self.output, content, self.complete, self.folder)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_tar
 
-from clip_transforms import EmbedShards, storage
+from clip_transforms import EmbedShards, label_embeddings, storage
 from clip_transforms.clip.model_spec import ClipSpec
 from clip_transforms.clip.taxonomy import Taxonomy, TaxonomyClass
 from clip_transforms.parts import kept_footers
@@ -121,6 +121,20 @@ def test_a_resumed_run_opens_no_part_and_walks_once_through_the_pages_of_a_folde
 def test_commands_over_a_dataset_read_the_kept_footers_too(made, s3):
     dataset = Dataset.open(OUT)
     assert opened(s3, "embeddings") == set() and dataset.counts["samples"] == 12 and len(dataset.digests) == 6
+
+
+def test_labels_made_later_are_kept_too_and_labelling_again_opens_none(made, s3):
+    more, kind = Taxonomy("more", (TaxonomyClass("red"), TaxonomyClass("blue"))), "labels/more"
+
+    def labelled():
+        s3.seen.clear()
+        return label_embeddings(OUT, [more])["labelled"]["parts"]
+
+    assert labelled() == 6 and len(kept(kind)) == 6
+    assert labelled() == 0 and opened(s3, kind) == set()
+    whole = objects(s3, kind)
+    damage(s3, kind, lambda own, other: other)
+    assert labelled() == 1 and opened(s3, kind) == {"3"} and objects(s3, kind) == whole
 
 
 CHANGES = {
