@@ -27,7 +27,6 @@ def inputs(tars, s3, tmp_path):
 
 
 def objects(s3, prefix):
-    s3.fs.invalidate_cache()
     found = {name.removeprefix(f"bucket/{prefix}/"): s3.fs.cat_file(name) for name in s3.fs.find(f"bucket/{prefix}")}
     return {name: data for name, data in found.items() if name.partition("/")[0] in ATTRIBUTES}
 
@@ -90,7 +89,6 @@ def test_credentials_are_in_no_message_no_run_json_and_no_part(embed, s3, tars, 
     s3.fault = lambda *_: None
     said = capfd.readouterr()
     everything = [said.out, said.err, caplog.text, str(refused.value)]
-    s3.fs.invalidate_cache()
     written = [name for prefix in ("out", "damaged", "failed") for name in s3.fs.find(f"bucket/{prefix}")]
     assert len(written) > 12 and "bucket/out/run.json" in written
     everything += [name for name in written] + [s3.fs.cat_file(name).decode("latin-1") for name in written]
