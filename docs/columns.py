@@ -20,6 +20,9 @@ Generated from `schemas/` by `python docs/columns.py`. A `?` after a type means 
 (`shard`, `row`, `modality`) in the rejects. The captions exist only with `--captions all`. Rejects then have a fourth
 modality, `captions`: one reject stands for all captions of a sample after its first that could not be embedded, and its
 message says how many these are.
+
+A folder of pictures becomes several units, and `shard` names one: `<folder>#<path>`, the folder and the path of the
+picture before its first one. The first unit has no path. The path of the picture itself is its `key`.
 """
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from clip_transforms.parts.shard_name import shard_name
+
 _LONGEST = {"key": 40, "from": 40, "caption": 60, "labels": 60}  # characters of a cell
 
 
@@ -34,7 +36,7 @@ def found_lines(results: pa.Table, most: int, most_rows: int) -> Iterator[str]:
 
 
 def _cells(row: dict) -> tuple[str, ...]:
-    place = f"{row['shard'].rstrip('/').rpartition('/')[2]}#{row['row']}"
+    place = f"{shard_name(row['shard'])}#{row['row']}"
     labels = ", ".join(f"{name}: {label['label']}" for name, label in row["labels"])
     texts = {"key": row["key"], "from": place, "caption": row["caption"] or "", "labels": labels}
     cut = (_cut(_printable(text), _LONGEST[name]) for name, text in texts.items())

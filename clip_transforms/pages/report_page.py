@@ -12,6 +12,7 @@ from clip_transforms.pages.counting import SIDES, SURE, Counts, of_kind
 from clip_transforms.pages.facts import Facts
 from clip_transforms.pages.looked import NOT_LOST
 from clip_transforms.pages.rendering import counted_rows, render, share
+from clip_transforms.parts.shard_name import shard_name
 from schemas.rejects import REASONS
 
 _LISTED, _FEWEST_LISTED, _ALL_LISTED = 30, 5, 120  # the most classes in a table, the fewest, and in all tables
@@ -81,7 +82,7 @@ def rejects(counts: Counts, chosen: Chosen) -> list[dict[str, Any]]:
             "meaning": REASONS.get((stage, reason), ""),
             "number": number,
             "examples": [
-                {"key": row.more[0], "shard": row.shard.rpartition("/")[2], "row": row.row, "message": row.more[1]}
+                {"key": row.more[0], "shard": shard_name(row.shard), "row": row.row, "message": row.more[1]}
                 for row in chosen.get((choosing.REJECTED, modality, stage, reason), ())
             ],
         }
