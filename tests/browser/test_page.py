@@ -135,10 +135,13 @@ def test_filters_narrow_and_are_cleared(open_page, address):
 def test_the_selection_is_copied_and_downloaded(open_page, address, made, tmp_path):
     page = open_page(address, permissions=["clipboard-read", "clipboard-write"])
     page.locator("#found li").first.wait_for()
+    page.locator("#same summary").click()
+    said = page.get_by_text("It finds all rows of this search, selected or not.")
+    assert not said.is_visible()
     chosen = [keys(page)[place] for place in (1, 5)]
     for key in chosen:
         page.get_by_label(f"Select {key}", exact=True).check()
-    assert page.get_by_text("2 selected").is_visible()
+    assert page.get_by_text("2 selected").is_visible() and said.is_visible()
     page.get_by_role("button", name="Copy keys").click()
     page.get_by_role("button", name="Copied").wait_for()
     page.get_by_role("searchbox").focus()
@@ -154,7 +157,7 @@ def test_the_selection_is_copied_and_downloaded(open_page, address, made, tmp_pa
     page.get_by_text("2 selected").wait_for()
     assert page.get_by_label(f"Select {chosen[1]}", exact=True).is_checked()
     page.get_by_role("button", name="Clear", exact=True).click()
-    assert not page.get_by_label(f"Select {chosen[0]}", exact=True).is_checked()
+    assert not page.get_by_label(f"Select {chosen[0]}", exact=True).is_checked() and said.is_hidden()
 
 
 def test_the_keyboard_alone_reaches_everything(open_page, address):

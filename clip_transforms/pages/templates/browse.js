@@ -245,7 +245,7 @@ const choose = (row, on) => {
   if (on) state.chosen.set(row.id, row.key);
   else state.chosen.delete(row.id);
   for (const tick of element("found").querySelectorAll("input")) if (Number(tick.dataset.id) === row.id) tick.checked = on;
-  element("chosen").hidden = !state.chosen.size;
+  element("chosen").hidden = element("not-chosen").hidden = !state.chosen.size;
   element("count").textContent = number(state.chosen.size);
   keepChosen();
   showChosen();
