@@ -20,7 +20,7 @@ _TAXONOMY: dict[str, Any] = {
     "action": "extend",  # given twice, both count
     "nargs": "+",
     "metavar": "FILE",
-    "help": "classes to label with: one or more .txt or .json files",
+    "help": "classes to label with: one or more .txt or .json files, or folders of CLIP_benchmark",
 }
 _USUAL = "{} (default: %(default)s)".format
 EXIT_CODES = (
