@@ -303,3 +303,22 @@ def test_every_file_that_the_contributors_guide_names_exists():
 def test_the_make_targets_of_the_contributors_guide_exist(target):
     assert f"`make {target}`" in (Path(ROOT) / "CONTRIBUTING.md").read_text()
     assert re.search(rf"^{target}:", (Path(ROOT) / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_decisions_are_in_order_within_their_topic_and_a_number_means_one():
+    text = (Path(ROOT) / "docs" / "decisions.md").read_text()
+    topics = [
+        [int(number) for number in re.findall(r"^\*\*(\d+)\. ", topic, re.MULTILINE)]
+        for topic in re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    ]
+    numbers = [number for topic in topics for number in topic]
+    assert len(numbers) > 150 and len(set(numbers)) == len(numbers)
+    assert topics == [sorted(topic) for topic in topics]
+    files = [path for folder in ("clip_transforms", "pipelines", "docs") for path in (Path(ROOT) / folder).rglob("*")]
+    referred = {
+        int(number)
+        for path in files
+        if path.suffix in (".py", ".md", ".js")
+        for number in re.findall(r"\bdecision (\d+)", path.read_text())
+    }
+    assert referred and referred <= set(numbers)
