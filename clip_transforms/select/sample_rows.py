@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,9 +57,10 @@ def _by_place(dataset: Dataset, name: str) -> tuple[str, int]:
             places = np.flatnonzero(read_table(dataset.uri, part, ["row"]).column("row").to_numpy() == int(number))
             if len(places):
                 return part, int(places[0])
-    raise QueryError(
-        f"--like {name} is no key of {dataset.uri}, and no SHARD#ROW; its columns key, shard and row name the samples"
-    )
+    way_out = "its columns key, shard and row name the samples"
+    if os.path.isfile(name):
+        way_out = f"it is a file, so give --image {name}"
+    raise QueryError(f"--like {name} is no key of {dataset.uri}, and no SHARD#ROW; {way_out}")
 
 
 def vectors_of(dataset: Dataset, place: tuple[str, int], columns: Sequence[str]) -> np.ndarray | None:
