@@ -160,6 +160,17 @@ def test_the_selection_is_copied_and_downloaded(open_page, address, made, tmp_pa
     assert not page.get_by_label(f"Select {chosen[0]}", exact=True).is_checked() and said.is_hidden()
 
 
+@pytest.mark.parametrize("key, named", [("000002.jpg", "shard, a piece of the folder"), ("000002", "shard")])
+def test_the_shard_of_a_picture_in_a_folder_is_not_taken_for_its_file(open_page, address, key, named):
+    page = open_page(address)
+    page.locator("#found li").first.wait_for()
+    card = page.locator("#found li").filter(has=page.get_by_label(f"Select {key}", exact=True))
+    card.locator(".open").click()
+    page.locator("#known .values").first.wait_for()
+    names = page.locator("#known .values").first.locator("dt").all_inner_texts()
+    assert [name for name in names if name.startswith(("file", "shard"))] == ["file"] * ("." in key) + [named]
+
+
 def test_the_keyboard_alone_reaches_everything(open_page, address):
     page = open_page(address)
     page.locator("#found li").first.wait_for()

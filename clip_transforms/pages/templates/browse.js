@@ -344,7 +344,7 @@ const showKnown = (known) => {
   for (const reject of known.rejects) parts.push(make("p", { className: "problem" }, "The " + reject.modality + " was rejected: " + reject.reason + (reject.message ? " (" + reject.message + ")" : "")));
   const size = width ? [["size", number(width) + " × " + number(height) + " pixels"]] : [];
   const { key, shard, row, ...others } = columns;
-  parts.push(make("h3", {}, "Where it is from"), valuesOf([["file", known.file], ["shard", shard], ["key", key], ["row", row], ["part", known.part], ["name for --like", known.name]]));
+  parts.push(make("h3", {}, "Where it is from"), valuesOf([["file", known.file], [known.file ? "shard, a piece of the folder" : "shard", shard], ["key", key], ["row", row], ["part", known.part], ["name for --like", known.name]]));
   parts.push(make("h3", {}, "Columns"), valuesOf([...size, ...Object.entries(others)]));
   element("known").replaceChildren(...parts);
 };
