@@ -10,6 +10,7 @@ from clip_transforms.pages.choosing import Chosen, Row
 from clip_transforms.pages.counting import Counts
 from clip_transforms.pages.looked import NOT_READ
 from clip_transforms.pages.rendering import decimals
+from clip_transforms.parts.shard_name import shard_name
 
 Looked = Mapping[tuple[str, int], Mapping[str, Any]]
 # Why there is no picture, in a small box.
@@ -37,7 +38,7 @@ def card(looked: Looked, shard: str, row: int, value: str) -> dict[str, Any]:
     lost = found.get("lost", "vanished")
     return {
         "key": key,
-        "place": f"{shard.rpartition('/')[2] or shard}, row {row}",
+        "place": f"{shard_name(shard)}, row {row}",
         "caption": caption,
         "alt": caption or f"picture {key}",
         "value": value,

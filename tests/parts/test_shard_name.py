@@ -40,5 +40,8 @@ def test_a_search_and_a_report_name_the_folder_of_a_later_unit(embed, tmp_path, 
         ["000001.jpg", "photos#000000.jpg#0"],
     ]
     report_embeddings(tmp_path / "out", tmp_path / "r.html")
-    (table,) = Page((tmp_path / "r.html").read_bytes()).tables["rejects"]
+    page = Page((tmp_path / "r.html").read_bytes())
+    (table,) = page.tables["rejects"]
     assert "photos#000001.jpg , row 0" in table[1][2]
+    titles = {title for cards in page.cards.values() for title, *_ in cards}
+    assert titles == {"000000.jpg (photos#, row 0)", "000001.jpg (photos#000000.jpg, row 0)"}
