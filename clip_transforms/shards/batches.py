@@ -26,6 +26,7 @@ TOO_MUCH_METADATA = "JSON files and members of more than 16 MiB, which were not 
 _SEVERAL_LINES = "text files of several lines, each read as one caption; --captions all takes each line as a caption"
 _BLOCK = 1 << 20
 _MAX_INT64 = (1 << 63) - 1
+_encode = json.JSONEncoder(ensure_ascii=False, default=str, allow_nan=False).encode  # `json.dumps` would make it anew
 
 
 class Readable(Protocol):
@@ -123,7 +124,7 @@ def _cast_one(value: Any, type_: pa.DataType, notes: Counter) -> Any:
 def dumps(value: Any) -> str:
     """Return a value as JSON; NaN and infinity, which JSON lacks, become null."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+        return _encode(value)
     except ValueError:
         return json.dumps(_finite(value), ensure_ascii=False, default=str)
 

@@ -19,6 +19,7 @@ from clip_transforms.shards.batches import read_reject, read_up_to
 from clip_transforms.shards.fence import Fence, FenceError
 from clip_transforms.shards.inline import decode_inline, inline_name, is_inline
 
+_BLOCK = 1 << 16  # bytes of a file that are asked for beyond its size
 _TRIES = 3
 _FIRST_WAIT = 0.5  # seconds, doubled after each try
 _SILENCE = 20.0  # seconds without a byte
@@ -133,10 +134,19 @@ def _read_file(file: IO[bytes], limit: int) -> bytes:
 def _read_local(path: str, limit: int) -> bytes:
     # Links were resolved when the path was checked, so a link here is new. O_NONBLOCK: never wait for a pipe.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+    try:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
             raise OSError("no regular file")
-        return _read_file(file, limit)
+        # A file object would cost more than a small file.
+        data = os.read(handle, min(state.st_size, limit) + 1)
+        while len(data) <= limit and (more := os.read(handle, min(limit + 1 - len(data), _BLOCK))):
+            data += more
+    finally:
+        os.close(handle)
+    if len(data) > limit:
+        raise TooLargeError(None)
+    return data
 
 
 def _read_http(uri: str, fence: Fence, limit: int) -> bytes:

@@ -1,6 +1,7 @@
 """A listing reaches nothing outside its fence, by no path, link or address."""
 
 import errno
+import itertools
 import os
 
 import pytest
@@ -56,6 +57,29 @@ def test_a_picture_with_a_lease_is_tried_again(leases, found, listed, tmp_path, 
     monkeypatch.setattr(os, "open", leased)
     monkeypatch.setattr("clip_transforms.shards.fetch._FIRST_WAIT", 0.01)
     assert fetched(listed, tmp_path, "a.jpg") == [found]
+
+
+def test_links_in_any_place_of_a_path_are_resolved(tmp_path):
+    inside = tmp_path / "in"
+    (inside / "a" / "b").mkdir(parents=True)
+    (tmp_path / "out" / "b").mkdir(parents=True)
+    for folder in (inside, inside / "a", inside / "a" / "b", tmp_path / "out", tmp_path / "out" / "b"):
+        (folder / "x").write_bytes(b"")
+    links = {"in/to-a": "a", "in/a/up": "..", "in/a/out": tmp_path / "out", "in/loop": "loop", "in/a/to-x": "../x"}
+    links |= {"in/a/b/to-out": "../out/x", "out/back": inside / "a", "in/gone": "nowhere"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    parts = ["a", "b", "x", "up", "out", "to-a", "to-x", "to-out", "loop", "back", "gone", "..", ".", "", "none"]
+    fence, allowed = Fence(str(inside)), 0
+    for path in ("/".join(names) for length in (1, 2, 3) for names in itertools.product(parts, repeat=length)):
+        real = os.path.realpath(os.path.join(inside, path))
+        if real.startswith(f"{inside}/"):
+            allowed += 1
+            assert fence.resolve(path) == real, path
+        else:
+            with pytest.raises(FenceError, match="lies outside"):
+                fence.resolve(path)
+    assert 500 < allowed < 3000
 
 
 def test_a_name_with_a_nul_is_a_reject(listed, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import os
 import socket
 import threading
 import time
@@ -120,6 +121,24 @@ def get(listed, tmp_path, server):
         return fetched(listed, tmp_path, *(uri.format(server.url) for uri in uris), **options)
 
     return run
+
+
+@pytest.mark.parametrize("limit, taken", [(5, False), (6, True), (7, True)])
+def test_a_file_of_this_machine_is_held_to_the_limit(limit, taken, listed, tmp_path):
+    assert fetched(listed, tmp_path, "a.jpg", max_image_bytes=limit) == [b"inside" if taken else "image too large"]
+
+
+@pytest.mark.parametrize("told", [0, 3, 6, 100])
+def test_a_file_has_all_its_bytes_whatever_size_the_system_tells(told, listed, tmp_path, monkeypatch):
+    """As of a file that grows, or one of /proc, whose size is said to be 0."""
+    asked = os.fstat
+    monkeypatch.setattr("clip_transforms.shards.fetch.os.fstat", lambda handle: _Sized(asked(handle), told))
+    assert fetched(listed, tmp_path, "a.jpg") == [b"inside"]
+
+
+class _Sized:
+    def __init__(self, state, size):
+        self.st_mode, self.st_size = state.st_mode, size
 
 
 def test_pictures_come_over_http_in_order(get, server):

@@ -150,7 +150,7 @@ def test_an_image_of_a_listing_that_cannot_be_read(error, tmp_path, monkeypatch)
     def failing(*_):
         raise {**MACHINE, **DATA}[error]()
 
-    monkeypatch.setattr(fetch, "_read_file", failing)
+    monkeypatch.setattr(fetch, "_read_local", failing)
     if error in MACHINE:
         with pytest.raises(type(MACHINE[error]())):
             read(tmp_path / "l.csv", tmp_path)
