@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from clip_transforms import storage
 from clip_transforms.parts.manifest import OutputError
+from clip_transforms.parts.shard_name import sources_of
 
 _OURS = b'<meta name="generator" content="clip-transforms">'
 _BEGINNING = 2_000  # bytes of a page in which _OURS must stand
@@ -32,7 +33,7 @@ def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[s
         StorageError: if its folder cannot be written to.
     """
     uri = storage.normalise(storage.as_uri(place, flag.strip("-")))
-    sources = {shard.partition("#")[0].rstrip("/") for shard in shards if "#" in shard}
+    sources = {source.rstrip("/") for shard, source in sources_of(shards).items() if source != shard}
     for what, folder in (("the dataset", dataset), *(("what is embedded,", folder) for folder in sorted(sources))):
         if f"{uri}/".startswith(f"{folder}/"):
             raise OutputError(f"{flag} {uri} lies in {what} {folder}; give a file outside of it")

@@ -1,6 +1,8 @@
-"""The short name of a shard, for a table that a person reads."""
+"""The short name of a shard, for a table that a person reads, and the source that it is a piece of."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def shard_name(shard: str) -> str:
@@ -13,3 +15,18 @@ def shard_name(shard: str) -> str:
     """
     before, mark, after = shard.partition("#")
     return before.rstrip("/").rpartition("/")[2] + mark + after
+
+
+def sources_of(shards: Iterable[str]) -> dict[str, str]:
+    """Map each shard to its source: a folder's unit, `<folder>#<path>`, to the folder, any other shard to itself.
+
+    Names of files may hold a # too. A folder is recognised by its first unit, whose path is empty.
+    """
+    shards = list(shards)
+    folders = {shard[:-1] for shard in shards if shard.endswith("#")}
+
+    def source(shard: str) -> str:
+        places = (place for place in range(len(shard) - 1, -1, -1) if shard[place] == "#")
+        return next((shard[:place] for place in places if shard[:place] in folders), shard)
+
+    return {shard: source(shard) if "#" in shard else shard for shard in shards}

@@ -16,6 +16,7 @@ from clip_transforms.parts.counts import add, counted
 from clip_transforms.parts.dataset import Dataset
 from clip_transforms.parts.footers import part_stamps, read_footer, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import existing_dataset
+from clip_transforms.parts.shard_name import sources_of
 from clip_transforms.run.inspected import Inspected, InspectError, command, facts_of, fates, settings_of, size_of, some
 from clip_transforms.run.new_output import COMMAND, NO_SETTINGS, digest_of
 from schemas.evaluation import per_class_schema, per_group_schema
@@ -56,7 +57,7 @@ def inspect_dataset(uri: str) -> Inspected:
     footers = read_footers(uri, "embeddings", parts)
     run = _json(storage.join(uri, "run.json"))
     counts = add(footer["counts"] for footer in footers.values())
-    shards = {footer["shard"].partition("#")[0] for footer in footers.values()}
+    shards = set(sources_of(footer["shard"] for footer in footers.values()).values())
     complete, state = _state_of_dataset(uri, len(parts) - len(footers), run)
     precisions = {_precision(footer) for footer in footers.values()} - {""}
     taxonomies = sorted(taxonomy_names(uri))

@@ -18,6 +18,7 @@ from clip_transforms.parts.counts import counted, has_rejects
 from clip_transforms.parts.fingerprint import check_same, fingerprint
 from clip_transforms.parts.footers import part_names, part_stamps, part_uri, read_footers, taxonomy_names
 from clip_transforms.parts.manifest import OutputError, check_taxonomies, read_dataset
+from clip_transforms.parts.shard_name import sources_of
 from clip_transforms.run.committed import committed_parts, without_damaged_shards
 from clip_transforms.run.doubles import doubles
 from clip_transforms.run.job import PlannedUnit
@@ -126,7 +127,7 @@ def plan_run(settings: Settings) -> RunPlan:
     found = take_inventory(settings.inputs, settings.reader)
     stored = _read_stored(settings, made)
     units, siblings = _compare(settings, found.units, stored.footers, fingerprint(fields))
-    source_of = _sources([*(unit.shard for unit in found.units), *(f["shard"] for f in stored.footers.values())])
+    source_of = sources_of([*(unit.shard for unit in found.units), *(f["shard"] for f in stored.footers.values())])
     others, obsolete = _sort_others(found, stored.footers, source_of, fingerprint(fields))
     _check_others(settings, stored, others, fingerprint(fields))
     lines = [*found.detection, *doubles(found.units, others, source_of), *_notes(settings, found, units, stored)]
@@ -206,20 +207,6 @@ def _stays(settings: Settings, counts: Mapping[str, int]) -> bool:
     """Whether a committed part need not be made again."""
     retried = settings.retry_rejects and has_rejects(counts, settings.retry_rejects)
     return not counts.get("shards.rejected") and not retried
-
-
-def _sources(shards: Sequence[str]) -> dict[str, str]:
-    """Map each shard to its source: a folder's unit, `<folder>#<path>`, to the folder, any other shard to itself.
-
-    Names of files may hold a # too. A folder is recognised by its first unit, whose path is empty.
-    """
-    folders = {shard[:-1] for shard in shards if shard.endswith("#")}
-
-    def source(shard: str) -> str:
-        places = (place for place in range(len(shard) - 1, -1, -1) if shard[place] == "#")
-        return next((shard[:place] for place in places if shard[:place] in folders), shard)
-
-    return {shard: source(shard) if "#" in shard else shard for shard in shards}
 
 
 def _sort_others(

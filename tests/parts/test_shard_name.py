@@ -1,13 +1,14 @@
 """What a person reads in the place of a shard's URI is never the name of some other picture."""
 
 import pytest
-from conftest import make_folder
+from conftest import make_folder, make_tar
 from html_page import Page
 
-from clip_transforms import report_embeddings
+from clip_transforms import filter_embeddings, report_embeddings
+from clip_transforms.parts.manifest import OutputError
 from clip_transforms.parts.shard_name import shard_name
 from clip_transforms.shards import cut
-from pipelines import search
+from pipelines import inspect, search
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,26 @@ def test_a_search_and_a_report_name_the_folder_of_a_later_unit(embed, tmp_path, 
     assert "photos#000001.jpg , row 0" in table[1][2]
     titles = {title for cards in page.cards.values() for title, *_ in cards}
     assert titles == {"000000.jpg (photos#, row 0)", "000001.jpg (photos#000000.jpg, row 0)"}
+
+
+def test_tars_with_a_number_sign_are_no_pieces_of_a_folder(embed, tmp_path, capsys):
+    for name in ("a#1", "a#2"):
+        make_tar(tmp_path / f"{name}.tar", 1, first=int(name[-1]))
+    (tmp_path / "a").mkdir()
+    embed(tmp_path / "*.tar", output=tmp_path / "out")
+    capsys.readouterr()
+    assert inspect.main([str(tmp_path / "out")]) == 0
+    assert "a#1.tar" in (shown := capsys.readouterr().out) and "a#2.tar" in shown
+    assert filter_embeddings(tmp_path / "out", tmp_path / "a" / "all", where="TRUE")["counts"]["kept"] == 2
+    report_embeddings(tmp_path / "out", tmp_path / "a" / "r.html")
+    assert Page((tmp_path / "a" / "r.html").read_bytes()).cards
+
+
+def test_nothing_is_written_into_a_folder_with_a_number_sign_that_was_embedded(embed, tmp_path):
+    make_folder(tmp_path / "photos#1", 2)
+    embed(tmp_path / "photos#1", output=tmp_path / "out")
+    with pytest.raises(OutputError, match="which was embedded"):
+        filter_embeddings(tmp_path / "out", tmp_path / "photos#1" / "all", where="TRUE")
+    with pytest.raises(OutputError, match="what is embedded"):
+        report_embeddings(tmp_path / "out", tmp_path / "photos#1" / "r.html")
+    assert not {"all", "r.html"} & {path.name for path in (tmp_path / "photos#1").iterdir()}
