@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,8 @@ from schemas.embeddings import EMBEDDINGS
 from schemas.provenance import Footer, encode_footer
 
 _ROW_GROUP_ROWS = 4_096
+# Columns whose values mostly differ from row to row, as floats do too. A dictionary would repeat all of them.
+_DISTINCT = frozenset({"key", "row", "caption", "image_sha256", "metadata"})
 
 
 class PartFile:
@@ -23,14 +25,14 @@ class PartFile:
         self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
         self._schema = schema
         self._waiting = WaitingRows(schema)
-        embeddings = [f"{name}.list.element" for name in EMBEDDINGS if name in schema.names]
-        split = [p for p in embeddings if pa.types.is_float32(schema.field(p.partition(".")[0]).type.value_type)]
         self._writer = pq.ParquetWriter(
             self.path,
             schema,
             compression="zstd",
-            use_dictionary=[f.name for f in schema if f.name not in EMBEDDINGS],
-            use_byte_stream_split=split,
+            use_dictionary=[path for path, type_ in _columns(schema) if _repeats(path, type_)],
+            column_encoding={
+                path: encoding for path, type_ in _columns(schema) if (encoding := _encoding(path, type_))
+            },
             write_statistics=[f.name for f in schema if f.name not in EMBEDDINGS],
         )
 
@@ -58,6 +60,29 @@ class PartFile:
         """Close the file handle. The file is no longer needed, so a full disk does not matter."""
         with contextlib.suppress(OSError):
             self._writer.close()
+
+
+def _columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[tuple[str, pa.DataType]]:
+    """Yield the columns of a Parquet file: their paths, such as `top.list.element.label`, and types."""
+    for field in fields:
+        path, type_ = f"{prefix}{field.name}", field.type
+        if pa.types.is_list(type_):
+            yield from _columns([type_.value_field.with_name("element")], f"{path}.list.")
+        elif pa.types.is_struct(type_):
+            yield from _columns(type_, f"{path}.")
+        else:
+            yield path, type_
+
+
+def _repeats(path: str, type_: pa.DataType) -> bool:
+    return path not in _DISTINCT and not pa.types.is_floating(type_)
+
+
+def _encoding(path: str, type_: pa.DataType) -> str | None:
+    """Return the encoding of a column without a dictionary; None for plain values, which every reader knows."""
+    if path == "row":
+        return "DELTA_BINARY_PACKED"
+    return "BYTE_STREAM_SPLIT" if path.partition(".")[0] in EMBEDDINGS and pa.types.is_float32(type_) else None
 
 
 @contextlib.contextmanager
