@@ -5,12 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -30,8 +30,8 @@ _LACKING = {
     errno.EISDIR,
 }
 
-_T = TypeVar("_T")
-_AT_ONCE = 8  # files that are written at a time; a disk does their fsyncs together
+_TOGETHER = 64  # files that share what a sync costs
+_UPLOADS = 8  # that go on at a time
 
 
 def make_folder(uri: str) -> None:
@@ -88,36 +88,46 @@ def write_bytes(uri: str, data: bytes, scratch: str) -> None:
         data: its new bytes.
         scratch: URI of a folder on the same file system; if the process dies, a half-written file may be left there.
     """
-    _write(uri, data, scratch, commit_file)
+    with _written(uri, data, scratch) as local:
+        commit_file(local, uri)
 
 
 def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -> None:
-    """Replace small files, each as a whole, some at a time.
+    """Replace small files, each as a whole.
 
-    A file that waits for its fsync or upload holds up no other one, and their folder is synced once, at the end.
+    On this machine some are written before the first of them is synced, so they share what a sync costs, and their
+    folder is synced once, at the end. On an object store some uploads go on at a time.
 
     Args:
-        files: (URI, new bytes) of each; the next ones are made while the former are written.
+        files: (URI, new bytes) of each.
         scratch: as of `write_bytes`.
     """
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-        writes = [pool.submit(_write, uri, data, scratch, _move) for uri, data in files]
-        folders = {write.result() for write in writes}
+    left, folders = iter(files), set()
+    while some := list(itertools.islice(left, _TOGETHER)):
+        with concurrent.futures.ThreadPoolExecutor(_UPLOADS) as pool, contextlib.ExitStack() as stack:
+            waiting = [(stack.enter_context(_written(uri, data, scratch)), uri) for uri, data in some]
+            move = map if is_local(waiting[0][1]) else pool.map
+            folders |= set(move(_move, *zip(*waiting, strict=True)))
     _fsync_folders(folders)
 
 
-def _write(uri: str, data: bytes | memoryview, scratch: str, commit: Callable[[str, str], _T]) -> _T:
-    """Replace a file as `commit` does, which is `commit_file` or `_move`, and return what it returns."""
+@contextlib.contextmanager
+def _written(uri: str, data: bytes | memoryview, scratch: str) -> Iterator[str]:
+    """Write a file that is about to be moved to its place; its path. If it was not moved, it goes."""
     handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        with _optional():  # on exFAT, say, the mount decides who may read
-            os.chmod(local, 0o644)
-        return commit(local, uri)
-    except BaseException:
+            file.flush()
+            with _optional():  # on exFAT, say, the mount decides who may read
+                os.fchmod(handle, 0o644)
+            # The disk begins to write. Then the first fsync of several files finds places for all of them in the file
+            # system's journal, and the others have little to wait for.
+            with _optional():
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        yield local
+    finally:
         Path(local).unlink(missing_ok=True)
-        raise
 
 
 def _move(local: str, uri: str) -> str | None:
