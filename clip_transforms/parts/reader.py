@@ -120,8 +120,10 @@ def read_rejects(output: str, part: str) -> pa.Table:
 
 def _open_part(stack: contextlib.ExitStack, output: str, kind: str, part: str) -> tuple[pq.ParquetFile, IO[bytes]]:
     with as_sentence(output, part):
-        data = stack.enter_context(open_part(part_uri(output, kind, part)))
-        return pq.ParquetFile(data), data
+        uri = part_uri(output, kind, part)
+        data = stack.enter_context(open_part(uri))
+        # Arrow would read ahead on other threads: on a disk, handing over costs more than the reading.
+        return pq.ParquetFile(data, pre_buffer=not storage.is_local(uri)), data
 
 
 def open_part(uri: str) -> IO[bytes]:
