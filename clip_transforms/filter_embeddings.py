@@ -24,7 +24,7 @@ from clip_transforms.select.selection import PARTS, RECORD, committed_counts, re
 from schemas.provenance import Footer
 
 Parts = list[tuple[str, str]]  # (part, digest)
-_GROUP_ROWS = 100_000  # parts are done together up to so many rows
+_GROUP_ROWS = 250_000  # parts are done together up to so many rows
 
 
 def filter_embeddings(

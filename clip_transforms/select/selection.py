@@ -189,9 +189,9 @@ def _encoded(kept: pa.Table, footer: Footer) -> memoryview:
     """Return the bytes of a part."""
     schema = selection_schema(kept.schema.field("by").type if "by" in kept.column_names else None)
     sink = pa.BufferOutputStream()
-    # Keys and rows differ from row to row, so a dictionary of them would only take time.
-    options = {"compression": "zstd", "use_dictionary": ["shard"], "write_statistics": False}
-    with pq.ParquetWriter(sink, schema, **options) as writer:
+    # As in the parts of a dataset; see clip_transforms/parts/part_file.py. Only keys become smaller by compression.
+    encodings = {"use_dictionary": ["shard"], "column_encoding": {"row": "DELTA_BINARY_PACKED"}}
+    with pq.ParquetWriter(sink, schema, compression={"key": "zstd"}, write_statistics=False, **encodings) as writer:
         if kept.num_rows:  # some readers fail on an empty row group
             writer.write_table(kept.cast(schema))
         writer.add_key_value_metadata(encode_footer(footer))
