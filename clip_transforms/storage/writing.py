@@ -30,8 +30,8 @@ _LACKING = {
     errno.EISDIR,
 }
 
-_TOGETHER = 64  # files that share what a sync costs
-_UPLOADS = 8  # that go on at a time
+_TOGETHER = 64  # files that are written before the first of them is synced
+_AT_ONCE = 8  # files that are synced or uploaded at a time
 
 
 def make_folder(uri: str) -> None:
@@ -93,10 +93,10 @@ def write_bytes(uri: str, data: bytes, scratch: str) -> None:
 
 
 def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -> None:
-    """Replace small files, each as a whole.
+    """Replace small files, each as a whole, some at a time.
 
-    On this machine some are written before the first of them is synced, so they share what a sync costs, and their
-    folder is synced once, at the end. On an object store some uploads go on at a time.
+    On this machine these share what a sync costs, and a file that waits for its fsync, or for its upload, holds up no
+    other one. Their folder is synced once, at the end.
 
     Args:
         files: (URI, new bytes) of each.
@@ -104,10 +104,9 @@ def write_files(files: Iterable[tuple[str, bytes | memoryview]], scratch: str) -
     """
     left, folders = iter(files), set()
     while some := list(itertools.islice(left, _TOGETHER)):
-        with concurrent.futures.ThreadPoolExecutor(_UPLOADS) as pool, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
             waiting = [(stack.enter_context(_written(uri, data, scratch)), uri) for uri, data in some]
-            move = map if is_local(waiting[0][1]) else pool.map
-            folders |= set(move(_move, *zip(*waiting, strict=True)))
+            folders |= set(pool.map(_move, *zip(*waiting, strict=True)))
     _fsync_folders(folders)
 
 
@@ -123,7 +122,7 @@ def _written(uri: str, data: bytes | memoryview, scratch: str) -> Iterator[str]:
                 os.fchmod(handle, 0o644)
             # The disk begins to write. Then the first fsync of several files finds places for all of them in the file
             # system's journal, and the others have little to wait for.
-            with _optional():
+            with _optional(), contextlib.suppress(AttributeError):  # macOS has no such call
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         yield local
     finally:
