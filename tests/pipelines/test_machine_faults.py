@@ -12,7 +12,6 @@ import fsspec
 import pytest
 import torch
 from conftest import ROOT, files_of, make_tar, rows_of
-from PIL import ImageFile
 
 from pipelines.embed import main
 
@@ -192,6 +191,7 @@ def test_a_temporary_folder_that_is_removed_meanwhile(embed, tars, calm, tmp_pat
 )
 @pytest.mark.timeout(60)
 def test_a_thread_that_dies_fails_the_run_with_the_cause(place, error, embed, tars, calm, tmp_path, monkeypatch, capfd):
+    from clip_transforms.clip.plain_jpeg import PlainJpeg
     from clip_transforms.clip.tokenizer import Tokenizer
     from clip_transforms.engine import decode
     from clip_transforms.run import embed_units
@@ -199,7 +199,7 @@ def test_a_thread_that_dies_fails_the_run_with_the_cause(place, error, embed, ta
     calls = []
     places = {
         "decode": (decode, "decode"),
-        "picture": (ImageFile.ImageFile, "load"),
+        "picture": (PlainJpeg, "load"),
         "tokenize": (Tokenizer, "tokenize"),
         "read": (embed_units, "read_unit"),
     }
