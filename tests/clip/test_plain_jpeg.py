@@ -12,7 +12,7 @@ from clip_transforms.clip import preprocess
 from clip_transforms.clip.plain_jpeg import plain_jpeg
 from clip_transforms.clip.preprocess import ImageError, Preprocessing, decode
 
-SIZES = [(64, 64), (70, 50), (33, 90), (1, 1), (1, 40), (16, 16)]
+SIZES = [(32, 32), (64, 64), (70, 50), (33, 90), (1, 1), (1, 40), (16, 16)]
 KINDS = {
     "baseline": {},
     "progressive": {"progressive": True},
