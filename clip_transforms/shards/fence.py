@@ -92,9 +92,10 @@ class Fence:
 
     def _local(self, path: str) -> str:
         """Return the path of the file with all links resolved."""
-        folder, _, name = path.rpartition("/")
+        folder, slash, name = path.rpartition("/")
         try:
-            if name in ("", ".") or ".." in path or os.path.islink(path):
+            # A path without a slash, as of `file://a.jpg`, starts at the folder that this process runs in.
+            if not slash or name in ("", ".") or ".." in path or os.path.islink(path):
                 real = os.path.realpath(path)
             else:
                 real = f"{self._real_folder(folder)}/{name}"

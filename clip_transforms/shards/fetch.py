@@ -136,7 +136,7 @@ def _read_local(path: str, limit: int) -> bytes:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
+        if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # reading a folder says what it is
             raise OSError("no regular file")
         # A file object would cost more than a small file.
         data = os.read(handle, min(state.st_size, limit) + 1)

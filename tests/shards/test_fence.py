@@ -82,6 +82,15 @@ def test_links_in_any_place_of_a_path_are_resolved(tmp_path):
     assert 500 < allowed < 3000
 
 
+def test_a_file_uri_without_a_slash_starts_at_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    assert Fence(str(tmp_path / "in")).resolve("file://a.jpg") == f"{tmp_path}/in/a.jpg"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FenceError, match=f"{tmp_path}/a.jpg lies outside"):
+        Fence(str(tmp_path / "in")).resolve("file://a.jpg")
+
+
 def test_a_name_with_a_nul_is_a_reject(listed, tmp_path):
     assert fetched(listed, tmp_path, "a\0.jpg") == ["not allowed"]
 

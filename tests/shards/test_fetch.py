@@ -136,6 +136,13 @@ def test_a_file_has_all_its_bytes_whatever_size_the_system_tells(told, listed, t
     assert fetched(listed, tmp_path, "a.jpg") == [b"inside"]
 
 
+@pytest.mark.parametrize("make, message", [(os.mkdir, "Is a directory"), (os.mkfifo, "no regular file")])
+def test_what_is_no_file_is_refused_and_named(make, message, tmp_path):
+    make(tmp_path / "x")
+    got = fetch.fetch_image("x", Fence(str(tmp_path)), 100, threading.Event())["image_reject"]
+    assert got["reason"] == "not fetched" and got["message"].endswith(message)
+
+
 class _Sized:
     def __init__(self, state, size):
         self.st_mode, self.st_size = state.st_mode, size
