@@ -53,7 +53,7 @@ def plain_jpeg(data: bytes) -> PlainJpeg | None:
         marker = data[place] << 8 | data[place + 1]
         start, place = place + 4, place + 2 + (data[place + 2] << 8 | data[place + 3])
         length = place - start
-        if length < 0 or place > end:
+        if place > end:
             return None
         if marker == _SCAN:
             return found and PlainJpeg(data, *found)

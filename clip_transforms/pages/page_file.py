@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from clip_transforms import storage
 from clip_transforms.parts.manifest import OutputError
-from clip_transforms.parts.shard_name import sources_of
+from clip_transforms.parts.shard_name import folder_around
 
 _OURS = b'<meta name="generator" content="clip-transforms">'
 _BEGINNING = 2_000  # bytes of a page in which _OURS must stand
@@ -33,10 +33,11 @@ def check_page(place: storage.Place, flag: str, dataset: str, shards: Iterable[s
         StorageError: if its folder cannot be written to.
     """
     uri = storage.normalise(storage.as_uri(place, flag.strip("-")))
-    sources = {source.rstrip("/") for shard, source in sources_of(shards).items() if source != shard}
-    for what, folder in (("the dataset", dataset), *(("what is embedded,", folder) for folder in sorted(sources))):
-        if f"{uri}/".startswith(f"{folder}/"):
-            raise OutputError(f"{flag} {uri} lies in {what} {folder}; give a file outside of it")
+    what, folder = "what is embedded,", folder_around(uri, shards)
+    if f"{uri}/".startswith(f"{dataset}/"):
+        what, folder = "the dataset", dataset
+    if folder:
+        raise OutputError(f"{flag} {uri} lies in {what} {folder}; give a file outside of it")
     if storage.is_folder(uri):
         raise OutputError(f"{flag} {uri} is a folder, but it must be an HTML file; give a name that ends in .html")
     if not uri.lower().endswith((".html", ".htm")):

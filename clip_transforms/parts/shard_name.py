@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from clip_transforms import storage
+
 
 def shard_name(shard: str) -> str:
     """Return the name of a shard without the folders above it: `a.tar`, or `photos#cats/1000.jpg` for a folder's unit.
@@ -30,3 +32,20 @@ def sources_of(shards: Iterable[str]) -> dict[str, str]:
         return next((shard[:place] for place in places if shard[:place] in folders), shard)
 
     return {shard: source(shard) if "#" in shard else shard for shard in shards}
+
+
+def folder_around(uri: str, shards: Iterable[str]) -> str:
+    """Return the embedded folder that a URI lies in; empty if it lies in none.
+
+    A shard with a # in its name is a folder's unit, unless there is a file of that name.
+
+    Args:
+        uri: the URI, without a slash at the end.
+        shards: those of a dataset. It may have any units of a folder.
+    """
+    for shard in shards:
+        for place in (place for place, character in enumerate(shard) if character == "#"):
+            folder = shard[:place].rstrip("/")
+            if f"{uri}/".startswith(f"{folder}/") and not storage.exists(shard):
+                return folder
+    return ""

@@ -12,7 +12,7 @@ from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset, check_labels
 from clip_transforms.parts.footers import part_names, part_stamps, read_digests
 from clip_transforms.parts.manifest import OutputError, clear_success, write_json
-from clip_transforms.parts.shard_name import sources_of
+from clip_transforms.parts.shard_name import folder_around
 from clip_transforms.run.run_folder import RunFolder
 from schemas.provenance import FORMAT_VERSION, check_format
 
@@ -73,11 +73,8 @@ class NewOutput:
         for what, read in (("the dataset", dataset.uri), *read_too):
             if f"{uri}/".startswith(f"{read}/") or f"{read}/".startswith(f"{uri}/"):
                 raise OutputError(f"--output {uri} and {what} {read} lie in each other; give a folder outside of it")
-        sources = sources_of(dataset.shards.values())
-        folders = {source.rstrip("/") for shard, source in sources.items() if source != shard}
-        for folder in folders:
-            if f"{uri}/".startswith(f"{folder}/"):
-                raise OutputError(f"--output {uri} lies in {folder}, which was embedded; give a folder outside of it")
+        if folder := folder_around(uri, dataset.shards.values()):
+            raise OutputError(f"--output {uri} lies in {folder}, which was embedded; give a folder outside of it")
         made = new._made()
         new._check(made)
         storage.check_writable(uri)

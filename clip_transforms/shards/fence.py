@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from clip_transforms import storage
@@ -86,9 +86,9 @@ class Fence:
         return [os.path.realpath(place).rstrip("/") + "/" for place in places if not _SCHEME.match(place)]
 
     @functools.cached_property
-    def _real_folder(self) -> Callable[[str], str]:
-        """Returns a folder with all links resolved, without a slash at the end; it remembers the last 1,024."""
-        return functools.lru_cache(maxsize=1024)(lambda folder: os.path.realpath(f"{folder}/").rstrip("/"))
+    def _real_folders(self) -> dict[str, str]:
+        """The folders of the files so far, as they were named → with all links resolved, no slash at the end."""
+        return {}
 
     def _local(self, path: str) -> str:
         """Return the path of the file with all links resolved."""
@@ -98,7 +98,9 @@ class Fence:
             if not slash or name in ("", ".") or ".." in path or os.path.islink(path):
                 real = os.path.realpath(path)
             else:
-                real = f"{self._real_folder(folder)}/{name}"
+                if folder not in self._real_folders:
+                    self._real_folders[folder] = os.path.realpath(f"{folder}/").rstrip("/")
+                real = f"{self._real_folders[folder]}/{name}"
         except (OSError, ValueError) as error:
             if storage.is_of_the_machine(error):
                 raise

@@ -79,6 +79,7 @@ OTHERS = {
     "short JFIF": with_header(b"\xff\xe0", b"JFIF\0"),
     "fill byte": jpeg()[:2] + b"\xff" + jpeg()[2:],
     "table of 16 bits": with_header(b"\xff\xdb", b"\x10" + bytes([1]) * 128),
+    "short table of 16 bits": with_header(b"\xff\xdb", b"\x10" + bytes([1]) * 64),
     "short table": with_header(b"\xff\xdb", bytes(64)),
     "a header that is too short": with_header(b"\xff\xfe", b"")[:4] + b"\0\1" + jpeg()[2:],
     "two frames": with_header(b"\xff\xc0", b"\x08\0\x40\0\x40\3\1\x22\0\2\x11\1\3\x11\1"),

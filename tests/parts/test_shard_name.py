@@ -6,7 +6,7 @@ from html_page import Page
 
 from clip_transforms import filter_embeddings, report_embeddings
 from clip_transforms.parts.manifest import OutputError
-from clip_transforms.parts.shard_name import shard_name
+from clip_transforms.parts.shard_name import folder_around, shard_name
 from clip_transforms.shards import cut
 from pipelines import inspect, search
 
@@ -69,3 +69,18 @@ def test_nothing_is_written_into_a_folder_with_a_number_sign_that_was_embedded(e
     with pytest.raises(OutputError, match="what is embedded"):
         report_embeddings(tmp_path / "out", tmp_path / "photos#1" / "r.html")
     assert not {"all", "r.html"} & {path.name for path in (tmp_path / "photos#1").iterdir()}
+
+
+def test_a_later_unit_alone_tells_which_folder_was_embedded(tmp_path):
+    (tmp_path / "b#1.tar").write_bytes(b"")
+    shards = [f"{tmp_path}/photos#b/1000.jpg", f"{tmp_path}/b#1.tar", f"{tmp_path}/x#1/c#2.jpg"]
+    around = {
+        name: folder_around(f"{tmp_path}/{name}", shards) for name in ("photos/sel", "photos", "b/sel", "x#1/c/r")
+    }
+    assert around == {
+        "photos/sel": f"{tmp_path}/photos",
+        "photos": f"{tmp_path}/photos",
+        "b/sel": "",
+        "x#1/c/r": f"{tmp_path}/x#1/c",
+    }
+    assert folder_around(f"{tmp_path}/photos2", shards) == ""

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import pickle
 
 import pytest
 from reading import fetched
@@ -89,6 +90,11 @@ def test_a_file_uri_without_a_slash_starts_at_the_current_folder(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FenceError, match=f"{tmp_path}/a.jpg lies outside"):
         Fence(str(tmp_path / "in")).resolve("file://a.jpg")
+
+
+def test_a_fence_that_was_used_can_be_sent_to_a_worker(tmp_path):
+    fence = Fence(str(tmp_path))
+    assert fence.resolve("a.jpg") == pickle.loads(pickle.dumps(fence)).resolve("a.jpg") == f"{tmp_path}/a.jpg"
 
 
 def test_a_name_with_a_nul_is_a_reject(listed, tmp_path):
