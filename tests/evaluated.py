@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_filter import files
+from filtered import files
 from threadpoolctl import threadpool_limits
 
 from benchmarks.datasets import SETTINGS, write_rows

@@ -23,7 +23,7 @@ from evaluated import (  # noqa: F401
     write,
     write_classes,
 )
-from test_filter import files
+from filtered import files
 
 from benchmarks.datasets import write_rows
 from clip_transforms import EvaluateEmbeddings, evaluate_embeddings

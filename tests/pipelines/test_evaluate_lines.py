@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluated import ALL, ASKED, made_dataset, made_reference, made_trained, one, with_one_thread, write, write_classes  # noqa: F401
-from test_filter import files
+from filtered import files
 
 from benchmarks.datasets import write_rows
 from clip_transforms import evaluate_embeddings, filter_embeddings
