@@ -5,8 +5,11 @@ costs Python: for each batch it holds the interpreter's lock for 200 launches, a
 start-up, is compared with bare decoding: the same bytes to the same pixels, written plainly with Pillow and NumPy, in
 one process per core, with nothing else.
 
+With `--feeders`, processes without a model read, decode and write, and the process with the model only calls it.
+
 `--profile` also says how many milliseconds a sample costs by stage: of a core, and of the interpreter's lock, which
-only one thread of a process can hold. It needs `pip install py-spy`.
+only one thread of a process can hold; beside feeders it is the lock of the process with the model. It needs
+`pip install py-spy`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -31,8 +35,9 @@ from PIL import Image
 from benchmarks.commands import ROOT, embed_argv, seconds_of
 from benchmarks.inputs import model_flags, photographs, samples, write_folder, write_parquet, write_tars
 from benchmarks.machine import print_facts
+from clip_transforms.workers.machine import cores
 
-DISTINCT, SHARDS, ROW_GROUP = 32, 4, 1_000
+DISTINCT, SHARDS, ROW_GROUP = 32, 16, 1_000
 SIDE = 224
 RATE = 10_000  # pictures/s of the sleeping model
 SAMPLES_A_SECOND = 500  # of py-spy
@@ -73,6 +78,8 @@ STAGES = {
     "sitecustomize.py": "model",
     "clip_transforms/engine/decode.py": "hand over",
     "clip_transforms/engine/ahead.py": "hand over",
+    "clip_transforms/engine/far_model.py": "hand over",
+    "clip_transforms/run/child_process.py": "hand over",
     "clip_transforms/engine/": "rows",
     "clip_transforms/parts/": "write",
     "clip_transforms/run/": "other",
@@ -85,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", default=["64x64", "256x256", "640x480"], help="sizes (%(default)s)")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="formats (%(default)s)")
     parser.add_argument("--models", nargs="+", default=["free", "sleeping"], choices=["free", "sleeping"])
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="--processes (%(default)s)")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1], help="--processes (%(default)s)")
+    parser.add_argument("--feeders", nargs="+", type=int, default=[0, cores()], help="--feeders (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="number of interleaved rounds (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="measure the stages too, with py-spy")
     parser.add_argument("--model", default="ViT-B/32", help=argparse.SUPPRESS)
@@ -101,13 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             images = photographs(DISTINCT, *map(int, size.split("x")))
             for name in options.formats:
                 source = FORMATS[name](root / f"{name}-{size}", count, images)
-                for processes in options.processes:
-                    for model in options.models:
-                        run = Feed(root, source, [*flags, "--processes", str(processes)], model, count)
-                        line = compare(run, images, count, options.rounds)
-                        print(f"{size}, {name}, {processes} × {model}: {line}", flush=True)
-                        if options.profile:
-                            print("\n".join(f"    {text}" for text in run.profile()), flush=True)
+                ways = itertools.product(options.processes, options.feeders, options.models)
+                for processes, feeders, model in ways:
+                    run = Feed(root, source, [*flags, "--processes", str(processes)], model, feeders, count)
+                    line = compare(run, images, count, options.rounds)
+                    print(f"{size}, {name}, {processes} × {model}, {feeders} feeders: {line}", flush=True)
+                    if options.profile:
+                        print("\n".join(f"    {text}" for text in run.profile()), flush=True)
 
 
 def area_of(size: str) -> int:
@@ -141,8 +149,9 @@ FORMATS: dict[str, Callable[[Path, int, Sequence[bytes]], Path]] = {
 class Feed:
     """The command over one input with one stand-in."""
 
-    def __init__(self, root: Path, source: Path, flags: Sequence[str], model: str, count: int):
-        self.root, self.count = root, count
+    def __init__(self, root: Path, source: Path, flags: Sequence[str], model: str, feeders: int, count: int):
+        self.root, self.feeders, self.count = root, feeders, count
+        flags = [*flags, "--feeders", str(feeders)]
         self.argv = [*embed_argv(source, root / "out", flags), "--overwrite"]
         path = os.pathsep.join(filter(None, [str(root), str(ROOT), os.environ.get("PYTHONPATH")]))
         self.environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": path, "FEED_MODEL": model}
@@ -159,10 +168,11 @@ class Feed:
     def profile(self) -> list[str]:
         """Run it twice under py-spy; a line for cores and one for the lock, in milliseconds a sample by stage."""
         lines = []
-        for name, flags in (("core", []), ("lock", ["--gil"])):
+        below = [] if self.feeders else ["--subprocesses"]  # --processes has its models there
+        for name, flags in (("core", ["--subprocesses"]), ("lock", ["--gil", *below])):
             seconds_of(["rm", "-rf", self.root / "out"])
             stacks = self.root / "stacks.txt"
-            spy = ["py-spy", "record", "--subprocesses", "--full-filenames", "--format", "raw", "--nonblocking"]
+            spy = ["py-spy", "record", "--full-filenames", "--format", "raw", "--nonblocking"]
             spy += ["--rate", str(SAMPLES_A_SECOND), "--output", str(stacks), *flags, "--"]
             subprocess.run([*spy, *self.argv], env=self.environment, cwd=ROOT, check=True, capture_output=True)
             of_stage: Counter[str] = Counter()
@@ -178,7 +188,7 @@ class Feed:
 
 def stage_of(stack: str) -> str:
     """Return the stage of a stack as py-spy writes it, outermost function first; empty for what is no stage's."""
-    if "load_embedder" in stack or ("embed_units" not in stack and "engine/" not in stack):
+    if "load_embedder" in stack or not any(place in stack for place in ("embed_units", "engine/", "child_process")):
         return ""  # start-up and the end of the run
     for frame in reversed(stack.split(";")):
         for place, stage in STAGES.items():
@@ -197,9 +207,8 @@ def compare(run: Feed, images: Sequence[bytes], count: int, rounds: int) -> str:
 
 def bare_rate(images: Sequence[bytes], count: int) -> float:
     """Return the pictures/s of all cores that only decode, a process each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with concurrent.futures.ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        each = [pool.submit(_decode, images, count // cores) for _ in range(cores)]
+    with concurrent.futures.ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
+        each = [pool.submit(_decode, images, count // cores()) for _ in range(cores())]
         return sum(one.result() for one in each)
 
 

@@ -138,10 +138,11 @@ class EmbedShards(beam.PTransform):
 
     def run_here(self) -> dict[str, Any]:
         """Do the same without Beam, in this process or in several of this machine; the content of `run.json`."""
-        check_process_count(self._settings.processes)
+        check_process_count(self._settings.processes, self._settings.feeders)
         plan = self._made_plan(here=True, places=True)
         gpus = plan.places.gpus
-        job, self.run_folder = begin_run(plan, len(gpus) if len(gpus) > 1 else 0, self._command)
+        workers = len(gpus) if len(gpus) > 1 else 0
+        job, self.run_folder = begin_run(plan, workers, self._command, feeders=plan.places.feeders)
         self.run = job.run
         with self.run_folder:
             classes = embed_run_classes(job)
@@ -154,12 +155,14 @@ class EmbedShards(beam.PTransform):
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[PartResult]:
         """Write the plan, and wire the pipeline that starts from its URI."""
         options = pipeline.pipeline.options
-        check_processes(self._settings.processes, options)
+        check_processes(self._settings.processes, self._settings.feeders, options)
         plan = self._made_plan(here=is_direct(options), places=in_process(options))
-        gpus = plan.places.gpus if in_process(options) else ()
+        gpus, feeders = (plan.places.gpus, plan.places.feeders) if in_process(options) else ((), None)
         workers = len(gpus) if len(gpus) > 1 else workers_of(options)
+        if feeders is None:  # how many workers share a machine is known to the runner alone
+            feeders = self._settings.feeders or 0
         detached = not is_direct(options)
-        job, self.run_folder = begin_run(plan, workers, self._command, detached)
+        job, self.run_folder = begin_run(plan, workers, self._command, detached, feeders)
         self.run = job.run
         classes = pipeline | "Taxonomies" >> beam.Create([job.plan_uri]) | beam.ParDo(_EmbedClasses(job, detached))
         start = pipeline | "Plan" >> beam.Create([job.plan_uri])

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     options, beam_options = parse(embed_parser(), argv)
     settings = embed_settings(options)
     pipeline = make_pipeline(beam_options)
-    check_processes(settings.processes, beam_options)
+    check_processes(settings.processes, settings.feeders, beam_options)
     if is_direct(beam_options):
         check_device(settings.model.device)
     plan = plan_run(settings)

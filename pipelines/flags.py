@@ -169,9 +169,16 @@ def _method_flags(parser: CommandParser) -> None:
         type=int,
         metavar="N",
         help=_USUAL(
-            "processes on this machine, each with its own copy of the model; 0: as many a GPU as its memory and four "
-            "cores each allow, at most eight, or one per eight cores"
+            "processes on this machine, each with its own copy of the model; 0: as many a GPU as its memory and 32 "
+            "cores each allow, at least one, or one per eight cores"
         ),
+    )
+    add(
+        "--feeders",
+        type=int,
+        metavar="N",
+        help="processes without a model that read, decode and write for each process with one; 0: its threads do that "
+        "(default: one per core where a GPU of this machine embeds, else 0)",
     )
     add(
         "--retry_rejects",

@@ -150,9 +150,9 @@ def _has_ended(result: Any) -> bool:
 
 def _end(transform: Any) -> None:
     """Kill the workers of a run that a signal ends, and remove its temporary folder."""
-    for child in _children():
+    for process in _descendants(os.getpid()):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
     if transform.run_folder is not None:
         transform.run_folder.close()
 
@@ -185,13 +185,14 @@ def _cause(text: str) -> str:
     return said
 
 
-def _children() -> list[int]:
-    """Return the process ids of this process's children; none if the kernel does not list them."""
+def _descendants(pid: int) -> list[int]:
+    """Return the ids of the processes that a process started, and of theirs; none if the kernel does not list them."""
     try:
-        threads = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+        threads = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return []
-    return [int(pid) for pids in threads for pid in pids]
+    children = [int(child) for of_thread in threads for child in of_thread]
+    return [*children, *(further for child in children for further in _descendants(child))]
 
 
 @contextlib.contextmanager

@@ -8,18 +8,18 @@ import dataclasses
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from clip_transforms.clip.decoders import ImageError, set_up_decoders
 from clip_transforms.clip.preprocess import MAX_IMAGE_PIXELS, DecodedImage, Preprocessing, decode
 from clip_transforms.clip.tokenizer import Tokens, default_tokenizer
 from clip_transforms.engine.ahead import Ahead
+from clip_transforms.engine.calls import new_room
 from clip_transforms.engine.ceiling import Ceiling
 from schemas.samples import ALL_CAPTIONS
 
@@ -94,7 +94,7 @@ class DecodeAhead:
         threads: int,
         seconds: defaultdict[str, float] | None = None,
         max_pixels: int = MAX_IMAGE_PIXELS,
-        pinned: bool = False,
+        room: Callable[[tuple[int, ...]], np.ndarray] = new_room,
     ):
         """Store the settings; the threads start when iteration does.
 
@@ -105,9 +105,9 @@ class DecodeAhead:
             threads: the number of threads that decode.
             seconds: gets the seconds of reading, decoding and waiting, by stage.
             max_pixels: the largest number of pixels in one image, stored or resized.
-            pinned: whether to put pixels into pinned memory, from which a GPU copies faster.
+            room: returns memory for pixels; uint8 of a shape.
         """
-        self._pinned = pinned
+        self._room_for = room
         self._stream, self._preprocessing, self._ceiling = stream, preprocessing, ceiling
         self._threads, self._max_pixels = threads, max_pixels
         set_up_decoders()
@@ -170,12 +170,6 @@ class DecodeAhead:
         image_rows, caption_rows = [row for row, _ in images], [row for row, _ in captions]
         places = [(row, index) for row, index, _ in further]
         return _Waiting(unit, samples, pixels, image_rows, futures, tokens, caption_rows, places)
-
-    def _room_for(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return memory for pixels; uint8 of this shape."""
-        if self._pinned:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
-        return np.empty(shape, np.uint8)
 
     def _timed(self, function, *args):
         start = time.thread_time()

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_transforms.clip.model import ClipModel
 from clip_transforms.clip.model_spec import BATCH_SIZES
-from clip_transforms.engine.calls import Call, Caller, Calls, Embedded
+from clip_transforms.engine.calls import Call, Calls, CallsModel, Embedded
 from clip_transforms.engine.ceiling import Ceiling
 from clip_transforms.engine.decode import DecodedBatch
 
@@ -41,20 +40,30 @@ class ForwardedBatch:
 
 
 class Embedder:
-    """A process's model, and how it is fed."""
+    """A process's model, and how it is fed.
 
-    def __init__(self, model: ClipModel, batch_size: int = 0):
+    Attributes:
+        feeders: processes that feed it; a `run.feeders.Feeders`, or None.
+    """
+
+    def __init__(self, model: Any, batch_size: int = 0, caller: CallsModel | None = None):
         """Build one for all threads of a process to share.
 
         Args:
-            model: the loaded model.
+            model: the loaded `ClipModel`, or the `FarModel` that stands for another process's.
             batch_size: the number of pictures in a forward pass. Captions are grouped up to the number of tokens in
                 this many captions of full length. 0 chooses by the model's device.
+            caller: what calls the model; by default a `Caller`.
         """
+        if caller is None:
+            from clip_transforms.engine.caller import Caller  # not at the top: a feeder needs no torch
+
+            caller = Caller(model)
         self.model = model
         self.batch_size = batch_size or BATCH_SIZES[model.device.type]
         self.ceiling = Ceiling()
-        self.caller = Caller(model)
+        self.caller: Any = caller
+        self.feeders: Any = None
 
     def claim_memory(self) -> None:
         """Put as many whole batches through the model as are under way on a GPU; their memory stays with this process.
@@ -105,7 +114,7 @@ class Embedder:
         """Begin to embed a batch's pictures. While the ceiling is measured, nothing else may be under way."""
         samples, pictures, alone = batch.samples.num_rows, len(batch.pixels), self.ceiling.measuring
         call = calls.start("embed_images", batch.pixels, alone)
-        self.ceiling.add(samples, pictures, call.seconds if alone else 0.0)
+        self.ceiling.add(samples, pictures, call.device_seconds if alone else 0.0)
         return call
 
     def _embed_captions(self, batches: Sequence[DecodedBatch], calls: Calls) -> list[Embedded]:
@@ -125,7 +134,9 @@ class Embedder:
             embedded = call.result()
             found[chosen] = embedded.embeddings
             halved, overflowed = halved + embedded.halved, overflowed + embedded.overflowed
-        self.ceiling.add_captions(sum(b.samples.num_rows for b in batches), sum(call.seconds for call in started))
+        self.ceiling.add_captions(
+            sum(b.samples.num_rows for b in batches), sum(call.device_seconds for call in started)
+        )
         edges = np.cumsum([0, *(len(batch.tokens.ids) for batch in batches)])
         result = []
         for start, stop in zip(edges[:-1], edges[1:], strict=True):

@@ -60,7 +60,9 @@ class Beginning:
         return cls(**json.loads(storage.read_bytes(storage.join(folder, "begin.json"))))
 
 
-def begin_run(plan: RunPlan, workers: int, command: Sequence[str], detached: bool = False) -> tuple[Job, RunFolder]:
+def begin_run(
+    plan: RunPlan, workers: int, command: Sequence[str], detached: bool = False, feeders: int = 0
+) -> tuple[Job, RunFolder]:
     """Write the plan beside the output, and lock its folder.
 
     Args:
@@ -68,6 +70,7 @@ def begin_run(plan: RunPlan, workers: int, command: Sequence[str], detached: boo
         workers: number of workers that the runner's options ask for; 0 if this process does everything alone.
         command: the command line, for run.json.
         detached: whether the run goes on without this process.
+        feeders: number of feeders of each worker.
     Raises:
         FingerprintError: if another run began in the meantime, with other settings.
         PlanError: if a listing was changed in the meantime.
@@ -78,7 +81,7 @@ def begin_run(plan: RunPlan, workers: int, command: Sequence[str], detached: boo
     try:
         with folder.alone():
             made = _check_again(plan)
-            job = _job(plan, run, folder.uri, workers)
+            job = _job(plan, run, folder.uri, workers, feeders)
             _write_plan(plan, job, command)
             with writing():
                 _begin_dataset(plan, made, folder)
@@ -110,7 +113,7 @@ def _begin_dataset(plan: RunPlan, made: Mapping[str, Any] | None, folder: RunFol
         clear_success(settings.output)
 
 
-def _job(plan: RunPlan, run: str, folder: str, workers: int) -> Job:
+def _job(plan: RunPlan, run: str, folder: str, workers: int, feeders: int) -> Job:
     settings = plan.settings
     return Job(
         # Of the inputs one is enough, since workers read the plan: a runner's graph has no room for 100,000 names.
@@ -124,6 +127,7 @@ def _job(plan: RunPlan, run: str, folder: str, workers: int) -> Job:
         units=len(plan.units),
         pending=len(plan.pending),
         workers=workers,
+        feeders=feeders,
         launcher=os.getpid(),
     )
 

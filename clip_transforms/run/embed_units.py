@@ -22,6 +22,7 @@ from clip_transforms.labels.part import label_part, labels_footers
 from clip_transforms.parts.footers import part_uri
 from clip_transforms.parts.kept_footers import keep_footers
 from clip_transforms.parts.writer import PartSettings, UnitWriter
+from clip_transforms.run.feeders import Feeders
 from clip_transforms.run.job import Job, PlannedUnit, read_taxonomies, read_units
 from clip_transforms.run.summary import PartResult, versions
 from clip_transforms.shards.read_unit import read_unit
@@ -46,14 +47,20 @@ def embed_run_classes(job: Job) -> dict[str, str]:
 
 def load_embedder(job: Job) -> Any:
     """Load the model of this process, and let torch use this process's share of the cores."""
+    cores, spec = cores_of(job.launcher, job.workers), job.settings.model
+    feeders = Feeders(job.feeders) if job.feeders else None
+
     import torch  # not at the top: the launcher imports this module and needs no torch
 
     from clip_transforms.clip.checkpoints import load_checkpoint
     from clip_transforms.engine.forward import Embedder
 
-    torch.set_num_threads(cores_of(job.launcher, job.workers))
-    spec = job.settings.model
-    return Embedder(load_checkpoint(job.checkpoint, spec.device, spec.precision), job.settings.batch_size)
+    torch.set_num_threads(cores)
+    embedder = Embedder(load_checkpoint(job.checkpoint, spec.device, spec.precision), job.settings.batch_size)
+    if feeders is not None and (job.settings.feeders or embedder.model.device.type == "cuda"):
+        feeders.lend(job, embedder.caller, embedder.batch_size)
+        embedder.feeders = feeders
+    return embedder
 
 
 def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
@@ -66,8 +73,10 @@ def embed_task(task: tuple[int, int], job: Job, embedder: Any, classes: Mapping[
             yield _keep(planned, job, classes)
         else:
             pending.append(planned.unit)
-    if pending:
-        yield from embed_units(pending, job, embedder, classes)
+    if len(pending) > 1 and embedder.feeders:
+        yield from embedder.feeders.embed(pending, classes, PROGRESS)
+    elif pending:
+        yield from embed_units(pending, job, embedder, classes, cores_of(job.launcher, job.workers))
     if changed:
         keep_footers(job.output, job.kinds, changed)
 
@@ -115,7 +124,9 @@ class _UnitEnd:
     error: ShardError | None
 
 
-def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str]) -> Iterator[PartResult]:
+def embed_units(
+    units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str], cores: int
+) -> Iterator[PartResult]:
     """Embed the units of a task and commit the part of each. The stages before writing run ahead, even across units.
 
     Args:
@@ -123,6 +134,7 @@ def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping
         job: the run.
         embedder: the process's `engine.forward.Embedder`.
         classes: taxonomy → URI of its class embeddings.
+        cores: number of threads that decode.
     Yields:
         A PartResult as soon as a unit is committed.
     Raises:
@@ -135,7 +147,6 @@ def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping
     settings = _part_settings(job, embedder)
     classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
     seconds: defaultdict[str, float] = defaultdict(float)
-    cores = cores_of(job.launcher, job.workers)
     start = time.perf_counter()
     decoded = DecodeAhead(
         _read(units, job, embedder.batch_size),
@@ -144,7 +155,7 @@ def embed_units(units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping
         cores,
         seconds,
         job.settings.max_image_pixels,
-        pinned=embedder.model.device.type == "cuda",
+        room=embedder.caller.room,
     )
     embedded = Ahead(
         embedder.forward(_watched(decoded), seconds),

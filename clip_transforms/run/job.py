@@ -18,7 +18,8 @@ from clip_transforms.run.settings import Settings
 from clip_transforms.shards.unit import Unit
 
 _TASKS_PER_WORKER = 4
-_MAX_UNITS_PER_TASK = 64
+_MAX_UNITS_PER_TASK = 64  # for each feeder, if there are some
+_UNITS_A_FEEDER = 4  # at least, in a task: at its end feeders wait for the last one
 PLAN_ROWS = 4_096  # rows of a row group of the plan
 
 _ARROW = {"str": pa.string(), "int": pa.int64()}
@@ -70,6 +71,7 @@ class Job:
         units: number of units of this run. They are the first rows of the plan; units of other shares follow.
         pending: number of units to embed. They come first among this run's units.
         workers: number of workers that the runner's options ask for; 0 if the launcher does everything alone.
+        feeders: number of feeders of each worker.
         launcher: process id of the launcher; a worker process that it started ends with it.
     """
 
@@ -83,6 +85,7 @@ class Job:
     units: int
     pending: int
     workers: int
+    feeders: int
     launcher: int
 
     @property
@@ -115,7 +118,10 @@ class Job:
 
     def _cut(self, start: int, stop: int) -> list[tuple[int, int]]:
         units = stop - start
-        count = min(units, max(_TASKS_PER_WORKER * self.workers, -(-units // _MAX_UNITS_PER_TASK)))
+        count = max(_TASKS_PER_WORKER * self.workers, -(-units // (_MAX_UNITS_PER_TASK * max(1, self.feeders))))
+        if self.feeders:
+            count = min(count, max(1, self.workers, units // (_UNITS_A_FEEDER * self.feeders)))
+        count = min(units, count)
         edges = [start + units * i // max(1, count) for i in range(count + 1)]
         return list(zip(edges[:-1], edges[1:], strict=True))
 

@@ -16,7 +16,7 @@ from clip_transforms.workers.machine import cores, gpus_for
 
 MOST_A_GPU = 8  # together they feed more than any GPU embeds
 _CORES_EACH = 8  # beyond this, a second process gains more than further cores for one forward pass
-_CORES_A_FEEDER = 4  # with a little more, a process that feeds a GPU always holds the interpreter's lock
+_CORES_A_GPU = 32  # feeders on more of them would keep the interpreter's lock of a process always held
 
 # The estimate of a process's memory on a GPU. What a card really takes is unmeasured, so each process tries it out.
 _ROOM = 0.9  # fraction of the free memory that is planned with; the launcher may embed classes in the rest
@@ -37,10 +37,12 @@ class Places:
     Attributes:
         gpus: the GPU of each, as CUDA_VISIBLE_DEVICES names it; None without one. A single process is the launcher
             itself.
+        feeders: number of feeders of each.
         line: what is said of it before the run; empty if there is nothing to say.
     """
 
     gpus: tuple[str | None, ...]
+    feeders: int
     line: str
 
 
@@ -57,7 +59,7 @@ def find_places(settings: Settings, checkpoint: Checkpoint, pending: int) -> Pla
         count = max(1, min(settings.processes or cores() // _CORES_EACH, pending))
         places = [gpus[i % len(gpus)] if gpus else None for i in range(count)]
     else:
-        wanted = max(1, min(MOST_A_GPU, cores() // (len(gpus) * _CORES_A_FEEDER)))
+        wanted = max(1, min(MOST_A_GPU, cores() // (len(gpus) * _CORES_A_GPU)))
         most = [wanted] * len(gpus)
         if wanted > 1 and pending > len(gpus):
             need = process_bytes(checkpoint.architecture, settings.model.precision, settings.batch_size)
@@ -70,16 +72,24 @@ def find_places(settings: Settings, checkpoint: Checkpoint, pending: int) -> Pla
         dealt = [gpu for turn in range(wanted) for gpu, number in zip(gpus, most, strict=True) if turn < number]
         places = list(dealt[: max(1, pending)])
         why = why if len(places) == sum(most) else ""
-    return Places(tuple(places), _line(places, gpus, why) if pending else "")
-
-
-def _line(places: Sequence[str | None], gpus: Sequence[str], why: str) -> str:
-    if len(places) == 1 and not gpus:
-        return ""
     share = max(1, cores() // len(places))
+    feeders = _feeders(settings, share if gpus else 0, pending)
+    return Places(tuple(places), feeders, _line(places, gpus, share, feeders, why) if pending else "")
+
+
+def _feeders(settings: Settings, cores_with_gpu: int, pending: int) -> int:
+    """Return the number of feeders of a process. There are never more than units, and a single unit needs none."""
+    usual = cores_with_gpu if cores_with_gpu > 1 else 0  # on a single core they could only take turns
+    return min(usual if settings.feeders is None else settings.feeders, pending) if pending > 1 else 0
+
+
+def _line(places: Sequence[str | None], gpus: Sequence[str], share: int, feeders: int, why: str) -> str:
+    if len(places) == 1 and not gpus and not feeders:
+        return ""
     on = f" on {counted(len(set(places)), 'GPU')}" if gpus else ""
+    has = counted(share, "core") + (f" and {counted(feeders, 'feeder')}" if feeders else "")
     each = " each" if len(places) > 1 else ""
-    return f"{counted(len(places), 'process', 'processes')}{on}, {counted(share, 'core')}{each}{why}"
+    return f"{counted(len(places), 'process', 'processes')}{on}, {has}{each}{why}"
 
 
 def process_bytes(architecture: Architecture, precision: str, batch_size: int) -> int:

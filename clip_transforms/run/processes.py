@@ -6,27 +6,16 @@ Each process is a child of the launcher and ends with it. It gets one task at a 
 from __future__ import annotations
 
 import collections
-import contextlib
 import logging
-import os
-import pickle
 import queue
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from clip_transforms.parts.counts import counted
+from clip_transforms.run.child_process import ChildProcess, obituary, pass_on
 from clip_transforms.run.job import Job, read_units
 from clip_transforms.run.summary import PartResult
-from clip_transforms.workers.lifetime import how_it_ended
 
-_SECONDS = 0.5
-_SENT_TO_ALL = (signal.SIGTERM, signal.SIGHUP)  # schedulers and terminals send these to the launcher and its children
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -90,38 +79,23 @@ def _hand_out(
         elif kind == "result":
             process.done += not said.skipped
             yield said
-        elif kind == "progress":
-            progress.update(said)
-        elif kind == "log":
-            logging.getLogger(said[0]).log(*said[1:])
-        elif kind == "error":
-            error, lines = said
-            raise error from RuntimeError(f"in {process.name} (pid {process.pid}):\n{lines}")
-        else:
+        elif kind == "ended":
             running -= 1
             process.ended = True
             if not process.dismissed:
-                died.append(_obituary(process, code=said))
+                died.append(obituary(process, said, process.place, "--processes"))
                 if running:
                     _LOGGER.warning("%s died; the others go on with what is left", process.name)
+        else:
+            pass_on(process, kind, said, progress)
     if died:
         raise ChildProcessError(died[0])
 
 
-def _obituary(process: _Process, code: int) -> str:
-    """Say what is known about a process that ended too early."""
-    if -code in _SENT_TO_ALL:
-        time.sleep(_SECONDS)  # the launcher got the signal too, and is about to say so and end
-    cure = " (if memory ran out: fewer --processes need less)" if -code == signal.SIGKILL else ""
-    return f"{process.name} (pid {process.pid}) {how_it_ended(code)} {process.place}{cure}"
-
-
-class _Process:
+class _Process(ChildProcess):
     """The launcher's view of one of its processes.
 
     Attributes:
-        name: its name in messages, such as `process 2 of 4`.
-        pid: its process id.
         gpu: the GPU that it uses; None without one.
         done: number of units of its task that it has embedded.
         dismissed: whether it was told that there are no more tasks for it.
@@ -132,35 +106,16 @@ class _Process:
         """Start it.
 
         Args:
-            name: its name in messages.
+            name: its name in messages, such as `process 2 of 4`.
             gpu: the GPU that it may use, as CUDA_VISIBLE_DEVICES names it; None for every GPU of the launcher.
-            heard: receives (process, kind, content) for each message; when it ends, the kind is `ended` and the content
-                is its exit code.
+            heard: receives its messages.
         """
-        path = os.pathsep.join(filter(None, sys.path))  # so that the process finds the same modules as the launcher
-        environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
-        command = [sys.executable, "-m", "clip_transforms.run.child", str(os.getpid())]
-        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        assert self._popen.stdin is not None and self._popen.stdout is not None
-        self._to, self._from = self._popen.stdin, self._popen.stdout
-        self.name, self.pid, self.gpu = name, self._popen.pid, gpu
+        self.gpu = gpu
         self.done, self.dismissed, self.ended = 0, False, False
         self._task: tuple[int, int] | None = None
         self._shards: list[str] | None = None
-        self._thread = threading.Thread(target=self._listen, args=(heard,), name=name, daemon=True)
-        self._thread.start()
-
-    def _listen(self, heard: queue.SimpleQueue) -> None:
-        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it ended, perhaps in the middle of a message
-            while True:
-                heard.put((self, *pickle.load(self._from)))
-        heard.put((self, "ended", self._popen.wait()))
-
-    def tell(self, what: Any) -> None:
-        """Send it a message."""
-        with contextlib.suppress(BrokenPipeError):  # it died; `_listen` reports that
-            pickle.dump(what, self._to)
-            self._to.flush()
+        environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
+        super().__init__("clip_transforms.run.child", name, heard, environment)
 
     def begin(self, task: tuple[int, int] | None, job: Job) -> None:
         """Hand it a task; None tells it to end."""
@@ -185,12 +140,3 @@ class _Process:
         if self._shards is None:
             return "before its first unit"
         return f"in the middle of {self._shards[self.done]}" if self.done < len(self._shards) else "between two units"
-
-    def end(self) -> None:
-        """Kill it and wait until it has ended. Parts that are not whole have no final name, so nothing is damaged."""
-        self._popen.kill()
-        self._popen.wait()
-        self._thread.join()
-        with contextlib.suppress(BrokenPipeError):
-            self._to.close()
-        self._from.close()

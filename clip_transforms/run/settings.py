@@ -48,7 +48,9 @@ class Settings:
         retry_rejects: `read` embeds committed units again that have a reject of stage `read`, `all` those with any.
         overwrite: whether a dataset made with other settings may be replaced.
         processes: number of processes on this machine, unless the runner starts workers itself; 0 means as many a GPU
-            as its memory and four cores each allow, at most eight, or one per eight cores without a GPU.
+            as its memory and 32 cores each allow, at least one, or one per eight cores without a GPU.
+        feeders: number of processes without a model that read, decode and write for each process with one; 0 leaves
+            that to its threads. None means one per core where a GPU of this machine embeds, and 0 elsewhere.
         units: `i/n` does every n-th unit of the plan, starting with unit i (from 0); None does all.
     """
 
@@ -68,6 +70,7 @@ class Settings:
     retry_rejects: str = ""
     overwrite: bool = False
     processes: int = 0
+    feeders: int | None = None
     units: str | None = None
 
     def __post_init__(self):
@@ -100,6 +103,8 @@ class Settings:
             raise ValueError(
                 f"--processes is {self.processes}, but it must be 1 or more, or 0 to choose by the machine"
             )
+        if self.feeders is not None and self.feeders < 0:
+            raise ValueError(f"--feeders is {self.feeders}, but it must be 0 or more; omit it for as many as are usual")
         i, n = self.share
         if i >= n:
             raise ValueError(

@@ -70,20 +70,25 @@ def check_device(device: str) -> None:
         )
 
 
-def check_process_count(asked: int) -> None:
+def check_process_count(processes: int, feeders: int | None) -> None:
     """Refuse more processes than any machine of this size could use.
 
     Args:
-        asked: value of `--processes`.
+        processes: value of `--processes`.
+        feeders: value of `--feeders`; None without the flag.
     Raises:
         ValueError: naming the largest number.
     """
     most = _PROCESSES_PER_CORE * cores()
-    if asked > most:
+    room = f"({_PROCESSES_PER_CORE} for each of the {counted(cores(), 'core')} of this machine)"
+    if processes > most:
         raise ValueError(
-            f"--processes is {asked}, but it must be 1 to {most} ({_PROCESSES_PER_CORE} for each of the "
-            f"{counted(cores(), 'core')} of this machine), or 0 to choose the number by the machine"
+            f"--processes is {processes}, but it must be 1 to {most} {room}, or 0 to choose the number by the machine"
         )
+    most //= max(1, processes)
+    if feeders is not None and feeders > most:
+        beside = f" beside --processes {processes}" if processes > 1 else ""
+        raise ValueError(f"--feeders is {feeders}, but{beside} it must be 0 to {most} {room}")
 
 
 def gpus_for(device: str) -> list[str]:

@@ -48,16 +48,17 @@ def _running_mode(options: Options) -> str | None:
     return options.get_all_options().get("direct_running_mode")
 
 
-def check_processes(asked: int, options: Options) -> None:
+def check_processes(asked: int, feeders: int | None, options: Options) -> None:
     """Refuse our own processes where the runner starts the workers.
 
     Args:
         asked: value of `--processes`.
+        feeders: value of `--feeders`; None without the flag.
         options: the runner's options.
     Raises:
         ValueError: naming the flag that conflicts.
     """
-    check_process_count(asked)
+    check_process_count(asked, feeders if is_direct(options) else None)
     if not asked or in_process(options):
         return
     flag = f"--runner {options.get_all_options().get('runner')}"

@@ -11,7 +11,8 @@ from conftest import picture
 from test_forward import batch
 
 from clip_transforms.clip.checkpoints import load
-from clip_transforms.engine.calls import Call, Caller, Gpu
+from clip_transforms.engine.caller import Caller, Gpu
+from clip_transforms.engine.calls import Call
 from clip_transforms.engine.decode import DecodeAhead
 from clip_transforms.engine.forward import Embedder, ForwardedBatch
 

@@ -11,12 +11,14 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from conftest import ROOT, picture
 from PIL import Image
 
 from clip_transforms.clip.plain_jpeg import PlainJpeg
 from clip_transforms.clip.preprocess import Preprocessing, decode, decode_image
 from clip_transforms.engine import decode as decode_module
+from clip_transforms.engine.caller import Caller
 from clip_transforms.engine.ceiling import Ceiling
 from clip_transforms.engine.decode import DecodeAhead, DecodedBatch
 from schemas.samples import samples_schema
@@ -244,15 +246,17 @@ def test_the_ceiling_warms_up_once_and_needs_five_batches_or_two_seconds():
 
 
 def test_pixels_for_a_gpu_lie_in_pinned_memory(monkeypatch):
-    made, original = [], decode_module.torch.empty
+    made, original = [], torch.empty
 
     def empty(*args, pin_memory=False, **more):
         made.append(pin_memory)  # pinned memory needs a GPU, which may be missing here
         return original(*args, **more)
 
-    monkeypatch.setattr(decode_module.torch, "empty", empty)
+    monkeypatch.setattr(torch, "empty", empty)
     for pinned in (False, True):
-        (out,) = DecodeAhead([(0, batch(0, 2))], Preprocessing(32), measured(), 2, pinned=pinned)
+        caller = Caller(type("Model", (), {"device": torch.device("cpu")}))
+        caller.gpu = caller if pinned else None
+        (out,) = DecodeAhead([(0, batch(0, 2))], Preprocessing(32), measured(), 2, room=caller.room)
         np.testing.assert_array_equal(out.pixels[1], decode_image(picture(1), 32))
         assert made == [True] * pinned
 

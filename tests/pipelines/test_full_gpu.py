@@ -19,10 +19,16 @@ from conftest import command, files_of, make_tar, rows_of
 
 from clip_transforms import ClipSpec, embed_shards
 from clip_transforms.run import child, embed_units, places, processes
+from clip_transforms.run.parent import Parent, Progress
 
 UNITS = 20
 LATE = "when the other has left"
 SAID = "CUDA out of memory. Tried to allocate 20.00 MiB"
+
+
+class _Launcher(Parent):
+    def __init__(self, hear, tell):
+        self.hear, self.tell = hear, tell
 
 
 class Thread(processes._Process):
@@ -40,9 +46,9 @@ class Thread(processes._Process):
         self._thread.start()
 
     def _work(self):
-        launcher = type("Launcher", (), {"hear": lambda _: self._told.get(), "tell": lambda _, *said: self._say(*said)})
+        launcher = _Launcher(self._told.get, self._say)
         try:
-            child._work(launcher())
+            child._work(launcher)
         except Exception as error:
             self._say("error", (error, traceback.format_exc()))
         self._say("ended", 0)
@@ -132,7 +138,7 @@ def run(inputs, alone, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(root, "handlers", list(root.handlers))  # a process replaces them by its own
     monkeypatch.setattr(processes._LOGGER, "warning", lambda text, *args: said.append(text % args))
     monkeypatch.setattr(processes, "_Process", Thread)
-    monkeypatch.setattr(child._Progress, "keep_telling", lambda self: None)
+    monkeypatch.setattr(Progress, "_keep_telling", lambda self: None)
     monkeypatch.setattr(Thread, "tasks", [])
     monkeypatch.setattr(Thread, "both", threading.Event())
     monkeypatch.setattr(Thread, "left", threading.Event())

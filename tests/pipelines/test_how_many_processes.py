@@ -59,12 +59,13 @@ def test_the_number_of_processes_without_a_gpu(asked, cores, pending, expected, 
 @pytest.mark.parametrize(
     "gpus, cores, pending, expected, said",
     [
-        ({"0": 80 * GB}, 16, 100, ["0"] * 4, "4 processes on 1 GPU, 4 cores each"),
-        ({"0": 80 * GB}, 16, 3, ["0"] * 3, "3 processes on 1 GPU, 5 cores each"),
-        ({"0": 80 * GB}, 7, 100, ["0"], "1 process on 1 GPU, 7 cores"),
-        ({"0": 80 * GB}, 200, 100, ["0"] * 8, "8 processes on 1 GPU, 25 cores each"),
-        ({"3": 80 * GB, "5": 80 * GB}, 16, 100, ["3", "5", "3", "5"], "4 processes on 2 GPUs, 4 cores each"),
-        ({"3": 80 * GB, "5": 80 * GB}, 16, 3, ["3", "5", "3"], "3 processes on 2 GPUs, 5 cores each"),
+        ({"0": 80 * GB}, 16, 100, ["0"], "1 process on 1 GPU, 16 cores and 16 feeders"),
+        ({"0": 80 * GB}, 63, 3, ["0"], "1 process on 1 GPU, 63 cores and 3 feeders"),
+        ({"0": 80 * GB}, 16, 1, ["0"], "1 process on 1 GPU, 16 cores"),
+        ({"0": 80 * GB}, 128, 100, ["0"] * 4, "4 processes on 1 GPU, 32 cores and 32 feeders each"),
+        ({"0": 80 * GB}, 300, 100, ["0"] * 8, "8 processes on 1 GPU, 37 cores and 37 feeders each"),
+        ({"3": 80 * GB, "5": 80 * GB}, 16, 100, ["3", "5"], "2 processes on 2 GPUs, 8 cores and 8 feeders each"),
+        ({"3": 80 * GB, "5": 80 * GB}, 128, 3, ["3", "5", "3"], "3 processes on 2 GPUs, 42 cores and 3 feeders each"),
         ({"0": 0, "1": 0, "2": 0}, 2, 100, ["0", "1", "2"], "3 processes on 3 GPUs, 1 core each"),
         ({"0": 80 * GB}, 16, 0, ["0"], ""),
     ],
@@ -79,13 +80,23 @@ FULL = "as many as the free memory of the GPUs has room for"
 @pytest.mark.parametrize(
     "gpus, checkpoint, expected, said",
     [
-        ({"0": 8 * GB}, B32, ["0"] * 3, f"3 processes on 1 GPU, 5 cores each, {FULL}"),
-        ({"0": 24 * GB}, L14, ["0"] * 3, f"3 processes on 1 GPU, 5 cores each, {FULL}"),
-        ({"0": 28 * GB}, L14, ["0"] * 4, "4 processes on 1 GPU, 4 cores each"),
-        ({"0": 1 * GB}, B32, ["0"], f"1 process on 1 GPU, 16 cores, {FULL}"),
-        ({"a": 1 * GB, "b": 8 * GB}, B32, ["a", "b", "b"], f"3 processes on 2 GPUs, 5 cores each, {FULL}"),
-        ({"0": 0}, B32, ["0"], f"1 process on 1 GPU, 16 cores, {FULL}"),
-        ({"0": None}, B32, ["0"], "1 process on 1 GPU, 16 cores, since the free memory of a GPU is not known"),
+        ({"0": 8 * GB}, B32, ["0"] * 3, f"3 processes on 1 GPU, 42 cores and 42 feeders each, {FULL}"),
+        ({"0": 24 * GB}, L14, ["0"] * 3, f"3 processes on 1 GPU, 42 cores and 42 feeders each, {FULL}"),
+        ({"0": 28 * GB}, L14, ["0"] * 4, "4 processes on 1 GPU, 32 cores and 32 feeders each"),
+        ({"0": 1 * GB}, B32, ["0"], f"1 process on 1 GPU, 128 cores and 100 feeders, {FULL}"),
+        (
+            {"a": 1 * GB, "b": 8 * GB},
+            B32,
+            ["a", "b", "b"],
+            f"3 processes on 2 GPUs, 42 cores and 42 feeders each, {FULL}",
+        ),
+        ({"0": 0}, B32, ["0"], f"1 process on 1 GPU, 128 cores and 100 feeders, {FULL}"),
+        (
+            {"0": None},
+            B32,
+            ["0"],
+            "1 process on 1 GPU, 128 cores and 100 feeders, since the free memory of a GPU is not known",
+        ),
     ],
     ids=[
         "two fewer",
@@ -98,20 +109,35 @@ FULL = "as many as the free memory of the GPUs has room for"
     ],
 )
 def test_a_gpu_with_less_memory_has_fewer_processes_and_at_least_one(gpus, checkpoint, expected, said, found):
-    cores = 16 if len(gpus) == 1 else 17
-    assert found(gpus, cores, 100, checkpoint=checkpoint) == (expected, said)
+    assert found(gpus, 128, 100, checkpoint=checkpoint) == (expected, said)
 
 
 def test_the_number_that_was_asked_for_is_exact_and_no_gpu_is_asked(found, monkeypatch):
     gpus = {"3": 1, "5": 1}
     assert found(gpus, 2, 100, asked=5) == (["3", "5", "3", "5", "3"], "5 processes on 2 GPUs, 1 core each")
     assert found(gpus, 2, 2, asked=5)[0] == ["3", "5"]
-    assert found(gpus, 64, 100, asked=1) == (["3"], "1 process on 1 GPU, 64 cores")
+    assert found(gpus, 64, 100, asked=1) == (["3"], "1 process on 1 GPU, 64 cores and 64 feeders")
+
+
+@pytest.mark.parametrize(
+    "feeders, gpus, cores, pending, said",
+    [
+        (0, {"0": GB}, 16, 100, "1 process on 1 GPU, 16 cores"),
+        (40, {"0": GB}, 16, 100, "1 process on 1 GPU, 16 cores and 40 feeders"),
+        (2, {}, 2, 100, "1 process, 2 cores and 2 feeders"),
+        (1, {}, 2, 100, "1 process, 2 cores and 1 feeder"),
+        (2, {}, 2, 1, ""),
+        (0, {}, 2, 100, ""),
+        (3, {}, 16, 100, "2 processes, 8 cores and 3 feeders each"),
+    ],
+)
+def test_there_are_as_many_feeders_as_were_asked_for_where_there_are_units(feeders, gpus, cores, pending, said, found):
+    assert found(gpus, cores, pending, feeders=feeders)[1] == said
 
 
 def test_no_gpu_is_asked_for_its_memory_where_each_has_one_process(found, monkeypatch):
     asked = []
-    for gpus, cores, pending in (({"0": GB}, 64, 1), ({"0": GB}, 7, 100), ({"0": GB, "1": GB}, 64, 2)):
+    for gpus, cores, pending in (({"0": GB}, 64, 1), ({"0": GB}, 63, 100), ({"0": GB, "1": GB}, 128, 2)):
         monkeypatch.setattr(places, "gpus_for", lambda device, gpus=gpus: list(gpus))
         monkeypatch.setattr(places, "cores", lambda cores=cores: cores)
         monkeypatch.setattr(places, "free_bytes", asked.append)
@@ -186,8 +212,25 @@ def test_a_container_that_allows_fewer_cores_than_the_machine_has_is_heeded(quot
 )
 def test_processes_beside_workers_of_the_runner_are_refused(asked, flags, said):
     with pytest.raises(ValueError, match=said):
-        check_processes(asked, PipelineOptions(flags))
-    check_processes(0, PipelineOptions(flags))
+        check_processes(asked, None, PipelineOptions(flags))
+    check_processes(0, None, PipelineOptions(flags))
+
+
+@pytest.mark.parametrize(
+    "processes, feeders, said",
+    [
+        (0, 33, "--feeders is 33, but it must be 0 to 32 "),
+        (4, 9, "--feeders is 9, but beside --processes 4 it must be 0 to 8 "),
+    ],
+)
+def test_more_feeders_than_any_machine_could_use_are_refused(processes, feeders, said, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    with pytest.raises(ValueError, match=said):
+        check_processes(processes, feeders, PipelineOptions())
+    check_processes(processes, feeders - 1, PipelineOptions())
+    check_processes(0, 999, PipelineOptions(["--runner=FlinkRunner"]))  # the workers' machines may be larger
+    with pytest.raises(ValueError, match="--feeders is -1, but it must be 0 or more"):
+        Settings(("in",), "out", B32_SPEC, feeders=-1)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +280,7 @@ def test_workers_of_the_runner_are_not_announced_as_processes_of_ours(tmp_path, 
 
 def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
     job = object.__new__(Job)
-    for name, value in {"units": 1000, "pending": 10, "workers": 2}.items():
+    for name, value in {"units": 1000, "pending": 10, "workers": 2, "feeders": 0}.items():
         object.__setattr__(job, name, value)
     tasks = job.tasks()
     assert tasks[:8] == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
@@ -245,5 +288,11 @@ def test_what_is_pending_lies_first_and_is_cut_into_tasks_of_its_own():
     object.__setattr__(job, "workers", 0)
     assert job.tasks()[0] == (0, 10), "a process alone waits at the end of a task for nobody's sake"
     assert max(stop - start for start, stop in job.tasks()) <= 64
+    object.__setattr__(job, "feeders", 8), object.__setattr__(job, "pending", 1000)
+    assert job.tasks() == [(0, 500), (500, 1000)], "a task has 64 units for each feeder at most"
+    object.__setattr__(job, "workers", 2), object.__setattr__(job, "pending", 100)
+    assert job.tasks()[:3] == [(0, 33), (33, 66), (66, 100)], "and four at least"
+    object.__setattr__(job, "pending", 20)
+    assert job.tasks()[:2] == [(0, 10), (10, 20)], "but every worker has one"
     object.__setattr__(job, "units", 0), object.__setattr__(job, "pending", 0)
     assert job.tasks() == []

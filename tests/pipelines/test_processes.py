@@ -17,7 +17,7 @@ from forked import Process
 from servers import wait_for
 from test_runners import alive, assert_same, children
 
-from clip_transforms.run import child, processes
+from clip_transforms.run import parent, processes
 from clip_transforms.run.embed_units import PROGRESS
 from clip_transforms.run.summary import PartResult
 
@@ -232,8 +232,8 @@ class _AwkwardError(Exception):
 
 def test_every_error_arrives_also_one_that_does_not_pickle():
     error = OSError(28, "No space left on device", "/x")
-    assert child._sendable(error) is error
-    sent = child._sendable(_AwkwardError(1, 2))
+    assert parent.sendable(error) is error
+    sent = parent.sendable(_AwkwardError(1, 2))
     assert type(sent) is RuntimeError and str(sent) == "_AwkwardError: 1 and 2"
     with pytest.raises(RuntimeError, match="_AwkwardError") as raised:
         next(_Told(("error", (sent, "Traceback of the process"))).hand_out(Counter()))

@@ -11,7 +11,6 @@ from conftest import make_tar, picture, write_tar
 
 from clip_transforms.clip.checkpoints import load
 from clip_transforms.clip.model_spec import ClipSpec
-from clip_transforms.engine import decode
 from clip_transforms.engine.forward import Embedder
 from clip_transforms.parts.writer import UnitWriter
 from clip_transforms.run import embed_units
@@ -67,18 +66,19 @@ def test_the_model_gets_the_threads_of_its_share_of_the_cores(begun, tmp_path, m
 
 @pytest.mark.parametrize("device, pinned", [("cpu", False), ("cuda", True)])
 def test_pixels_are_pinned_where_a_gpu_copies_them(device, pinned, begun, tmp_path, tiny_checkpoint, monkeypatch):
-    asked, original = [], decode.torch.empty
+    asked, original = [], torch.empty
 
     def empty(*args, **more):
         if more.get("dtype") == torch.uint8 and "pin_memory" in more:
             asked.append(more.pop("pin_memory"))  # here is no GPU that could give such memory
         return original(*args, **more)
 
-    monkeypatch.setattr(decode.torch, "empty", empty)
+    monkeypatch.setattr(torch, "empty", empty)
     job, units = begun(make_tar(tmp_path / "a.tar", 3))
     embedder = Embedder(Model(load(tiny_checkpoint, "cpu")))
-    embedder.model.device = torch.device(device)
-    (result,) = embed_units.embed_units(units, job, embedder, {})
+    if device == "cuda":
+        embedder.caller.gpu = type("Full", (), {"start": lambda *_: None})()  # each batch is then embedded on the CPU
+    (result,) = embed_units.embed_units(units, job, embedder, {}, 1)
     assert result.counts["image.embedded"] == 3 and all(asked) and bool(asked) == pinned
 
 
@@ -95,7 +95,7 @@ def test_the_model_runs_ahead_of_a_slow_writer_no_further_than_its_bound(begun, 
     monkeypatch.setattr(embed_units, "MAX_WAITING_BYTES", 1)
     before = set(threading.enumerate())
     embedder = Embedder(model, 2)
-    (result,) = embed_units.embed_units(units, job, embedder, {})
+    (result,) = embed_units.embed_units(units, job, embedder, {}, 1)
     assert result.counts["image.embedded"] == 24 and set(threading.enumerate()) <= before
     assert seen == [min(place + 2, 12) for place in range(12)], (
         "one batch in the writer's hands, and one made meanwhile"
@@ -118,7 +118,7 @@ def test_it_is_done_while_a_task_goes_on(begun, tmp_path, tiny_checkpoint, monke
     monkeypatch.setattr(embed_units, "give_back_memory", lambda: done.append(1))
     for seconds, times in ((3600, 0), (0, 6)):  # five batches and the end mark
         monkeypatch.setattr(embed_units, "_TRIM_SECONDS", seconds)
-        list(embed_units.embed_units(units, job, Embedder(load(tiny_checkpoint, "cpu"), 4), {}))
+        list(embed_units.embed_units(units, job, Embedder(load(tiny_checkpoint, "cpu"), 4), {}, 1))
         assert len(done) == times
 
 
