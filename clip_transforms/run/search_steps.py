@@ -110,7 +110,7 @@ class _Search(Step):
         run, (name, digest, number, shard) = self.run, part
         wanted = None
         if run.rows is not None:
-            left = run.rows.candidates(run.dataset, [(name, digest)]).left
+            left = run.rows.candidates(run.dataset, [(name, digest)], all_rows=True).left
             wanted = np.zeros(left.starts[-1], bool)
             wanted[left.places] = True
             counts["selected"] += len(left.places)
@@ -172,7 +172,7 @@ class _SearchIndex(_Search):
         selected = {}
         for name, digest, *_ in parts:
             assert self.run.rows is not None
-            left = self.run.rows.candidates(self.run.dataset, [(name, digest)], ["row"]).left
+            left = self.run.rows.candidates(self.run.dataset, [(name, digest)], ["row"], all_rows=True).left
             selected[name] = left.tables[name].column("row").to_numpy()[left.places]
         return selected
 

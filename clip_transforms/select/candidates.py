@@ -23,7 +23,7 @@ class Left:
     """The rows that are left while conditions drop some; `Left.all_of` begins.
 
     Attributes:
-        tables: name of a part → the columns that were read, of all its rows.
+        tables: name of a part → the columns that were read, of all its rows or of those that a condition let through.
         places: int64 [m], places of the rows that are left, ascending.
         counts: what became of the others: `seen`, `null` or `dropped.<reason>` → int64 [p], a number for each part.
     """
@@ -40,8 +40,8 @@ class Left:
 
     @functools.cached_property
     def starts(self) -> np.ndarray:
-        """Place of the first row of each part, and the number of all rows, int64 [p + 1]."""
-        return np.concatenate([[0], np.cumsum(self.counts["seen"])])
+        """Place of the first row of each part, and the number of all rows in the tables, int64 [p + 1]."""
+        return np.cumsum([0, *(table.num_rows for table in self.tables.values())])
 
     @functools.cached_property
     def bounds(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from clip_transforms.parts.reader import KEYS, DatasetError, read_table
 from clip_transforms.select.candidates import Candidates, Left, evaluated
 from clip_transforms.select.expression import Expression, names_of
 from clip_transforms.select.fence import taxonomy_of
+from clip_transforms.select.passed import floats_of, read_passed
 from clip_transforms.select.sample import sampled
 from clip_transforms.select.selection import Selection
 from schemas.embeddings import EMBEDDINGS
@@ -39,6 +40,7 @@ class Filter:
         sample_fraction, seed: the seeded sample that is taken; None for no sample.
         selection: which rows are looked at.
         classes: taxonomy whose labels are read → what they are made with; see `check_labels`.
+        floats: columns of the conditions that are floats, if DuckDB may read the files; see `select/passed.py`.
     """
 
     where: Expression | None
@@ -49,6 +51,7 @@ class Filter:
     seed: int
     selection: Selection
     classes: Mapping[str, str]
+    floats: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -78,7 +81,8 @@ class Filter:
         rank = _expression("--by", (by or "clip_score") if ranks else None, schema)
         used = {taxonomy_of(name) for name in names_of([condition, rank])}
         classes = check_labels(dataset.uri, dataset.digests, sorted(used & set(dataset.taxonomies)))
-        made = cls(condition, rank, *numbers, Selection.open(dataset, selection), classes)
+        floats = floats_of(schema, names_of([condition, rank]))
+        made = cls(condition, rank, *numbers, Selection.open(dataset, selection), classes, floats)
         made._try_out(dataset)
         return made
 
@@ -114,7 +118,12 @@ class Filter:
         return np.dtype(self.by.rank if self.by else "float32")
 
     def candidates(
-        self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str] = (), cure: str = _BEGUN
+        self,
+        dataset: str,
+        parts: Sequence[tuple[str, str]],
+        also: Sequence[str] = (),
+        cure: str = _BEGUN,
+        all_rows: bool = False,
     ) -> Candidates:
         """Find the rows of some parts that may stay, before the best of them are known.
 
@@ -123,16 +132,21 @@ class Filter:
             parts: (name, digest) of the parts, at least one; all their columns that are needed must fit into memory.
             also: columns to read besides.
             cure: what a user can do if an expression fails, for the message.
+            all_rows: whether the tables must hold the rows that `where` drops too, so that places are those of a part.
         Raises:
             DatasetError: if a part has another digest by now, or labels of other classes.
             ExpressionError: if an expression fails on a row.
         """
-        left = Left.all_of(dict(self._read(dataset, parts, also)))
+        passed = None
+        if self.where and self.floats is not None and not self.selection.places and not all_rows:
+            columns = self._columns(also, [self.by])
+            passed = read_passed(dataset, parts, self.where, columns, self.floats, self.classes)
+        left = passed[0] if passed else Left.all_of(dict(self._read(dataset, parts, also)))
         if self.selection.places:
             masks = [self.selection.mask(part, table.column("row")) for part, table in left.tables.items()]
             left = left.keep("dropped.selection", np.concatenate(masks))
         if self.where:
-            truth = evaluated(self.where, left, cure)
+            truth = passed[1] if passed else evaluated(self.where, left, cure)
             left = left.keep("null", valid := truth.is_valid().to_numpy(zero_copy_only=False))
             left = left.keep("dropped.where", pc.fill_null(truth, False).to_numpy(zero_copy_only=False)[valid])
         if self.sample_fraction is not None:
@@ -145,13 +159,18 @@ class Filter:
         self, dataset: str, parts: Sequence[tuple[str, str]], also: Sequence[str]
     ) -> Iterator[tuple[str, pa.Table]]:
         """Yield the columns of each part that are needed."""
-        names = {*names_of([self.where, self.by]), *also}
-        names |= {"row"} if self.selection.places else set()
-        names |= {"shard", "row"} if self.sample_fraction is not None else set()
+        names = self._columns(also, [self.where, self.by])
         labels = {f"labels/{taxonomy}": digest for taxonomy, digest in self.classes.items()}
         for part, digest in parts:
             made_from = {"embeddings": digest, **labels}
-            yield part, read_table(dataset, part, sorted(names or {"row"}), [*self.classes], made_from=made_from)
+            yield part, read_table(dataset, part, names, [*self.classes], made_from=made_from)
+
+    def _columns(self, also: Sequence[str], expressions: Sequence[Expression | None]) -> list[str]:
+        """Return the columns that are needed, at least one."""
+        names = {*names_of(expressions), *also}
+        names |= {"row"} if self.selection.places else set()
+        names |= {"shard", "row"} if self.sample_fraction is not None else set()
+        return sorted(names or {"row"})
 
     def _sampled(self, left: Left, fraction: float) -> np.ndarray:
         """Say which of the rows that are left are in the sample."""

@@ -1,6 +1,8 @@
 """SQL expressions: what they mean, and what they cannot reach."""
 
 import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -296,3 +298,15 @@ def test_the_connection_itself_reaches_nothing(secret):
         with pytest.raises(duckdb.Error):
             open_connection().execute(sql)
     assert secret.read_text() == "a,b\n1,2\n"
+
+
+def test_the_connection_cannot_write_to_the_folder_of_its_temporary_files(tmp_path, monkeypatch):
+    """DuckDB allows that folder, `.tmp` where the process works, whatever else is forbidden."""
+    (tmp_path / ".tmp").mkdir()
+    code = (
+        "from clip_transforms.select.fence import open_connection\n"
+        "open_connection().execute(\"COPY (SELECT 1) TO '.tmp/a.csv'\")"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "Permission" in done.stderr.splitlines()[-1] and not list((tmp_path / ".tmp").iterdir())
