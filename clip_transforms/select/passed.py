@@ -19,6 +19,7 @@ from clip_transforms.parts.footers import part_uri, read_footer
 from clip_transforms.select.candidates import Left
 from clip_transforms.select.expression import Expression
 from clip_transforms.select.fence import query_files, taxonomy_of, texts
+from schemas.provenance import Footer
 
 # Types that DuckDB reads from Parquet as from Arrow, and whose values it returns as they were.
 _PLAIN = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_float32, pa.types.is_float64)
@@ -66,13 +67,13 @@ def read_passed(
     paths = {kind: [storage.local_path(part_uri(dataset, kind, part)) or "" for part, _ in parts] for kind in kinds}
     if not all(path and not _PATTERN & set(path) for of_kind in paths.values() for path in of_kind):
         return None
+    names = [name for name in columns if name != "shard"]  # as a text for each row it would be half of the work
+    folders = [os.path.dirname(of_kind[0]) for of_kind in paths.values()]
     try:
         before = _stamps(paths)
-        if (seen := _rows(dataset, parts, classes)) is None:
+        if (footers := _footers(dataset, parts, classes)) is None:
             return None
-        found = query_files(
-            _query(paths, where, columns, floats), [os.path.dirname(of_kind[0]) for of_kind in paths.values()]
-        )
+        found = query_files(_query(paths, where, names, floats), folders)
         if before != _stamps(paths):  # the footers might be those of other files
             return None
     except (OSError, duckdb.Error) as error:
@@ -80,9 +81,14 @@ def read_passed(
             raise
         return None
     bounds = np.searchsorted(found.column(0).to_numpy(), np.arange(len(parts) + 1))
-    rows = found.select(range(2, found.num_columns)).rename_columns(list(columns))
-    tables = {part: rows.slice(a, b - a) for (part, _), a, b in zip(parts, bounds, bounds[1:], strict=False)}
+    tables = {}
+    for (part, _), footer, start, stop in zip(parts, footers, bounds, bounds[1:], strict=False):
+        rows = found.slice(start, stop - start)
+        values = dict(zip(names, rows.columns[2:], strict=True))
+        shards = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [footer["shard"]])
+        tables[part] = pa.table({name: values.get(name, shards) for name in columns})
     left = Left.all_of(tables)
+    seen = np.array([footer["counts"]["rows"] for footer in footers])
     counts = {"seen": seen, "null": np.zeros_like(seen), "dropped.where": seen - left.counts["seen"]}
     return Left(tables, left.places, counts), found.column(1).combine_chunks()
 
@@ -93,19 +99,20 @@ def _stamps(paths: Mapping[str, Sequence[str]]) -> list[tuple[int, ...]]:
     return [(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in infos]
 
 
-def _rows(dataset: str, parts: Sequence[tuple[str, str]], classes: Mapping[str, str]) -> np.ndarray | None:
-    """Return the number of rows of each part; None if files do not belong together, or have changed."""
-    rows = []
+def _footers(dataset: str, parts: Sequence[tuple[str, str]], classes: Mapping[str, str]) -> list[Footer] | None:
+    """Return the footers of the embeddings; None if files do not belong together, or have changed."""
+    found = []
+    made_with = [digest.partition(" ")[0] for digest in classes.values()]
     for part, digest in parts:
         footer = read_footer(part_uri(dataset, "embeddings", part))
-        labels = [read_footer(part_uri(dataset, f"labels/{taxonomy}", part)) for taxonomy in classes]
-        if footer is None or any(one is None or one.get("digest") != digest for one in (footer, *labels)):
+        labels = [read_footer(part_uri(dataset, f"labels/{taxonomy}", part)) or {} for taxonomy in classes]
+        digests = [one.get("digest") for one in labels]
+        if footer is None or {footer.get("digest"), *digests} != {digest} or "rows" not in footer["counts"]:
             return None
-        made_with = [one.get("taxonomy_digest") for one in labels if one]
-        if made_with != [digest.partition(" ")[0] for digest in classes.values()] or "rows" not in footer["counts"]:
+        if [one.get("taxonomy_digest") for one in labels] != made_with:
             return None
-        rows.append(footer["counts"]["rows"])
-    return np.array(rows, np.int64)
+        found.append(footer)
+    return found
 
 
 def _query(paths: Mapping[str, Sequence[str]], where: Expression, columns: Sequence[str], floats: Sequence[str]) -> str:
