@@ -1,7 +1,7 @@
 """The fence around SQL expressions: what a text may hold, and the connection that can reach nothing.
 
 DuckDB's parser says what a text is, a list of kinds of nodes what it may hold, and the connection has no access to
-files, the network, extensions or Python's variables.
+files, the network, extensions or Python's variables. That of `query_files` can reach the parts that it reads.
 """
 
 from __future__ import annotations
