@@ -92,6 +92,8 @@ class Fence:
 
     def _local(self, path: str) -> str:
         """Return the path of the file with all links resolved."""
+        if not path.isascii():
+            path = _as_name(path)
         folder, slash, name = path.rpartition("/")
         try:
             # A path without a slash, as of `file://a.jpg`, starts at the folder that this process runs in.
@@ -126,6 +128,15 @@ class Fence:
         if not any(_below(split, urlsplit(place)) for place in (self.root, *self.prefixes) if _SCHEME.match(place)):
             raise FenceError(f"{shown} lies outside the listing's folder; --allow_uri permits more")
         return uri
+
+
+def _as_name(path: str) -> str:
+    """Return a path that a file can have: no name holds half a surrogate pair, so its bytes in UTF-8 stand for it."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return os.fsdecode(path.encode("utf-8", "surrogatepass"))
+    return path
 
 
 def _below(uri: SplitResult, place: SplitResult) -> bool:

@@ -2,13 +2,15 @@
 
 import errno
 import itertools
+import json
 import os
 import pickle
 
 import pytest
-from reading import fetched
+from reading import fetched, read
 
 from clip_transforms.shards.fence import Fence, FenceError, is_public
+from clip_transforms.shards.unit import ReaderOptions
 
 OUTSIDE = [
     "../secret.jpg",
@@ -99,6 +101,45 @@ def test_a_fence_that_was_used_can_be_sent_to_a_worker(tmp_path):
 
 def test_a_name_with_a_nul_is_a_reject(listed, tmp_path):
     assert fetched(listed, tmp_path, "a\0.jpg") == ["not allowed"]
+
+
+HALVES = {
+    "\ud800.jpg": "not fetched",
+    "sub/\ud800.jpg": "not fetched",
+    "\ud800/a.jpg": "not fetched",
+    "sub/../\udc00.jpg": "not fetched",
+    "sub\\\ud800.jpg": "not fetched",
+    "grün\ud800.jpg": "not fetched",
+    "file://{folder}/\ud800.jpg": "not fetched",
+    "{folder}/\ud800.jpg": "not fetched",
+    "http://127.0.0.1:9/\ud800.jpg": "not fetched",
+    "memory://halves/\ud800.jpg": "not fetched",
+    "../\ud800.jpg": "not allowed",
+    "{folder}/../\ud800/a.jpg": "not allowed",
+    "file:///\ud800.jpg": "not allowed",
+    "http://127.0.0.2/\ud800.jpg": "not allowed",
+    "C:\\\ud800.jpg": "not allowed",
+    "a.jpg": b"inside",
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_half_a_surrogate_pair_in_a_uri_is_as_any_other_name(kind, listed, tmp_path):
+    """No file has such a name, so nothing lies there; outside of the fence it is not even looked for."""
+    rows = [json.dumps({"uri": uri.format(folder=listed)}) for uri in HALVES]
+    (listed / f"l.{kind}").write_text("\n".join(rows) if kind == "jsonl" else f"[{','.join(rows)}]")
+    permitted = ReaderOptions(allow_uri=("http://127.0.0.1:9/", "memory://halves/"))
+    found, _, errors = read(listed / f"l.{kind}", tmp_path, permitted)
+    found = [row["image"] or row["image_reject"]["reason"] for row in found]
+    assert not errors and dict(zip(HALVES, found, strict=True)) == HALVES
+
+
+@pytest.mark.parametrize("half", [b"\xed\xa0\x80", b"\xff"])
+def test_bytes_that_are_not_utf8_in_a_uri_are_as_any_other_name(half, listed, tmp_path):
+    (listed / "l.csv").write_bytes(b"uri\n" + half + b".jpg\nsub/" + half + b".jpg\n../" + half + b".jpg\n")
+    rows, _, errors = read(listed / "l.csv", tmp_path)
+    reasons = [row["image_reject"]["reason"] for row in rows]
+    assert not errors and reasons == ["not fetched", "not fetched", "not allowed"]
 
 
 def test_a_prefix_permits_its_folder_and_no_neighbour(listed, tmp_path):
