@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_transforms import storage
 from clip_transforms.exports.extras import import_extra
 from clip_transforms.exports.npy import Matrices
 
@@ -25,6 +26,6 @@ def write_faiss(matrices: Matrices) -> None:
             index = faiss.IndexScalarQuantizer(matrices.embed_dim, kind, faiss.METRIC_INNER_PRODUCT)
         for embeddings in matrices.of(modality):
             index.add(np.ascontiguousarray(embeddings, np.float32))
-        with matrices.new_file(f"{modality}.index") as local:
-            faiss.write_index(index, local)
+        with matrices.new_file(f"{modality}.index") as local, storage.open_output(local) as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     matrices.write_rows()

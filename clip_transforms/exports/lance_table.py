@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,10 +47,23 @@ def write_lance(rows: ExportRows, parts: Sequence[str], columns: Sequence[str], 
                 yield from _structs(rows, table).cast(first.schema).to_batches()
 
         local = os.path.join(folder, TABLE)
-        lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), local)
+        with _naming(local):
+            lance.write_dataset(pa.RecordBatchReader.from_batches(first.schema, batches()), local)
         _commit(local, storage.join(output, FOLDER, TABLE))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Make an error of the disk name what was written: Lance names the line of its own source."""
+    try:
+        yield
+    except OSError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if error.errno is not None or found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), path) from error
 
 
 def _structs(rows: ExportRows, table: pa.Table) -> pa.Table:

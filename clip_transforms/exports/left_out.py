@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.exports.vectors import new_file
+from clip_transforms.parts.parquet_writer import ParquetWriter
 from schemas.left_out import left_out_schema
 
 NAME = "left_out.parquet"
@@ -27,7 +27,7 @@ def write_left_out(stats: Sequence[str], output: str, scratch: str) -> int:
         scratch: URI of the run's temporary folder.
     """
     schema, found = left_out_schema(), 0
-    with new_file(storage.join(output, NAME), scratch) as local, pq.ParquetWriter(local, schema) as writer:
+    with new_file(storage.join(output, NAME), scratch) as local, ParquetWriter(local, schema) as writer:
         for rows in _lists(stats):
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, _plain(schema)).cast(schema))

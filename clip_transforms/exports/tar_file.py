@@ -24,7 +24,7 @@ class TarFile:
         handle, self._local = tempfile.mkstemp(
             suffix=".tar", dir=storage.normalise(scratch) if storage.is_local(scratch) else None
         )
-        self._file = os.fdopen(handle, "wb")
+        self._file = storage.open_output(self._local, handle)
         # GNU's format holds long names, and names in UTF-8, without headers of their own.
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8")
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clip_transforms import storage
 from clip_transforms.exports.rows import ExportRows
-from clip_transforms.exports.vectors import new_file
+from clip_transforms.exports.vectors import NpyFile, new_file
 
 FOLDER, NAME = "datacomp", "uids.npy"
 DTYPE = np.dtype("u8,u8")  # the upper and the lower 64 bits
@@ -42,8 +42,8 @@ def write_part(rows: ExportRows, part: str, has_column: bool, uri: str, scratch:
     table = rows.table(part, columns)
     found = [_uid(row) for row in table.to_pylist()]
     uids = np.array([divmod(int(uid, 16), 1 << 64) for uid in found if uid is not None], DTYPE)
-    with new_file(uri, scratch) as local, open(local, "wb") as file:
-        np.save(file, uids)
+    with new_file(uri, scratch) as local, NpyFile(local, uids.shape, DTYPE) as file:
+        file.add(uids)
     return Counter({"rows": len(uids), "without uid": len(found) - len(uids)})
 
 
@@ -74,11 +74,11 @@ def write_uids(uris: Sequence[str], output: str, scratch: str) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="clip-transforms-") as folder:
         body, total = os.path.join(folder, "body"), 0
-        with open(body, "wb") as file:
+        with storage.open_output(body) as file:
             for uids in _sorted(uris, folder):
                 file.write(uids.tobytes())
                 total += len(uids)
-        with new_file(storage.join(output, FOLDER, NAME), scratch) as local, open(local, "wb") as file:
+        with new_file(storage.join(output, FOLDER, NAME), scratch) as local, storage.open_output(local) as file:
             described = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": (total,)}
             np.lib.format.write_array_header_1_0(file, described)
             with open(body, "rb") as sorted_uids:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.parts.parquet_writer import ParquetWriter
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def new_file(uri: str, scratch: str) -> Iterator[str]:
         scratch: URI of the run's temporary folder; the file lies there if it is local.
     """
     folder = storage.normalise(scratch) if storage.is_local(scratch) else None
-    handle, local = tempfile.mkstemp(prefix="export-", dir=folder)
+    handle, local = tempfile.mkstemp(prefix=f"{posixpath.basename(uri)}.", dir=folder)  # for errors, which name it
     os.close(handle)
     try:
         yield local
@@ -48,7 +49,7 @@ class NpyFile:
             shape: the shape of the whole array, in C order.
             dtype: the type of its values.
         """
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        self._file = storage.open_output(path)  # closed by __exit__
         self._dtype, self._left = dtype, shape[0]
         described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, described)
@@ -74,12 +75,12 @@ class RowsFile:
     def __init__(self, path: str):
         """Write nothing yet; the first table decides the schema."""
         self._path = path
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
         """Add rows. A table without rows makes no row group, since some readers fail on an empty one."""
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+            self._writer = ParquetWriter(self._path, table.schema, compression="zstd")
         if table.num_rows:
             self._writer.write_table(table)
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.footer_text import footer_text
+from clip_transforms.parts.parquet_writer import ParquetWriter
 from schemas.kept_footers import KEPT_FOOTERS
 
 FOLDER = "_footers"
@@ -61,7 +62,7 @@ def write_kept(output: str, kind: str, batches: Iterable[pa.RecordBatch]) -> Non
     """Write a new file of kept footers, batches of KEPT_FOOTERS. It is whole when it appears."""
     storage.make_folder(_folder(output, kind))
     with tempfile.TemporaryDirectory() as folder:
-        with pq.ParquetWriter(f"{folder}/footers", KEPT_FOOTERS, compression="zstd") as writer:
+        with ParquetWriter(f"{folder}/footers", KEPT_FOOTERS, compression="zstd") as writer:
             for batch in batches:
                 writer.write_batch(batch)
         storage.commit_file(f"{folder}/footers", storage.join(_folder(output, kind), f"{secrets.token_hex(8)}.parquet"))

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from clip_transforms.parts.parquet_writer import ParquetWriter
 from schemas.embeddings import EMBEDDINGS
 from schemas.provenance import Footer, encode_footer
 
@@ -25,7 +25,7 @@ class PartFile:
         self.path = os.path.join(folder, kind.replace("/", "-") + ".parquet")
         self._schema = schema
         self._waiting = WaitingRows(schema)
-        self._writer = pq.ParquetWriter(
+        self._writer = ParquetWriter(
             self.path,
             schema,
             compression="zstd",
@@ -45,16 +45,14 @@ class PartFile:
 
     def _flush(self) -> None:
         if self._waiting.rows:
-            with _naming(self.path):
-                self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
+            self._writer.write_table(self._waiting.table(), row_group_size=1 << 30)
             self._waiting = WaitingRows(self._schema)
 
     def close(self, footer: Footer) -> None:
         """Finish the file with its footer."""
         self._flush()
         self._writer.add_key_value_metadata(encode_footer(footer))
-        with _naming(self.path):
-            self._writer.close()
+        self._writer.close()
 
     def discard(self) -> None:
         """Close the file handle. The file is no longer needed, so a full disk does not matter."""
@@ -83,17 +81,6 @@ def _encoding(path: str, type_: pa.DataType) -> str | None:
     if path == "row":
         return "DELTA_BINARY_PACKED"
     return "BYTE_STREAM_SPLIT" if path.partition(".")[0] in EMBEDDINGS and pa.types.is_float32(type_) else None
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Make an error name the file that could not be written, and its cause once; pyarrow does neither."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), path) from error
 
 
 class WaitingRows:

@@ -71,8 +71,9 @@ class Indexing:
         self._fill(index, [*tuning.values(), *measuring.values()])
         effort = tune(index, [(of.queries, of.found) for of in tuning.values()])
         found = {name: recall(index, of.queries, of.found, effort) for name, of in measuring.items()}
-        with new_file(storage.join(self.new.uri, INDEX), self.folder) as local:
-            import_faiss().write_index(index, local)
+        faiss = import_faiss()
+        with new_file(storage.join(self.new.uri, INDEX), self.folder) as local, storage.open_output(local) as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
         self._write_queries(sample[_ASKED : 2 * _ASKED])
         asked = {name: len(of.queries) for name, of in measuring.items()}
         return {"kind": self.kind, "rows": index.ntotal, "effort": effort, "recall_at_10": found, "queries": asked}

@@ -109,8 +109,8 @@ class RunFolder:
     def _mark(self, folder: str, detached: bool) -> None:
         """Write the mark into the folder, and lock it."""
         mark = os.path.join(folder, _DETACHED if detached else _LOCK)
-        with open(mark, "w") as file:
-            file.write("\n".join(_this_machine()))
+        with storage.open_output(mark) as file:
+            file.write("\n".join(_this_machine()).encode())
         if not detached:
             handle = os.open(mark, os.O_RDWR)
             self._lock = handle if self._flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) else None

@@ -35,7 +35,7 @@ def write_buckets(
     ends = np.cumsum([0, *map(len, parts)], dtype=_PLACE)
     handle, local = tempfile.mkstemp(dir=storage.normalise(scratch) if storage.is_local(uri) else None)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with storage.open_output(uri if storage.is_local(uri) else local, handle) as file:
             file.write(np.array([len(parts)], _PLACE).tobytes() + ends.tobytes())
             file.writelines(parts)
         storage.commit_file(local, uri)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from clip_transforms import storage
 from clip_transforms.parts.dataset import Dataset
+from clip_transforms.parts.parquet_writer import ParquetWriter
 from clip_transforms.select.query_file import QueryError
 from schemas.embeddings import KEY, ROW, SHARD, described
 from schemas.provenance import check_format
@@ -34,7 +35,7 @@ class RowsWriter:
 
     def __init__(self, path: str):
         """Open a local file."""
-        self._writer = pq.ParquetWriter(path, rows_schema(), compression="zstd", use_dictionary=["shard", "part"])
+        self._writer = ParquetWriter(path, rows_schema(), compression="zstd", use_dictionary=["shard", "part"])
         self._waiting: list[pa.Table] = []
 
     def add(self, rows: pa.Table, part: str) -> None:

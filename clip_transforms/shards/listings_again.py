@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.parts.parquet_writer import ParquetWriter
 from clip_transforms.shards.cut_listing import ROWS_PER_UNIT, ListingSideFile
 from clip_transforms.shards.kinds import kind_of
 from clip_transforms.shards.listing import read_listing
@@ -97,7 +98,7 @@ class ListingUnit:
             raise ShardError(CHANGED, f"{self.shard} has fewer rows than when it was embedded")
         with storage.open_input(storage.join(self.folder, unit.uri)) as file, _scratch() as scratch:
             side_file, groups = open_parquet(file), 0
-            with pq.ParquetWriter(os.path.join(scratch, "rows.parquet"), side_file.schema_arrow) as writer:
+            with ParquetWriter(os.path.join(scratch, "rows.parquet"), side_file.schema_arrow) as writer:
                 for batch in _some(side_file, range(unit.start, unit.stop), rows):
                     writer.write_batch(batch)
                     groups += 1

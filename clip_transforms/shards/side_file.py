@@ -9,9 +9,9 @@ from collections.abc import Container, Iterator
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clip_transforms import storage
+from clip_transforms.parts.parquet_writer import ParquetWriter
 
 
 class SideFile(Protocol):
@@ -35,7 +35,7 @@ def write_side_file(folder: str, name: str, rows: SideFile, wanted: Container[st
     handle, local = tempfile.mkstemp(dir=folder if storage.is_local(folder) else None)
     os.close(handle)
     try:
-        with pq.ParquetWriter(local, rows.schema) as writer:
+        with ParquetWriter(local, rows.schema) as writer:
             for table in rows.tables(wanted):
                 writer.write_table(table)
         storage.commit_file(local, storage.join(folder, name))

@@ -45,7 +45,16 @@ from clip_transforms.storage.reading import (
     sha256_of,
 )
 from clip_transforms.storage.retry import retried
-from clip_transforms.storage.writing import commit_file, make_folder, remove, remove_files, write_bytes, write_files
+from clip_transforms.storage.writing import (
+    commit_file,
+    make_folder,
+    naming,
+    open_output,
+    remove,
+    remove_files,
+    write_bytes,
+    write_files,
+)
 
 __all__ = [
     "ArgumentTypeError",
@@ -83,8 +92,10 @@ __all__ = [
     "local_path",
     "make_folder",
     "names_in",
+    "naming",
     "normalise",
     "open_input",
+    "open_output",
     "read_bytes",
     "read_end",
     "refuse_secrets",

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from clip_transforms.storage.errors import FileChangedError
 from clip_transforms.storage.location import filesystem, token_of
 from clip_transforms.storage.retry import retried
+from clip_transforms.storage.writing import open_output
 
 # Size of one request. The default of s3fs is 50 MB for each open file.
 _BLOCK_BYTES = 8 << 20
@@ -75,7 +76,7 @@ def local_copy(uri: str) -> Iterator[str]:
         return
     handle, local = tempfile.mkstemp(prefix="clip-transforms-")
     try:
-        with os.fdopen(handle, "wb") as copy, open_input(uri) as file:
+        with open_output(local, handle) as copy, open_input(uri) as file:
             shutil.copyfileobj(file, copy, _BLOCK_BYTES)
         yield local
     finally:

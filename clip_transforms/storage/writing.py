@@ -5,12 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import io
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -31,7 +33,45 @@ _LACKING = {
 }
 
 _TOGETHER = 64  # files that are written before the first of them is synced
+_BLOCK_BYTES = 1 << 17  # as a system call gets them
 _AT_ONCE = 8  # files that are synced or uploaded at a time
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Make an error of writing name the file, and its cause once: Python and Arrow name no file that is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), path) from error
+
+
+class _NamedFile(io.FileIO):
+    """A local file that errors of writing name."""
+
+    def __init__(self, path: str, handle: int | None):
+        self._path = path
+        super().__init__(path if handle is None else handle, "wb")
+
+    def write(self, data: Any, /) -> int:
+        with naming(self._path):
+            return super().write(data)
+
+    def close(self) -> None:
+        with naming(self._path):  # on a network, a file system may say only now that it is full
+            super().close()
+
+
+def open_output(path: str, handle: int | None = None) -> io.BufferedWriter:
+    """Open a local file to be written. If its disk is full, the error names the file; that of `open` does not.
+
+    Args:
+        path: path of the file.
+        handle: of the file, if it is open already; it is closed with the returned file.
+    """
+    return io.BufferedWriter(_NamedFile(path, handle), _BLOCK_BYTES)
 
 
 def make_folder(uri: str) -> None:
@@ -115,7 +155,7 @@ def _written(uri: str, data: bytes | memoryview, scratch: str) -> Iterator[str]:
     """Write a file that is about to be moved to its place; its path. If it was not moved, it goes."""
     handle, local = tempfile.mkstemp(dir=normalise(scratch) if is_local(uri) else None)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open_output(uri if is_local(uri) else local, handle) as file:
             file.write(data)
             file.flush()
             with _optional():  # on exFAT, say, the mount decides who may read
