@@ -5,7 +5,6 @@ The process that has no model is a feeder. It reads, decodes and writes; nothing
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import dataclasses
 import math
@@ -101,12 +100,12 @@ class FarCaller:
         self._ask, self._memory = ask, memory
         self._first = np.frombuffer(memory, np.uint8).ctypes.data
         size = model.batch_bytes(batch_size)
-        self._free = collections.deque(size * (1 + place) for place in range(_places(size)))
+        self._free = [size * (1 + place) for place in reversed(range(_places(size)))]
 
     def room(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return memory for the pixels of a batch; uint8 of a shape. It is not shared if there is no place left."""
         try:
-            start = self._free.popleft()
+            start = self._free.pop()  # the last one that became free may still be in a cache
         except IndexError:
             return new_room(shape)
         # NumPy lets a view of a view refer to what both are views of. So this, and no array, tells when all are gone.

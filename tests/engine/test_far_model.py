@@ -101,7 +101,8 @@ def test_pixels_lie_where_they_are_seen_and_their_place_is_free_when_no_view_is_
     assert address not in [room.ctypes.data for room in rooms] and (view == 5).all(), "a view holds its place"
     del view
     rooms.clear()
-    assert address in [caller.room((1, 3, 32, 32)).ctypes.data for _ in range(places)]
+    rooms += [caller.room((1, 3, 32, 32)) for _ in range(places)]
+    assert address in [room.ctypes.data for room in rooms]
 
 
 def test_what_was_halved_or_overflowed_is_told(model):
