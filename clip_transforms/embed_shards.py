@@ -142,7 +142,7 @@ class EmbedShards(beam.PTransform):
         plan = self._made_plan(here=True, places=True)
         gpus = plan.places.gpus
         workers = len(gpus) if len(gpus) > 1 else 0
-        job, self.run_folder = begin_run(plan, workers, self._command, feeders=plan.places.feeders)
+        job, self.run_folder = begin_run(plan, workers, self._command, False, plan.places.feeders)
         self.run = job.run
         with self.run_folder:
             classes = embed_run_classes(job)

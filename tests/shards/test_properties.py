@@ -160,7 +160,7 @@ def run(inputs, output, embedder, checkpoint, captions="first"):
     job, folder = begin_run(plan_run(made), 1, ())
     try:
         units = [planned.unit for planned in read_units(job, 0, job.units)]
-        return [Counter(result.counts) for result in embed_units(units, job, embedder, {})]
+        return [Counter(result.counts) for result in embed_units(units, job, embedder, {}, 1)]
     finally:
         folder.close()
 
