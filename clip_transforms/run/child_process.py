@@ -78,7 +78,7 @@ class ChildProcess:
                 except Exception as error:  # it is raised where messages are heard
                     heard.put((self, "error", (error, traceback.format_exc())))
                 else:
-                    self.tell(answer)
+                    self.tell(("answer", answer))
         heard.put((self, "ended", self._popen.wait()))
 
     def tell(self, what: Any) -> None:

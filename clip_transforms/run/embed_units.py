@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -10,7 +11,7 @@ import operator
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -58,7 +59,7 @@ def load_embedder(job: Job) -> Any:
     torch.set_num_threads(cores)
     embedder = Embedder(load_checkpoint(job.checkpoint, spec.device, spec.precision), job.settings.batch_size)
     if feeders is not None and (job.settings.feeders or embedder.model.device.type == "cuda"):
-        feeders.lend(job, embedder.caller, embedder.batch_size)
+        feeders.lend(job, embedder.caller, embedder.batch_size, cores)
         embedder.feeders = feeders
     return embedder
 
@@ -125,16 +126,22 @@ class _UnitEnd:
 
 
 def embed_units(
-    units: Sequence[Unit], job: Job, embedder: Any, classes: Mapping[str, str], cores: int
+    units: Iterable[Unit],
+    job: Job,
+    embedder: Any,
+    classes: Mapping[str, str],
+    cores: int,
+    stop: Callable[[], object] = lambda: None,
 ) -> Iterator[PartResult]:
     """Embed the units of a task and commit the part of each. The stages before writing run ahead, even across units.
 
     Args:
-        units: the units to embed.
+        units: the units to embed; a thread takes each when it is about to read it.
         job: the run.
         embedder: the process's `engine.forward.Embedder`.
         classes: taxonomy → URI of its class embeddings.
         cores: number of threads that decode.
+        stop: is called before an error ends the threads, so that none waits for a unit.
     Yields:
         A PartResult as soon as a unit is committed.
     Raises:
@@ -147,9 +154,11 @@ def embed_units(
     settings = _part_settings(job, embedder)
     classifiers = {name: read_classifier(uri, job.taxonomies[name]) for name, uri in classes.items()}
     seconds: defaultdict[str, float] = defaultdict(float)
+    told: dict[str, float] = {}
     start = time.perf_counter()
+    begun: collections.deque[Unit] = collections.deque()
     decoded = DecodeAhead(
-        _read(units, job, embedder.batch_size),
+        _read(units, begun, job, embedder.batch_size),
         embedder.model.preprocessing,
         embedder.ceiling,
         cores,
@@ -164,9 +173,11 @@ def embed_units(
         size=lambda item: getattr(item, "num_bytes", 0),
         seconds=seconds,
     )
-    with contextlib.closing(iter(embedded)) as items:  # an error closes it at once, too
-        for place, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
-            unit = units[place]
+    # An error closes the stream at once, too.
+    with contextlib.closing(iter(embedded)) as items, contextlib.ExitStack() as before_that:
+        before_that.callback(stop)
+        for _, of_unit in itertools.groupby(items, key=operator.attrgetter("unit")):
+            unit = begun.popleft()
             finish = functools.partial(
                 finish_batch,
                 shard=unit.shard,
@@ -177,14 +188,13 @@ def embed_units(
             with UnitWriter(settings, unit.part, _facts(unit)) as writer:
                 counts = _write_unit(of_unit, unit, writer, finish, label)
             PROGRESS["units"] += 1
-            last = place == len(units) - 1
-            if last:
-                seconds |= {"task": time.perf_counter() - start, "decode / cores": seconds["decode"] / cores}
-                seconds["write"] = seconds["task"] - seconds["wait for embed"]
+            now = {**seconds, "task": time.perf_counter() - start, "decode / cores": seconds["decode"] / cores}
+            now["write"] = now["task"] - now["wait for embed"]
+            since, told = {stage: value - told.get(stage, 0.0) for stage, value in now.items()}, now
             yield PartResult(
                 path=part_uri(job.output, "embeddings", unit.part),
                 counts=dict(counts),
-                seconds=dict(seconds) if last else {},
+                seconds=since,
                 obtained=f"{embedder.model.precision} on {embedder.model.device.type}",
                 process=f"{os.uname().nodename}-{os.getpid()}",
                 ceiling=embedder.ceiling.rate,
@@ -233,9 +243,13 @@ def _watched(decoded: Iterable[Any]) -> Iterator[Any]:
             trimmed = time.perf_counter()
 
 
-def _read(units: Sequence[Unit], job: Job, batch_size: int) -> Iterator[Any]:
-    """Read the units one after the other: (place of the unit, batch) for each batch, and a mark after each unit."""
+def _read(units: Iterable[Unit], begun: collections.deque[Unit], job: Job, batch_size: int) -> Iterator[Any]:
+    """Read the units one after the other: (place of the unit, batch) for each batch, and a mark after each unit.
+
+    Each unit is added to `begun` before its first batch.
+    """
     for place, unit in enumerate(units):
+        begun.append(unit)
         samples, error = 0, None
         captions = 0 if job.settings.reader.captions == "all" else None
         notes: Counter = Counter()

@@ -6,31 +6,46 @@ It is the first module that such a process runs, so it imports nothing heavy at 
 from __future__ import annotations
 
 import mmap
+import queue
 import sys
+import threading
+from typing import Any
 
 from clip_transforms.run.parent import Parent, Progress
 from clip_transforms.workers.lifetime import begin
 
 
 def _work(parent: Parent, file: int) -> None:
-    """Embed runs of units until none is left."""
+    """Embed units for as long as the parent has some."""
     from clip_transforms.clip.tokenizer import default_tokenizer
     from clip_transforms.engine.far_model import FarCaller
     from clip_transforms.engine.forward import Embedder
     from clip_transforms.run.embed_units import PROGRESS, embed_units
 
     default_tokenizer()  # it takes a while, as the imports do, and the model is not there yet
-    job, model, batch_size = parent.hear()
+    job, model, batch_size, classes, cores = parent.hear()
     parent.get_logs()
     progress = Progress(parent, PROGRESS)
-    caller = FarCaller(model, batch_size, mmap.mmap(file, model.memory_bytes(batch_size)), parent.ask)
-    embedder = Embedder(model, batch_size, caller)
-    while (work := parent.hear()) is not None:
-        units, classes, cores = work
-        for result in embed_units(units, job, embedder, classes, cores):
-            parent.tell("result", result)
+    units: queue.SimpleQueue = queue.SimpleQueue()
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_sort, args=(parent, {"unit": units, "answer": answers}), name="hear", daemon=True).start()
+
+    def ask(request: Any) -> Any:
+        parent.tell("ask", request)
+        return answers.get()
+
+    memory = mmap.mmap(file, model.memory_bytes(batch_size))
+    embedder = Embedder(model, batch_size, FarCaller(model, batch_size, memory, ask))
+    for result in embed_units(iter(units.get, None), job, embedder, classes, cores, stop=lambda: units.put(None)):
         progress.tell()
-        parent.tell("ready")
+        parent.tell("result", result)
+
+
+def _sort(parent: Parent, places: dict[str, queue.SimpleQueue]) -> None:
+    """Put what the parent says where it is waited for."""
+    while True:
+        kind, what = parent.hear()
+        places[kind].put(what)
 
 
 def main(pid: int, file: int) -> None:

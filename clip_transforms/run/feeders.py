@@ -21,8 +21,6 @@ from clip_transforms.run.job import Job
 from clip_transforms.run.summary import PartResult
 from clip_transforms.shards.unit import Unit
 
-_RUNS_EACH = 4  # of units, so that a feeder that is done early takes a part of what is left
-
 
 class Feeders:
     """Feeders of one model. They end when this object is dropped. One task at a time uses them."""
@@ -43,18 +41,17 @@ class Feeders:
         for number in range(1, self._count + 1):
             self._feeders.append(_Feeder(f"feeder {number} of {self._count}", self._heard))
 
-    def lend(self, job: Job, caller: CallsModel, batch_size: int) -> None:
+    def lend(self, job: Job, caller: CallsModel, batch_size: int, cores: int) -> None:
         """Let them use a model of this process.
 
         Args:
             job: the run.
             caller: calls the model.
             batch_size: the number of pictures in a forward pass.
+            cores: the number of cores that they can count on together.
         """
-        self._lent = job, caller, batch_size
-        told, turns = (job, FarModel.of(caller.model), batch_size), Turns(caller)
-        for feeder in self._feeders:
-            feeder.lend(told, turns)
+        self._lent = job, FarModel.of(caller.model), batch_size
+        self._turns, self._cores = Turns(caller), max(1, cores // self._count)
 
     def embed(self, units: Sequence[Unit], classes: Mapping[str, str], progress: Counter) -> Iterator[PartResult]:
         """Embed units and commit the part of each.
@@ -73,10 +70,12 @@ class Feeders:
         seconds: Counter = Counter()
         if not self._feeders:  # an error ended them
             self._start()
-            self.lend(*self._lent)
         feeders, last = self._feeders[: len(units)], None
+        for feeder in feeders:
+            if not feeder.has_begun:
+                feeder.begin(*self._lent, classes, self._cores, self._turns)
         try:
-            for result in self._embed(feeders, units, classes, progress):
+            for result in self._embed(feeders, units, progress):
                 if last is not None:
                     yield last
                 seconds.update(result.seconds)
@@ -88,30 +87,25 @@ class Feeders:
         mean = {stage: value / len(feeders) for stage, value in seconds.items()}
         yield dataclasses.replace(last, seconds=mean | {"task": time.perf_counter() - start})
 
-    def _embed(
-        self, feeders: Sequence[_Feeder], units: Sequence[Unit], classes: Mapping[str, str], progress: Counter
-    ) -> Iterator[PartResult]:
+    def _embed(self, feeders: Sequence[_Feeder], units: Sequence[Unit], progress: Counter) -> Iterator[PartResult]:
         """Hand out the units, and yield results in the order of the units, as soon as those before are there."""
         waiting = collections.deque(range(len(units)))
-        cores = max(1, self._count // len(feeders))
-        at_once = max(1, len(units) // (_RUNS_EACH * len(feeders)))
         done: dict[int, PartResult] = {}
-        place, at_work = 0, 0
+        place = 0
 
-        def begin(feeder: _Feeder) -> int:
-            places = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
-            if places:
-                feeder.begin(places, [units[i] for i in places], classes, cores)
-            return bool(places)
+        def hand_out(feeder: _Feeder) -> None:
+            # A unit waits in the feeder, so that it need not wait itself; the last ones wait for whoever is free.
+            while waiting and (not feeder.places or (len(feeder.places) < 2 and len(waiting) >= len(feeders))):
+                feeder.places.append(waiting.popleft())
+                feeder.tell(("unit", units[feeder.places[-1]]))
 
         for feeder in feeders:
-            at_work += begin(feeder)
-        while at_work:
+            hand_out(feeder)
+        while place < len(units):
             feeder, kind, said = self._heard.get()
-            if kind == "ready":
-                at_work += begin(feeder) - 1
-            elif kind == "result":
+            if kind == "result":
                 done[feeder.places.popleft()] = said
+                hand_out(feeder)
                 while place in done:
                     yield done.pop(place)
                     place += 1
@@ -141,27 +135,24 @@ class _Feeder(ChildProcess):
         self._turns: Turns | None = None
         super().__init__("clip_transforms.run.feeder", name, heard, {}, [self._file.fileno()], self._embed)
 
-    def lend(self, told: tuple[Job, FarModel, int], turns: Turns) -> None:
-        """Let it use a model of this process.
-
-        Args:
-            told: what it must know: the job, the model and the batch size.
-            turns: answers it.
-        """
-        _, model, batch_size = told
-        self._file.truncate(model.memory_bytes(batch_size))
-        self._memory, self._turns = mmap.mmap(self._file.fileno(), model.memory_bytes(batch_size)), turns
+    def begin(
+        self, job: Job, model: FarModel, batch_size: int, classes: Mapping[str, str], cores: int, turns: Turns
+    ) -> None:
+        """Let it use a model of this process for the units to come."""
+        size = model.memory_bytes(batch_size)
+        self._file.truncate(size)
+        self._memory, self._turns = mmap.mmap(self._file.fileno(), size), turns
         turns.share(self._memory)
-        self.tell(told)
+        self.tell((job, model, batch_size, dict(classes), cores))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has a model to use."""
+        return self._turns is not None
 
     def _embed(self, request: Request) -> Embedded:
         assert self._turns is not None, "it asks for nothing before it has got a model"
         return self._turns.answer(self._memory, request)
-
-    def begin(self, places: Sequence[int], units: Sequence[Unit], classes: Mapping[str, str], cores: int) -> None:
-        """Hand it units, and their places among the task's."""
-        self.places.extend(places)
-        self.tell((units, dict(classes), cores))
 
     def end(self) -> None:
         """Kill it, and free its memory."""

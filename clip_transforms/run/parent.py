@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import pickle
-import sys
 import threading
 import time
 import traceback
@@ -32,7 +31,7 @@ class Parent:
         try:
             return pickle.load(self._asks)
         except EOFError:
-            sys.exit(1)
+            os._exit(1)  # any thread may have asked; parts that are not whole have no final name
 
     def tell(self, kind: str, what: Any = None) -> None:
         """Send a message. Any thread may call this."""
@@ -42,11 +41,6 @@ class Parent:
                 self._listens.flush()
             except BrokenPipeError:
                 os._exit(1)  # the parent is gone; parts that are not whole have no final name
-
-    def ask(self, what: Any) -> Any:
-        """Send a question, and wait for its answer. Only one thread at a time hears."""
-        self.tell("ask", what)
-        return self.hear()
 
     @contextlib.contextmanager
     def told_of_errors(self) -> Iterator[None]:

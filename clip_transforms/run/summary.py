@@ -38,8 +38,7 @@ class PartResult:
     Attributes:
         path: URI of its embeddings part.
         counts: counts of the part, from its footer; see `clip_transforms.parts.counts`.
-        seconds: seconds of this run by stage. The last unit of a task carries them for the whole task; they are empty
-            for other units.
+        seconds: seconds of this run by stage, since the unit before it in the same task; they add up.
         obtained: precision and device that it was embedded with, such as `fp32 on cpu`.
         skipped: whether an earlier run committed it.
         labelled: whether this run made labels from its stored embeddings.

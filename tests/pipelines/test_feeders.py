@@ -130,19 +130,19 @@ def test_one_unit_needs_no_feeder(settings, inputs, tmp_path, monkeypatch):
 
 @pytest.mark.timeout(100)
 def test_a_feeder_that_is_killed_ends_the_run_and_is_named(embed, inputs, tmp_path, tiny_checkpoint, monkeypatch):
-    made, begin, said = started(monkeypatch), feeders._Feeder.begin, []
+    made, tell, said = started(monkeypatch), feeders._Feeder.tell, []
 
-    def kill(self, places, units, *args):
-        begin(self, places, units, *args)
-        if places[0] >= 4 and not said:
-            said.append((self, units[0].shard))
+    def kill(self, what):
+        tell(self, what)
+        if what[0] == "unit" and len(self.places) == 1 and self.places[0] >= 4 and not said:
+            said.append((self, what[1].shard))
             os.kill(self.pid, signal.SIGKILL)
 
     argv = ["--model", tiny_checkpoint, "--precision=fp32"]
     embed(inputs / "0*.tar", output=tmp_path / "alone", flags=argv)
     complained = []
     with monkeypatch.context() as patch:
-        patch.setattr(feeders._Feeder, "begin", kill)
+        patch.setattr(feeders._Feeder, "tell", kill)
         patch.setattr("pipelines.launch.complain", complained.append)
         embed(inputs / "0*.tar", output=tmp_path / "out", flags=[*argv, *TWO], code=1)
     ((feeder, shard),) = said
@@ -158,14 +158,14 @@ def test_a_feeder_that_is_killed_ends_the_run_and_is_named(embed, inputs, tmp_pa
 
 @pytest.mark.timeout(100)
 def test_a_task_that_is_tried_again_gets_new_feeders(settings, reference, tmp_path, monkeypatch):
-    made, begin = started(monkeypatch), feeders._Feeder.begin
+    made, tell = started(monkeypatch), feeders._Feeder.tell
 
-    def kill(self, places, *args):
-        begin(self, places, *args)
-        if self in made[:2] and places[0] >= 4:
+    def kill(self, what):
+        tell(self, what)
+        if self in made[:2] and what[0] == "unit" and len(self.places) == 1 and self.places[0] >= 4:
             os.kill(self.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(feeders._Feeder, "begin", kill)
+    monkeypatch.setattr(feeders._Feeder, "tell", kill)
     plan = plan_run(Settings(**_as_settings(settings, tmp_path / "out")))
     job, folder = begin_run(plan, 0, (), feeders=2)
     with folder:
