@@ -4,6 +4,7 @@ import os
 import platform
 import threading
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -99,6 +100,18 @@ def test_the_model_runs_ahead_of_a_slow_writer_no_further_than_its_bound(begun, 
     assert result.counts["image.embedded"] == 24 and set(threading.enumerate()) <= before
     assert seen == [min(place + 2, 12) for place in range(12)], (
         "one batch in the writer's hands, and one made meanwhile"
+    )
+
+
+def test_the_seconds_of_units_add_up_to_those_of_their_task(begun, tmp_path, tiny_checkpoint):
+    job, units = begun(*(make_tar(tmp_path / f"{i}.tar", 3, first=3 * i) for i in range(6)))
+    start = time.perf_counter()
+    results = list(embed_units.embed_units(units, job, Embedder(load(tiny_checkpoint, "cpu"), 4), {}, 2))
+    elapsed = time.perf_counter() - start
+    total = sum((Counter(result.seconds) for result in results), Counter())
+    assert len(results) == 6 and all(result.seconds["task"] > 0 for result in results)
+    assert total["wait for embed"] <= total["task"] <= elapsed and total["decode / cores"] == pytest.approx(
+        total["decode"] / 2
     )
 
 
