@@ -116,6 +116,11 @@ def write_tar(path, samples):
     return str(path)
 
 
+def write_odd_tar(path):
+    """Three samples: a picture that is damaged, a caption that is not UTF-8, and one without a picture."""
+    return write_tar(path, pair("a", 0, jpg=b"broken") + pair("b", 1, caption=b"\xff") + pair("c", 2)[1:])
+
+
 def pair(key, seed, caption=None, **members):
     """The members of a sample: a picture, a caption, and others by extension."""
     caption = f"picture number {seed}" if caption is None else caption

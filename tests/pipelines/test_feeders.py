@@ -8,7 +8,7 @@ import subprocess
 from collections import Counter
 
 import pytest
-from conftest import ROOT, files_of, make_tar, pair, write_tar
+from conftest import ROOT, files_of, make_tar, write_odd_tar
 from forked import Process
 from servers import wait_for
 from test_runners import alive, children
@@ -43,7 +43,7 @@ def inputs(tmp_path_factory):
     path = tmp_path_factory.mktemp("inputs")
     for i in range(9):
         make_tar(path / f"{i:02d}.tar", 8, first=8 * i)
-    write_tar(path / "odd.tar", pair("a", 0, jpg=b"broken") + pair("b", 1, caption=b"\xff") + pair("c", 2)[1:])
+    write_odd_tar(path / "odd.tar")
     (path / "cut.tar").write_bytes((path / "00.tar").read_bytes()[:9_000])
     return path
 

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, files_of, make_tar, pair, rows_of, write_tar
+from conftest import ROOT, command, files_of, make_tar, rows_of, write_odd_tar
 from forked import Process
 from servers import wait_for
 from test_runners import alive, assert_same, children
@@ -32,7 +32,7 @@ def inputs(tmp_path_factory):
     path = tmp_path_factory.mktemp("inputs")
     for i in range(11):
         make_tar(path / f"{i:02d}.tar", 8, first=8 * i)
-    write_tar(path / "odd.tar", pair("a", 0, jpg=b"broken") + pair("b", 1, caption=b"\xff") + pair("c", 2)[1:])
+    write_odd_tar(path / "odd.tar")
     return path / "*.tar"
 
 

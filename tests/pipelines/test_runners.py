@@ -11,7 +11,18 @@ import pytest
 from apache_beam.metrics.monitoring_infos import extract_distribution
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from conftest import ROOT, command, files_of, make_folder, make_parquet, make_tar, pair, rows_of, write_tar
+from conftest import (
+    ROOT,
+    command,
+    files_of,
+    make_folder,
+    make_parquet,
+    make_tar,
+    pair,
+    rows_of,
+    write_odd_tar,
+    write_tar,
+)
 from forked import Process
 from servers import wait_for
 
@@ -37,7 +48,7 @@ def inputs(tmp_path_factory):
     path = tmp_path_factory.mktemp("inputs")
     for i in range(5):
         make_tar(path / f"{i}.tar", 9, first=9 * i)
-    write_tar(path / "odd.tar", pair("a", 0, jpg=b"broken") + pair("b", 1, caption=b"\xff") + pair("c", 2)[1:])
+    write_odd_tar(path / "odd.tar")
     make_parquet(path / "p.parquet", 30, first=50)
     make_folder(path / "photos", 8, first=90)
     return [path / "*.tar", path / "p.parquet", path / "photos"]
